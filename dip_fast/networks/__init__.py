@@ -1,0 +1,1 @@
+"""Untrained networks that draw one picture from a fixed random input."""
