@@ -5,6 +5,4 @@ Importing the package is quick and loads neither torch nor the extension; a name
 
 from __future__ import annotations
 
-from typing import Any
-
 __version__ = "0.1.0"

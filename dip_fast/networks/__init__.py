@@ -1,1 +1,47 @@
-"""Untrained networks that draw one picture from a fixed random input."""
+"""Untrained networks that draw one picture from a fixed random input.
+
+A network's output covers the picture and may be larger (`Network.input_size`); the picture is the middle of it
+(`crop`), so that no picture is ever cut or resized.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dip_fast.networks.decoder import Decoder
+from dip_fast.networks.hourglass import Hourglass
+from dip_fast.networks.layers import Network
+from dip_fast.networks.skip import Skip
+
+__all__ = ["NETWORKS", "Decoder", "Hourglass", "Network", "Skip", "build", "crop"]
+
+NETWORKS: dict[str, type[Network]] = {"skip": Skip, "hourglass": Hourglass, "decoder": Decoder}
+
+
+def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Network:
+    """Build a network by its name.
+
+    Parameters
+    ----------
+    name : {"skip", "hourglass", "decoder"}
+    in_channels, out_channels : int
+        Channels of the network input and of the image.
+    **options
+        The network's own arguments.
+
+    Raises
+    ------
+    ValueError
+        If no network has that name.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
+    return NETWORKS[name](in_channels, out_channels, **options)
+
+
+def crop(output: Tensor, height: int, width: int) -> Tensor:
+    """Middle ``height x width`` of a network's output, ``(N, C, H, W) -> (N, C, height, width)``, as a view."""
+    top, left = (output.shape[-2] - height) // 2, (output.shape[-1] - width) // 2
+    return output[..., top : top + height, left : left + width]

@@ -1,0 +1,381 @@
+"""The loop: fit an untrained network to one damaged picture."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dip_fast import networks
+from dip_fast.averaging import WeightAverage
+from dip_fast.degradations import Degradation
+from dip_fast.errors import DipFastError
+from dip_fast.network_input import NetworkInput, draw
+from dip_fast.presets import FitOptions, Recipe
+from dip_fast.stopping import MovingVariance
+
+KEEP_EVERY = 50  # steps between the states that a loss gone wrong falls back to
+JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 dB)
+MOST_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
+COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")
+
+
+@dataclass(frozen=True)
+class State:
+    """All that the rest of a fit depends on: tensors by name, and numbers that JSON holds."""
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a fit gave.
+
+    Attributes
+    ----------
+    image : ndarray
+        ``(H, W, C)``, float32, range [0, 1].
+    network : Module
+        With the averaged weights that draw ``image`` from ``z``.
+    z : NetworkInput
+    history : dict of str to ndarray
+        One value a step: ``step``, ``loss``, ``learning_rate``, ``variance`` (the stopping statistic) and, with a
+        reference, ``psnr`` of the iterate in dB.
+    steps, best_step : int
+        Steps done, and the one whose averaged weights are the answer.
+    stop_reason : {"iterations", "variance", "interrupted"}
+    seconds : float
+        Spent in the loop.
+    events : list of dict
+        Losses that became NaN or jumped, and what was done.
+    """
+
+    image: np.ndarray
+    network: nn.Module
+    z: NetworkInput
+    history: dict[str, np.ndarray]
+    steps: int
+    best_step: int
+    stop_reason: str
+    seconds: float
+    events: list[dict[str, Any]]
+
+
+class Fit:
+    """One fit, a step at a time.
+
+    Minimises the data term of ``degradation`` over the weights of ``network`` at ``z``, by Adam.  The answer is the
+    network with averaged weights, at the unperturbed z.
+
+    Parameters
+    ----------
+    network : Module
+        Maps z to an image that covers the picture; its weights are fitted in place.
+    z : NetworkInput
+    degradation : Degradation
+    options : FitOptions
+    seed : int
+        Of the perturbations.
+    device : device or str
+    reference : Tensor, optional
+        Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
+
+    Attributes
+    ----------
+    steps : int
+        Steps done.
+    stop_reason : str
+        Empty while the fit goes on.
+    iterate : Tensor
+        The network's image at the last step, at the perturbed z, ``(1, C, H, W)``.
+    rows : list of tuple
+        The history, a row a step, in the order of ``COLUMNS``.
+    kept : State
+        What a loss gone wrong falls back to.
+    """
+
+    def __init__(
+        self,
+        network: networks.Network,
+        z: NetworkInput,
+        degradation: Degradation,
+        options: FitOptions,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        reference: Tensor | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+        self.z = z
+        self.degradation = degradation.to(self.device)
+        self.options = options
+        self.reference = None if reference is None else reference.to(self.device)
+
+        self._input = z.tensor(self.device)
+        self._parameters = dict(self.network.named_parameters())
+        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._average = WeightAverage(self._parameters.values(), options.averaging)
+        self._best = [value.clone() for value in self._average.values]
+        self._variance = MovingVariance()
+        self._loss_level = math.nan
+        self._learning_rate_factor = 1.0
+        self._interrupted = False
+
+        self.steps = 0
+        self.seconds = 0.0
+        self.stop_reason = ""
+        self.events: list[dict[str, Any]] = []
+        self.rows: list[tuple[float, ...]] = []
+        self.iterate = torch.empty(0)
+        self.kept = self.state()
+
+    @property
+    def best_step(self) -> int:
+        """Step whose averaged weights are the answer."""
+        chosen = self.options.stop == "auto" and self._variance.best_step
+        return self._variance.best_step if chosen else self.steps
+
+    def interrupt(self) -> None:
+        """End the fit after the step that is being made; safe to call from a signal handler."""
+        self._interrupted = True
+
+    def run(self, callbacks: Sequence[Callable[[Fit], None]] = ()) -> None:
+        """Step until the fit is over; each callback is called with the fit after each step."""
+        if self.stop_reason == "interrupted":
+            self.stop_reason = ""
+        while not self.stop_reason:
+            self.step()
+            if self._interrupted and not self.stop_reason:
+                self.stop_reason = "interrupted"
+            for callback in callbacks:
+                callback(self)
+
+    def step(self) -> None:
+        """Make one step: perturb z, draw, compare, update the weights and what is known of them."""
+        started = time.perf_counter()
+        step = self.steps + 1
+        learning_rate = self._learning_rate_factor * self.options.learning_rate_at(step)
+        self._optimizer.param_groups[0]["lr"] = learning_rate
+
+        z = self._input
+        if self.options.perturbation:
+            noise = torch.randn(z.shape, generator=self._generator, device=self.device)
+            z = noise.mul_(self.options.perturbation).add_(z)
+        x = networks.crop(self.network(z), *self.degradation.size)
+        data_term = self.degradation.data_term(x)
+        loss = data_term.item()
+        if fault := self._fault(loss):
+            self._fall_back(fault)
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        data_term.backward()
+        self._optimizer.step()
+
+        self.steps = step
+        self.iterate = x.detach()
+        self._average.update(step)
+        if self._variance.update(self.iterate, step):
+            torch._foreach_copy_(self._best, self._average.values)
+        self.rows.append((step, loss, learning_rate, self._variance.value, self._psnr(self.iterate)))
+        keep = step % KEEP_EVERY == 0
+        # A gradient can overflow under a finite loss; the next loss would tell too late.
+        if (keep or step >= self.options.iterations) and not self._weights_are_finite():
+            self._fall_back("the weights became infinite")
+            return
+        patience = self.options.patience * self.options.iterations
+        if step >= self.options.iterations:
+            self.stop_reason = "iterations"
+        elif self.options.stop == "auto" and self._variance.best_step and step - self._variance.best_step >= patience:
+            self.stop_reason = "variance"
+        self.seconds += time.perf_counter() - started
+        if keep:
+            self.kept = self.state()
+
+    def draw(self) -> Tensor:
+        """Draw the answer so far at the unperturbed z, ``(1, C, H, W)``, known pixels put back."""
+        with torch.no_grad():
+            output = torch.func.functional_call(self.network, self._answer(), (self._input,))
+            return self.degradation.composite(networks.crop(output, *self.degradation.size))
+
+    def result(self) -> Result:
+        """Give the answer and load its weights into the network; the fit cannot go on afterwards."""
+        image = self.draw()
+        self.network.load_state_dict(self._answer())
+        history = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        return Result(
+            image=image[0].permute(1, 2, 0).contiguous().cpu().numpy(),
+            network=self.network,
+            z=self.z,
+            history={name: history[:, i] for i, name in enumerate(COLUMNS)},
+            steps=self.steps,
+            best_step=self.best_step,
+            stop_reason=self.stop_reason,
+            seconds=self.seconds,
+            events=list(self.events),
+        )
+
+    def state(self) -> State:
+        """Copy all that the rest of the fit depends on."""
+        tensors: dict[str, Tensor] = {}
+        groups: dict[str, Sequence[Tensor]] = {
+            "network": list(self._parameters.values()),
+            "average": self._average.values,
+            "best": self._best,
+        }
+        if self.steps:
+            for moment in MOMENTS:
+                groups[moment] = [self._optimizer.state[parameter][moment] for parameter in self._parameters.values()]
+        for group, values in groups.items():
+            for name, value in zip(self._parameters, values, strict=True):
+                tensors[f"{group}.{name}"] = value.detach().clone()
+        if self._variance.mean is not None:
+            tensors["variance.mean"] = self._variance.mean.clone()
+        tensors["generator"] = self._generator.get_state()
+        tensors["history"] = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        numbers = {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "stop_reason": self.stop_reason,
+            "events": list(self.events),
+            "learning_rate_factor": self._learning_rate_factor,
+            "loss_level": self._loss_level,
+            "variance": (self._variance.value, self._variance.best, self._variance.best_step),
+        }
+        return State(tensors, numbers)
+
+    def load_state(self, state: State) -> None:
+        """Go back, or forward, to a state of a fit that was prepared in the same way."""
+        tensors, numbers = state.tensors, state.numbers
+        with torch.no_grad():
+            for group, values in (
+                ("network", self._parameters.values()),
+                ("average", self._average.values),
+                ("best", self._best),
+            ):
+                for name, value in zip(self._parameters, values, strict=True):
+                    value.copy_(tensors[f"{group}.{name}"])
+        self.steps = numbers["steps"]
+        self._optimizer.state.clear()
+        if self.steps:
+            for name, parameter in self._parameters.items():
+                moments = {moment: tensors[f"{moment}.{name}"].to(self.device, copy=True) for moment in MOMENTS}
+                step = torch.tensor(float(self.steps), device=self.device)
+                self._optimizer.state[parameter] = {"step": step, **moments}
+        mean = tensors.get("variance.mean")
+        self._variance.mean = None if mean is None else mean.to(self.device, copy=True)
+        self._variance.value, self._variance.best, self._variance.best_step = numbers["variance"]
+        self._generator.set_state(tensors["generator"].cpu())
+        self.rows = [tuple(row) for row in tensors["history"].tolist()]
+        self.seconds = numbers["seconds"]
+        self.stop_reason = numbers["stop_reason"]
+        self.events = list(numbers["events"])
+        self._learning_rate_factor = numbers["learning_rate_factor"]
+        self._loss_level = numbers["loss_level"]
+
+    def _answer(self) -> dict[str, Tensor]:
+        """Weights of the answer so far, by name."""
+        values = self._average.values if self.best_step == self.steps else self._best
+        return dict(zip(self._parameters, values, strict=True))
+
+    def _psnr(self, image: Tensor) -> float:
+        """PSNR in dB at data range 1; NaN without a reference."""
+        if self.reference is None:
+            return math.nan
+        return -10 * math.log10(nn.functional.mse_loss(image.clamp(0, 1), self.reference).item() or math.ulp(0))
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self._parameters.values())
+
+    def _fault(self, loss: float) -> str:
+        """Say what is wrong with a loss; nothing, mostly."""
+        if not math.isfinite(loss):
+            return f"the loss became {loss}"
+        if loss > JUMP * self._loss_level:
+            return f"the loss jumped from {self._loss_level:.3g} to {loss:.3g}"
+        level = loss if math.isnan(self._loss_level) else self._loss_level
+        self._loss_level = level + 0.1 * (loss - level)
+        return ""
+
+    def _fall_back(self, fault: str) -> None:
+        """Go back to the last good state and go on at half the learning rate."""
+        events, factor, seconds, step = self.events, self._learning_rate_factor / 2, self.seconds, self.steps + 1
+        self.load_state(self.kept)
+        self._learning_rate_factor = factor
+        self.seconds = seconds
+        event = {"step": step, "fault": fault, "back_to_step": self.steps, "learning_rate_factor": factor}
+        self.events = [*events, event]
+        if len(self.events) > MOST_FALLBACKS:
+            raise DipFastError(
+                f"{fault} at step {step}, as it did {MOST_FALLBACKS} times before at ever smaller learning rates; "
+                "look at the picture for values that do not belong there"
+            )
+
+
+def prepare(
+    degradation: Degradation,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    reference: Tensor | None = None,
+) -> Fit:
+    """Build the network and its input from a recipe, ready for the first step.
+
+    The seed gives the first weights, z and the perturbations, each its own stream; the caller's random state is left
+    as it was.
+    """
+    for_network, for_z, for_perturbation = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(for_network)
+        network = networks.build(recipe.network, recipe.in_channels, degradation.channels, **recipe.network_options)
+    z = draw(recipe.distribution, recipe.in_channels, network.input_size(*degradation.size), seed=for_z)
+    return Fit(network, z, degradation, recipe.options, seed=for_perturbation, device=device, reference=reference)
+
+
+def fit(
+    degradation: Degradation,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    reference: Tensor | None = None,
+    callbacks: Sequence[Callable[[Fit], None]] = (),
+) -> Result:
+    """Fit a network to one damaged picture.
+
+    Parameters
+    ----------
+    degradation : Degradation
+        What happened to the picture, and what is left of it.
+    recipe : Recipe
+        Network, input and options; ``dip_fast.presets`` has some that were measured.
+    seed : int
+        Same seed, same bits, on the same machine with the same number of threads.
+    device : device or str
+    reference : Tensor, optional
+        Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
+    callbacks : sequence of callable
+        Called with the `Fit` after each step; ``fit.interrupt()`` ends it.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    DipFastError
+        If the loss goes wrong again and again.
+    """
+    run = prepare(degradation, recipe, seed=seed, device=device, reference=reference)
+    run.run(callbacks)
+    return run.result()

@@ -1,0 +1,57 @@
+"""ConvDecoder of Darestani and Heckel: no encoder, the input is a handful of pixels with many channels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dip_fast.networks.layers import Network, batch_norm, cover
+
+
+class Decoder(Network):
+    """Decoder from a tiny input: ``(N, channels, H, W) -> (N, out_channels, 2**depth H, 2**depth W)``, unbounded.
+
+    ``depth`` times: nearest upsampling x2, convolution 3x3 (zero padding), ReLU, batch norm.  Then a convolution 3x3,
+    ReLU, batch norm, and a 1x1 convolution to the image channels.  Parameters: ``layers.<i>.<conv|norm>`` for the
+    ``depth + 1`` convolutions 3x3, and ``head``.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the network input, and of every layer; channels of the image.
+    depth : int
+        Number of doublings.
+
+    Notes
+    -----
+    The input is at least 4x4, so the image is at least 256x256 for the default depth; a smaller picture is cut from it.
+
+    References
+    ----------
+    M. Z. Darestani, R. Heckel, "Accelerated MRI with Un-trained Neural Networks", IEEE Transactions on Computational
+    Imaging 7 (2021), doi:10.1109/TCI.2021.3097596.
+    """
+
+    def __init__(self, in_channels: int = 256, out_channels: int = 3, *, depth: int = 6) -> None:
+        super().__init__()
+
+        def layer(upsample: bool) -> nn.Sequential:
+            modules = nn.Sequential()
+            if upsample:
+                modules.add_module("upsample", nn.Upsample(scale_factor=2, mode="nearest"))
+            modules.add_module("conv", nn.Conv2d(in_channels, in_channels, 3, padding=1))
+            modules.add_module("activation", nn.ReLU(inplace=True))
+            modules.add_module("norm", batch_norm(in_channels))
+            return modules
+
+        self.layers = nn.Sequential(*(layer(upsample=i < depth) for i in range(depth + 1)))
+        self.head = nn.Conv2d(in_channels, out_channels, 1)
+        self.multiple = 2**depth
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of z whose output covers a picture of ``height x width``."""
+        return cover(height, self.multiple, 4) // self.multiple, cover(width, self.multiple, 4) // self.multiple
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
+        image: Tensor = self.head(self.layers(z))
+        return image

@@ -1,0 +1,210 @@
+"""The encoder-decoder with skip branches of Ulyanov, Vedaldi and Lempitsky (arXiv 1711.10925)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dip_fast.networks.layers import Network, batch_norm, block
+
+PaddingMode = Literal["reflect", "zeros", "replicate"]
+
+UPSAMPLING = ("nearest", "bilinear")
+DOWNSAMPLING = ("stride", "average", "max")
+
+
+class Scale(nn.Module):
+    """One scale: ``(N, in_channels, H, W) -> (N, up, H, W)``, with the next scale inside at half the size.
+
+    The sub-modules are registered in the order in which the original network registers its own, so that weights
+    can be loaded from it one after the other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        down: int,
+        up: int,
+        skip: int,
+        inner: Scale | None,
+        inner_channels: int,
+        kernel_down: int,
+        kernel_up: int,
+        kernel_skip: int,
+        conv1x1: bool,
+        upsampling: str,
+        downsampling: str,
+        padding_mode: PaddingMode,
+        negative_slope: float,
+    ) -> None:
+        super().__init__()
+
+        def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+            return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, padding_mode=padding_mode)
+
+        self.skip = block(conv(in_channels, skip, kernel_skip), negative_slope) if skip else None
+        pool = {"stride": None, "average": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}[downsampling]
+        self.reduce = block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), negative_slope, pool=pool)
+        self.deepen = block(conv(down, down, kernel_down), negative_slope)
+        self.inner = inner
+        self.upsample = nn.Upsample(scale_factor=2, mode=upsampling)
+        self.norm = batch_norm(skip + inner_channels)
+        self.merge = block(conv(skip + inner_channels, up, kernel_up), negative_slope)
+        self.mix = block(conv(up, up, 1), negative_slope) if conv1x1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw this scale from ``x``, ``(N, in_channels, H, W)``."""
+        deep = self.deepen(self.reduce(x))  # (N, down, H/2, W/2)
+        if self.inner is not None:
+            deep = self.inner(deep)
+        joined = self.upsample(deep)  # (N, inner_channels, H, W)
+        if self.skip is not None:
+            joined = torch.cat((self.skip(x), joined), dim=1)
+        merged = self.merge(self.norm(joined))
+        return merged if self.mix is None else self.mix(merged)
+
+
+class Skip(Network):
+    """Encoder-decoder with thin skip branches: ``(N, in_channels, H, W) -> (N, out_channels, H, W)`` in (0, 1).
+
+    Every argument that describes a scale is one value for all scales or a sequence with one value a scale, the
+    full-resolution scale first.  The parameters are named ``scale.<part>.<conv|norm>.<weight|bias>``, and those of
+    deeper scales ``scale.inner.<part>...``, ``scale.inner.inner.<part>...``; the last convolution is ``head``.
+    ``<part>`` is ``skip`` (1x1), ``reduce`` (3x3, stride 2), ``deepen`` (3x3), ``norm`` (after the concatenation, skip
+    channels first), ``merge`` (3x3) or ``mix`` (1x1).  Convolution weights are ``(out, in, kernel, kernel)``.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the network input and of the image.
+    down, up : int or sequence of int
+        Channels of the encoder and of the decoder at each scale; a sequence gives the number of scales.
+    skip : int or sequence of int
+        Channels of the skip branch; 0 leaves the branch out.
+    scales : int, optional
+        Number of scales; taken from the sequences where there is one, otherwise 5.
+    kernel_down, kernel_up, kernel_skip : int or sequence of int
+        Odd kernel sizes.
+    conv1x1 : bool
+        Whether a 1x1 convolution follows the 3x3 one in the decoder.
+    upsampling : {"nearest", "bilinear"} or sequence
+    downsampling : {"stride", "average", "max"} or sequence
+        Stride 2 in the convolution, or pooling after it.
+    padding_mode : {"reflect", "zeros", "replicate"}
+    negative_slope : float
+        Of the LeakyReLUs.
+
+    Notes
+    -----
+    H and W are multiples of ``2**scales``, and at least twice that, since reflection and batch norm need two pixels
+    at the deepest scale.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 32,
+        out_channels: int = 3,
+        *,
+        down: int | Sequence[int] = 128,
+        up: int | Sequence[int] = 128,
+        skip: int | Sequence[int] = 4,
+        scales: int | None = None,
+        kernel_down: int | Sequence[int] = 3,
+        kernel_up: int | Sequence[int] = 3,
+        kernel_skip: int | Sequence[int] = 1,
+        conv1x1: bool = True,
+        upsampling: str | Sequence[str] = "bilinear",
+        downsampling: str | Sequence[str] = "stride",
+        padding_mode: PaddingMode = "reflect",
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        per_scale = (down, up, skip, kernel_down, kernel_up, kernel_skip, upsampling, downsampling)
+        lengths = {len(value) for value in per_scale if isinstance(value, Sequence) and not isinstance(value, str)}
+        if scales is not None:
+            lengths.add(scales)
+        if len(lengths) > 1:
+            raise ValueError(f"the arguments must describe one number of scales, got {sorted(lengths)}")
+        depth = lengths.pop() if lengths else 5
+        if depth < 1:
+            raise ValueError(f"scales must be at least 1, got {depth}")
+
+        downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
+        kernels_down, kernels_up, kernels_skip = (_each(v, depth) for v in (kernel_down, kernel_up, kernel_skip))
+        upsamplings, downsamplings = _each(upsampling, depth), _each(downsampling, depth)
+        if any(kernel % 2 == 0 for kernel in (*kernels_down, *kernels_up, *kernels_skip)):
+            raise ValueError("kernel sizes must be odd, so that a padded convolution keeps the size")
+        for name, values, allowed in (
+            ("upsampling", upsamplings, UPSAMPLING),
+            ("downsampling", downsamplings, DOWNSAMPLING),
+        ):
+            if wrong := set(values) - set(allowed):
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {wrong.pop()!r}")
+
+        scale: Scale | None = None
+        for i in reversed(range(depth)):
+            scale = Scale(
+                in_channels if i == 0 else downs[i - 1],
+                down=downs[i],
+                up=ups[i],
+                skip=skips[i],
+                inner=scale,
+                inner_channels=downs[i] if scale is None else ups[i + 1],
+                kernel_down=kernels_down[i],
+                kernel_up=kernels_up[i],
+                kernel_skip=kernels_skip[i],
+                conv1x1=conv1x1,
+                upsampling=upsamplings[i],
+                downsampling=downsamplings[i],
+                padding_mode=padding_mode,
+                negative_slope=negative_slope,
+            )
+        assert scale is not None
+        self.scale = scale
+        self.head = nn.Conv2d(ups[0], out_channels, 1)
+        self.multiple = 2**depth
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
+        if tuple(z.shape[-2:]) != self.input_size(*z.shape[-2:]):
+            raise ValueError(
+                f"z must have sides that are multiples of {self.multiple} and at least {2 * self.multiple}, "
+                f"got {tuple(z.shape[-2:])}"
+            )
+        return torch.sigmoid(self.head(self.scale(z)))
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the original program's network, in order.
+
+        Parameters
+        ----------
+        state : mapping of str to Tensor
+            ``state_dict()`` of the original network with the same options; running statistics are ignored, since
+            neither network uses them.
+
+        Raises
+        ------
+        ValueError
+            If the number of tensors or one of their shapes differs.
+        """
+        theirs = {key: value for key, value in state.items() if key.rsplit(".", 1)[-1] in ("weight", "bias")}
+        ours = self.state_dict()
+        if len(theirs) != len(ours):
+            raise ValueError(f"state must hold {len(ours)} weights and biases, got {len(theirs)}")
+        for (name, mine), (key, value) in zip(ours.items(), theirs.items(), strict=True):
+            if mine.shape != value.shape:
+                raise ValueError(f"{name} must be {tuple(mine.shape)}, got {tuple(value.shape)} from {key}")
+        self.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+
+
+def _each(value: Any, depth: int) -> Sequence[Any]:
+    """One value a scale."""
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * depth

@@ -1,0 +1,121 @@
+"""Recipes that were measured: a network, its input, and how to fit it.  Plain data; nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit.
+
+    Attributes
+    ----------
+    iterations : int
+        Most steps.
+    learning_rate : float
+        Adam's, at its highest.
+    warmup : int
+        Steps in which it grows linearly to that.
+    decay : float
+        Last part of the iterations, in [0, 1], in which it falls linearly to nothing.
+    perturbation : float
+        Standard deviation of the fresh noise added to z at each step.
+    averaging : float
+        Factor of the weights' moving average, in [0, 1).
+    stop : {"auto", "never"}
+        Whether the moving variance of the iterates ends the fit and chooses the step that is the answer.
+    patience : float
+        Part of the iterations to go on without a new minimum of the variance.
+    """
+
+    iterations: int
+    learning_rate: float = 0.01
+    warmup: int = 0
+    decay: float = 0.0
+    perturbation: float = 1 / 30
+    averaging: float = 0.99
+    stop: Literal["auto", "never"] = "auto"
+    patience: float = 0.25
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        growth = min(1.0, step / (self.warmup + 1))
+        falling = self.decay * self.iterations
+        return self.learning_rate * growth * min(1.0, (self.iterations - step + 1) / max(falling, 1.0))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, its input, and how to fit it.
+
+    Attributes
+    ----------
+    network : {"skip", "hourglass", "decoder"}
+    network_options : dict
+        The network's own arguments.
+    in_channels : int
+        Channels of z.
+    distribution : {"uniform", "gaussian"}
+        Of z: uniform in [0, 0.1), or N(0, 1).
+    options : FitOptions
+    """
+
+    network: str
+    network_options: dict[str, Any]
+    in_channels: int
+    distribution: str
+    options: FitOptions
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A recipe with what it costs and reaches."""
+
+    recipe: Recipe
+    summary: str
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        Recipe(
+            network="skip",
+            network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
+            in_channels=32,
+            distribution="uniform",
+            options=FitOptions(iterations=600, learning_rate=0.02, warmup=50, decay=0.7),
+        ),
+        "a quarter of the paper's width, nearest upsampling",
+    ),
+    "paper": Preset(
+        Recipe(
+            network="skip",
+            network_options={"upsampling": "bilinear"},
+            in_channels=32,
+            distribution="uniform",
+            options=FitOptions(iterations=3000),
+        ),
+        "the denoising run of the paper",
+    ),
+    "hourglass": Preset(
+        Recipe(
+            network="hourglass",
+            network_options={},
+            in_channels=3,
+            distribution="gaussian",
+            options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0),
+        ),
+        "the small program that this project grew from",
+    ),
+    "decoder": Preset(
+        Recipe(
+            network="decoder",
+            network_options={},
+            in_channels=256,
+            distribution="gaussian",
+            options=FitOptions(iterations=2500, perturbation=0.0),
+        ),
+        "ConvDecoder: no encoder, few parameters to overfit with",
+    ),
+}
