@@ -1,4 +1,4 @@
-"""Averaging of weights along the fit: one network whose picture is better than that of any iterate."""
+"""Averaging along the fit: one network, and one picture, better than those of any step."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import torch
 from torch import Tensor
 
 
-class WeightAverage:
-    """Exponential moving average of a network's parameters.
+class MovingAverage:
+    """Exponential moving average of tensors.
 
-    ``a <- a + (1 - f) (w - a)`` with ``f = min(factor, t / (t + 9))`` at update ``t = 1, 2, ...``: early on, when the
-    weights still travel far, the average reaches back over a tenth of the way only.
+    ``a <- a + (1 - f) (x - a)`` with ``f = min(factor, t / (t + 9))`` at update ``t = 1, 2, ...``: early on, when the
+    network still travels far, the average reaches back over a tenth of the way only.
 
     Parameters
     ----------
-    parameters : iterable of Tensor
-        The network's parameters, which each `update` reads.
     factor : float
-        In [0, 1); 0 follows the weights.
+        In [0, 1); 0 follows the newest.
+
+    Attributes
+    ----------
+    values : list of Tensor
+        Empty before the first update.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], factor: float) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, factor: float) -> None:
         self.factor = factor
-        self.values = [parameter.detach().clone() for parameter in self.parameters]
+        self.values: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, t: int) -> None:
-        """Take the parameters as they are after update ``t``, counted from 1."""
-        factor = min(self.factor, t / (t + 9))
-        torch._foreach_lerp_(self.values, self.parameters, 1 - factor)
+    def update(self, tensors: Iterable[Tensor], t: int) -> None:
+        """Take the tensors of update ``t``, counted from 1."""
+        if not self.values:
+            self.values = [tensor.detach().clone() for tensor in tensors]
+            return
+        torch._foreach_lerp_(self.values, list(tensors), 1 - min(self.factor, t / (t + 9)))

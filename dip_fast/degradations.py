@@ -71,15 +71,18 @@ class Mask(Degradation):
         y, ``(1, C, H, W)``; unknown pixels may hold anything finite.
     known : Tensor
         m, bool, ``(1, 1, H, W)``.
+    composite : bool
+        Whether the known pixels of the result are those of y.
     """
 
-    def __init__(self, target: Tensor, known: Tensor) -> None:
+    def __init__(self, target: Tensor, known: Tensor, *, composite: bool = True) -> None:
         super().__init__(target)
         if known.dtype != torch.bool or known.shape != (1, 1, *self.size):
             raise ValueError(f"known must be bool (1, 1, {self.size[0]}, {self.size[1]}), got {tuple(known.shape)}")
         if not known.any():
             raise ValueError("known must hold at least one known pixel, got none")
         self.known = known
+        self.keeps_known = composite
 
     def apply(self, x: Tensor) -> Tensor:
         """Blank the unknown pixels."""
@@ -92,7 +95,7 @@ class Mask(Degradation):
 
     def composite(self, x: Tensor) -> Tensor:
         """Put the known pixels back."""
-        return torch.where(self.known, self.target, x)
+        return torch.where(self.known, self.target, x) if self.keeps_known else x
 
 
 class Operator(Degradation):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dip_fast import networks
-from dip_fast.averaging import WeightAverage
+from dip_fast.averaging import MovingAverage
 from dip_fast.degradations import Degradation
 from dip_fast.errors import DipFastError
 from dip_fast.network_input import NetworkInput, draw
@@ -23,6 +23,7 @@ from dip_fast.stopping import MovingVariance
 KEEP_EVERY = 50  # steps between the states that a loss gone wrong falls back to
 JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 dB)
 MOST_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
+PICTURE = "picture"  # name of the averaged iterate beside the averaged weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
 COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")
 
@@ -75,6 +76,10 @@ class Fit:
     Minimises the data term of ``degradation`` over the weights of ``network`` at ``z``, by Adam.  The answer is the
     network with averaged weights, at the unperturbed z.
 
+    An average of weights draws a somewhat worse picture than the average of the iterates' pictures.  So, at the end, a
+    few dozen steps of *consolidation* fit the network, from its averaged weights on and at the unperturbed z, to the
+    averaged picture: one network that draws it.  docs/notes/2026-11-presets.md has the figures.
+
     Parameters
     ----------
     network : Module
@@ -90,10 +95,11 @@ class Fit:
 
     Attributes
     ----------
-    steps : int
-        Steps done.
+    steps, consolidation_steps : int
+        Steps done, and steps of consolidation done after them.
     stop_reason : str
-        Empty while the fit goes on.
+        Why there are no more steps; empty while the fit goes on.
+    interrupted : bool
     iterate : Tensor
         The network's image at the last step, at the perturbed z, ``(1, C, H, W)``.
     rows : list of tuple
@@ -124,16 +130,18 @@ class Fit:
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._average = WeightAverage(self._parameters.values(), options.averaging)
-        self._best = [value.clone() for value in self._average.values]
+        self._average = MovingAverage(options.averaging)  # of the weights, then of the iterates
+        self._best: list[Tensor] = []  # the average as it was at the minimum of the variance
+        self._consolidated: list[Tensor] = []
         self._variance = MovingVariance()
         self._loss_level = math.nan
         self._learning_rate_factor = 1.0
-        self._interrupted = False
 
         self.steps = 0
+        self.consolidation_steps = 0
         self.seconds = 0.0
         self.stop_reason = ""
+        self.interrupted = False
         self.events: list[dict[str, Any]] = []
         self.rows: list[tuple[float, ...]] = []
         self.iterate = torch.empty(0)
@@ -141,24 +149,25 @@ class Fit:
 
     @property
     def best_step(self) -> int:
-        """Step whose averaged weights are the answer."""
-        chosen = self.options.stop == "auto" and self._variance.best_step
-        return self._variance.best_step if chosen else self.steps
+        """Step whose average is the answer."""
+        return self._variance.best_step if self.options.stop == "auto" and self._best else self.steps
+
+    def history(self) -> dict[str, np.ndarray]:
+        """Give the history, a value a step, by column."""
+        table = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
+        return {name: table[:, i] for i, name in enumerate(COLUMNS)}
 
     def interrupt(self) -> None:
         """End the fit after the step that is being made; safe to call from a signal handler."""
-        self._interrupted = True
+        self.interrupted = True
 
     def run(self, callbacks: Sequence[Callable[[Fit], None]] = ()) -> None:
         """Step until the fit is over; each callback is called with the fit after each step."""
-        if self.stop_reason == "interrupted":
-            self.stop_reason = ""
-        while not self.stop_reason:
+        while not self.stop_reason and not self.interrupted:
             self.step()
-            if self._interrupted and not self.stop_reason:
-                self.stop_reason = "interrupted"
             for callback in callbacks:
                 callback(self)
+        self._consolidate(callbacks)
 
     def step(self) -> None:
         """Make one step: perturb z, draw, compare, update the weights and what is known of them."""
@@ -183,9 +192,9 @@ class Fit:
 
         self.steps = step
         self.iterate = x.detach()
-        self._average.update(step)
+        self._average.update((*self._parameters.values(), self.iterate), step)
         if self._variance.update(self.iterate, step):
-            torch._foreach_copy_(self._best, self._average.values)
+            self._best = [value.clone() for value in self._average.values]
         self.rows.append((step, loss, learning_rate, self._variance.value, self._psnr(self.iterate)))
         keep = step % KEEP_EVERY == 0
         # A gradient can overflow under a finite loss; the next loss would tell too late.
@@ -211,33 +220,34 @@ class Fit:
         """Give the answer and load its weights into the network; the fit cannot go on afterwards."""
         image = self.draw()
         self.network.load_state_dict(self._answer())
-        history = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         return Result(
             image=image[0].permute(1, 2, 0).contiguous().cpu().numpy(),
             network=self.network,
             z=self.z,
-            history={name: history[:, i] for i, name in enumerate(COLUMNS)},
+            history=self.history(),
             steps=self.steps,
             best_step=self.best_step,
-            stop_reason=self.stop_reason,
+            stop_reason="interrupted" if self.interrupted else self.stop_reason,
             seconds=self.seconds,
             events=list(self.events),
         )
 
     def state(self) -> State:
         """Copy all that the rest of the fit depends on."""
-        tensors: dict[str, Tensor] = {}
-        groups: dict[str, Sequence[Tensor]] = {
-            "network": list(self._parameters.values()),
-            "average": self._average.values,
-            "best": self._best,
+        averaged = (*self._parameters, PICTURE)
+        groups: list[tuple[str, Iterable[str], Iterable[Tensor]]] = [
+            ("network", self._parameters, self._parameters.values()),
+            ("average", averaged, self._average.values),
+            ("best", averaged, self._best),
+        ]
+        for moment in MOMENTS if self.steps else ():
+            values = [self._optimizer.state[parameter][moment] for parameter in self._parameters.values()]
+            groups.append((moment, self._parameters, values))
+        tensors = {
+            f"{group}.{name}": value.detach().clone()
+            for group, names, values in groups
+            for name, value in zip(names, values, strict=False)
         }
-        if self.steps:
-            for moment in MOMENTS:
-                groups[moment] = [self._optimizer.state[parameter][moment] for parameter in self._parameters.values()]
-        for group, values in groups.items():
-            for name, value in zip(self._parameters, values, strict=True):
-                tensors[f"{group}.{name}"] = value.detach().clone()
         if self._variance.mean is not None:
             tensors["variance.mean"] = self._variance.mean.clone()
         tensors["generator"] = self._generator.get_state()
@@ -256,21 +266,23 @@ class Fit:
     def load_state(self, state: State) -> None:
         """Go back, or forward, to a state of a fit that was prepared in the same way."""
         tensors, numbers = state.tensors, state.numbers
-        with torch.no_grad():
-            for group, values in (
-                ("network", self._parameters.values()),
-                ("average", self._average.values),
-                ("best", self._best),
-            ):
-                for name, value in zip(self._parameters, values, strict=True):
-                    value.copy_(tensors[f"{group}.{name}"])
         self.steps = numbers["steps"]
         self._optimizer.state.clear()
-        if self.steps:
+        with torch.no_grad():
             for name, parameter in self._parameters.items():
-                moments = {moment: tensors[f"{moment}.{name}"].to(self.device, copy=True) for moment in MOMENTS}
-                step = torch.tensor(float(self.steps), device=self.device)
-                self._optimizer.state[parameter] = {"step": step, **moments}
+                parameter.copy_(tensors[f"network.{name}"])
+                if self.steps:
+                    moments = {moment: tensors[f"{moment}.{name}"].to(self.device, copy=True) for moment in MOMENTS}
+                    step = torch.tensor(float(self.steps), device=self.device)
+                    self._optimizer.state[parameter] = {"step": step, **moments}
+        self._average.values, self._best = (
+            [
+                tensors[f"{group}.{name}"].to(self.device, copy=True)
+                for name in (*self._parameters, PICTURE)
+                if f"{group}.{name}" in tensors
+            ]
+            for group in ("average", "best")
+        )
         mean = tensors.get("variance.mean")
         self._variance.mean = None if mean is None else mean.to(self.device, copy=True)
         self._variance.value, self._variance.best, self._variance.best_step = numbers["variance"]
@@ -284,8 +296,35 @@ class Fit:
 
     def _answer(self) -> dict[str, Tensor]:
         """Weights of the answer so far, by name."""
-        values = self._average.values if self.best_step == self.steps else self._best
-        return dict(zip(self._parameters, values, strict=True))
+        values = self._consolidated or self._averaged() or self._parameters.values()
+        return dict(zip(self._parameters, values, strict=False))
+
+    def _averaged(self) -> list[Tensor]:
+        """Give the averages that the answer starts from: weights, then the picture."""
+        return self._best if self.options.stop == "auto" and self._best else self._average.values
+
+    def _consolidate(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
+        """Fit the averaged network, at the unperturbed z, to the averaged picture.
+
+        It starts from the averages alone, so an interrupted one is dropped and made anew when the fit is resumed.
+        """
+        *weights, picture = self._averaged()
+        weights = [value.clone().requires_grad_() for value in weights]
+        named = dict(zip(self._parameters, weights, strict=True))
+        optimizer = torch.optim.Adam(weights, lr=self.options.consolidation_learning_rate, fused=True)
+        while self.consolidation_steps < self.options.consolidation and not self.interrupted:
+            started = time.perf_counter()
+            output = torch.func.functional_call(self.network, named, (self._input,))
+            x = networks.crop(output, *self.degradation.size)
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.mse_loss(x, picture).backward()
+            optimizer.step()
+            self.consolidation_steps += 1
+            self.seconds += time.perf_counter() - started
+            for callback in callbacks:
+                callback(self)
+        if not self.interrupted:
+            self._consolidated = [value.detach() for value in weights]
 
     def _psnr(self, image: Tensor) -> float:
         """PSNR in dB at data range 1; NaN without a reference."""

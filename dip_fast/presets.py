@@ -23,11 +23,15 @@ class FitOptions:
     perturbation : float
         Standard deviation of the fresh noise added to z at each step.
     averaging : float
-        Factor of the weights' moving average, in [0, 1).
+        Factor of the moving averages of weights and iterates, in [0, 1).
     stop : {"auto", "never"}
         Whether the moving variance of the iterates ends the fit and chooses the step that is the answer.
     patience : float
         Part of the iterations to go on without a new minimum of the variance.
+    consolidation : int
+        Last steps, which fit the averaged network at the unperturbed z to the averaged picture.
+    consolidation_learning_rate : float
+        Adam's in these steps.
     """
 
     iterations: int
@@ -38,6 +42,8 @@ class FitOptions:
     averaging: float = 0.99
     stop: Literal["auto", "never"] = "auto"
     patience: float = 0.25
+    consolidation: int = 40
+    consolidation_learning_rate: float = 0.003
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
@@ -75,6 +81,7 @@ class Preset:
 
     recipe: Recipe
     summary: str
+    cost: str
 
 
 PRESETS: dict[str, Preset] = {
@@ -87,6 +94,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=600, learning_rate=0.02, warmup=50, decay=0.7),
         ),
         "a quarter of the paper's width, nearest upsampling",
+        "cost to be measured",
     ),
     "paper": Preset(
         Recipe(
@@ -97,6 +105,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=3000),
         ),
         "the denoising run of the paper",
+        "cost to be measured",
     ),
     "hourglass": Preset(
         Recipe(
@@ -107,6 +116,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0),
         ),
         "the small program that this project grew from",
+        "cost to be measured",
     ),
     "decoder": Preset(
         Recipe(
@@ -117,5 +127,13 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=2500, perturbation=0.0),
         ),
         "ConvDecoder: no encoder, few parameters to overfit with",
+        "cost to be measured",
     ),
 }
+
+
+def default(network: str | None, device: str) -> str:
+    """Name of the preset for a user who names none: of the network they name, or the one their device can afford."""
+    if network in (None, "skip"):
+        return "quick" if device == "cpu" else "paper"
+    return next(name for name, preset in PRESETS.items() if preset.recipe.network == network)

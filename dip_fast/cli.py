@@ -1,0 +1,274 @@
+"""Verbs and options; each verb is one call into the library, which is imported only when the verb needs it."""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import json
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from dip_fast import __version__
+from dip_fast.errors import DipFastError, UsageError
+from dip_fast.presets import PRESETS
+
+INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Verbs(click.Group):
+    """A group that suggests the verb that was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command: {args[0]!r}{_suggest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class Choice(click.Choice[str]):
+    """A choice that suggests the value that was meant."""
+
+    def get_invalid_choice_message(self, value: str, ctx: click.Context | None) -> str:
+        """Say which values there are."""
+        choices = [str(choice) for choice in self.choices]
+        return f"{value!r} is not one of {', '.join(choices)}{_suggest(str(value), choices)}"
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dip-fast")
+def cli() -> None:
+    r"""Restore one damaged picture with no training data: a fast Deep Image Prior.
+
+    \b
+    dip-fast run photo.png                     denoise
+    dip-fast run photo.png --mask mask.png     fill in what the mask leaves black
+    """
+
+
+@cli.command()
+@click.argument("picture")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the result and all about it.  [default: runs/<name of the picture>]",
+)
+@click.option("--task", type=Choice(["denoise", "inpaint"]), help="[default: denoise; inpaint with --mask]")
+@click.option("--mask", type=click.Path(path_type=Path), help="White = known, black = to be filled in.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Clean picture, to log PSNR and SSIM with.")
+@click.option(
+    "--preset",
+    type=Choice(list(PRESETS)),
+    help="Network and how it is fitted; see dip-fast presets.  [default: quick on a CPU, paper on a GPU]",
+)
+@click.option(
+    "--network",
+    type=Choice(["skip", "hourglass", "decoder"]),
+    help="Takes the preset of that network.",
+)
+@click.option(
+    "--upsampling", type=Choice(["nearest", "bilinear"]), help="Of the skip network.  [default: the preset's]"
+)
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Most steps.  [default: preset's]")
+@click.option(
+    "--stop",
+    type=Choice(["auto", "never"]),
+    help="Whether the moving variance of the iterates may end the fit.  [default: auto]",
+)
+@click.option("--fused/--no-fused", default=None, help="Engine; this version has only the plain one.")
+@click.option("--device", type=Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="[default: 0]")
+@click.option(
+    "--snapshot-every",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steps between iterates written to disk; 0 for none.  [default: 100]",
+)
+@click.option("--composite/--no-composite", default=None, help="Keep the known pixels when inpainting.  [default: on]")
+@click.option("--keep-metadata", is_flag=True, default=None, help="Copy the EXIF data into the result.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never stopped.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON summary on standard output, and nothing else there."
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def run(
+    picture: str,
+    out: Path | None,
+    mask: Path | None,
+    reference: Path | None,
+    fused: bool | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> int:
+    """Restore PICTURE, one noisy or holed picture; - reads standard input and writes standard output.
+
+    The folder of the run holds result.png (result.tif for TIFF and float pictures), snapshots of the iterates, a
+    contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, and a
+    checkpoint for --resume.  Ctrl-C ends the fit after its step; what there is by then is written.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by the user.
+    """
+    from_stdin = picture == "-"
+    if from_stdin and as_json:
+        raise UsageError("--json and a result on standard output exclude each other; name the picture's file")
+    if from_stdin and resume and out is None:
+        raise UsageError("--resume needs the run's folder when the picture comes from standard input; give --out")
+    _keep_memory()
+    from dip_fast import runs
+
+    said = {field: value for field, value in options.items() if value is not None}
+    if fused is not None:
+        said["engine"] = "fused" if fused else "plain"
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    request = runs.Request(
+        source=sys.stdin.buffer.read() if from_stdin else Path(picture),
+        said=said,
+        out=out,
+        mask=mask,
+        reference=reference,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    if from_stdin and out is None:
+        with tempfile.TemporaryDirectory(prefix="dip-fast-") as folder:
+            summary = runs.run(replace(request, out=Path(folder) / "stdin"), say)
+            result = Path(summary["result"]).read_bytes()
+    else:
+        summary = runs.run(request, say)
+        result = Path(summary["result"]).read_bytes() if from_stdin else b""
+
+    interrupted = summary["stop_reason"] == "interrupted"
+    if from_stdin:
+        sys.stdout.buffer.write(result)
+        sys.stdout.buffer.flush()
+    elif as_json:
+        print(json.dumps(summary, allow_nan=False))
+    elif not quiet:
+        print(_closing_lines(summary))
+    if interrupted and not (from_stdin and out is None):
+        say(f"stopped after step {summary['steps']}; go on with the same command and --resume")
+    return INTERRUPTED if interrupted else 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def presets(as_json: bool) -> None:
+    """List the presets, with what they cost and reach."""
+    if as_json:
+        print(json.dumps({name: {"summary": preset.summary, **_shown(name)} for name, preset in PRESETS.items()}))
+        return
+    for name, preset in PRESETS.items():
+        shown = _shown(name)
+        print(f"{name}: {preset.summary}")
+        print(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(as_json: bool) -> None:
+    """Print what a bug report needs: versions, CPU, what is built, GPUs."""
+    from dip_fast.info import collect
+
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value)) or "none"
+        print(f"{name}: {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code; an error is one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = cli.main(arguments, prog_name="dip-fast", standalone_mode=False)
+    except click.exceptions.Exit as exit_request:
+        code = exit_request.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        code = 2
+    except click.ClickException as error:
+        code = _complain(error.format_message(), error.exit_code, arguments)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code = _complain("stopped by the user", INTERRUPTED, arguments)
+    except DipFastError as error:
+        code = _complain(str(error), error.exit_code, arguments)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        code = _complain(f"unexpected {text}; please report it with the output of --debug", 1, arguments)
+    sys.exit(code)
+
+
+def _complain(message: str, code: int, arguments: Sequence[str]) -> int:
+    """Print an error, after its traceback if that is wanted."""
+    if "--debug" in arguments:
+        traceback.print_exc()
+    print("dip-fast: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _closing_lines(summary: dict[str, Any]) -> str:
+    """Say what was reached, and where it is."""
+    lines = []
+    if summary["psnr"] is not None:
+        lines.append(
+            f"PSNR {summary['psnr_input']:.2f} -> {summary['psnr']:.2f} dB, "
+            f"SSIM {summary['ssim_input']:.3f} -> {summary['ssim']:.3f}"
+        )
+    reason = {"iterations": "all steps done", "variance": "stopped by itself", "interrupted": "stopped"}
+    lines.append(
+        f"{reason[summary['stop_reason']]}: step {summary['steps']}, answer from step {summary['best_step']}, "
+        f"{summary['seconds']:.0f} s"
+    )
+    lines.append(f"result: {summary['result']}")
+    return "\n".join(lines)
+
+
+def _shown(name: str) -> dict[str, Any]:
+    recipe = PRESETS[name].recipe
+    return {"network": recipe.network, "iterations": recipe.options.iterations, "cost": PRESETS[name].cost}
+
+
+def _suggest(word: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory in this process, instead of returning each large tensor to the system.
+
+    Every step would fault the same pages in again: a step of the quick preset at 256x256 takes 1.5 to 2 times as long.
+    A library must not do this to its host, so only the command line does.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        threshold = 2**30  # larger single blocks are still mapped and unmapped
+        libc.mallopt(-3, threshold)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

@@ -1,0 +1,104 @@
+"""Where a fit runs, and whether it fits there."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from dip_fast import networks
+from dip_fast.errors import UsageError
+from dip_fast.presets import Recipe
+
+
+def choose(name: str) -> torch.device:
+    """Device by its name; ``auto`` is the GPU where there is a usable one.
+
+    Raises
+    ------
+    UsageError
+        If ``cuda`` is asked for and there is no usable GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise UsageError(f"--device cuda: {why} (torch {torch.__version__}); use --device cpu or see dip-fast info")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """Name the device, for the log: threads of a CPU, name of a GPU."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a fit may take: free on the GPU, or available in the machine and in the process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return available
+
+
+def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int]) -> int:
+    """Estimate the peak memory of a step beyond that of the process before the fit.
+
+    One forward pass on torch's meta device, which computes shapes only, counts the tensors that backward will read.
+    To these come the gradients alive at once, which `TRANSIENT` times the largest tensor covers, z with its
+    perturbation, and six copies of the weights (gradients, Adam's moments, average, best, kept).
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.device("meta"):
+        network = networks.build(recipe.network, recipe.in_channels, channels, **recipe.network_options)
+        z = torch.empty(1, recipe.in_channels, *network.input_size(*size))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(z)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    activations = [storage.nbytes() for key, storage in kept.items() if key not in weights]
+    weight_bytes = sum(parameter.nbytes for parameter in network.parameters())
+    return sum(activations) + TRANSIENT * max(activations) + 3 * z.nbytes + 10 * weight_bytes
+
+
+# Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of
+# three steps in a process of its own: benchmarks/memory.py.
+TRANSIENT = 3
+
+
+def require_memory(recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device) -> int:
+    """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
+
+    Raises
+    ------
+    UsageError
+        Naming the size, of the same shape, that would fit.
+    """
+    needed, available = needed_bytes(recipe, channels, size), available_bytes(device)
+    if needed > available:
+        scale = (available / needed) ** 0.5
+        while scale > 0 and needed_bytes(recipe, channels, _scaled(size, scale)) > available:
+            scale -= 0.02
+        height, width = _scaled(size, max(scale, 0.0))
+        raise UsageError(
+            f"a {size[1]}x{size[0]} picture needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
+            + (f"{width}x{height} would fit" if min(height, width) >= 16 else "free some memory")
+            + ", or take a smaller preset (dip-fast presets)"
+        )
+    return needed
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))

@@ -1,0 +1,50 @@
+"""What a bug report needs."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import psutil
+import torch
+
+from dip_fast import __version__
+
+LIBRARIES = (
+    "numpy",
+    "pillow",
+    "tifffile",
+    "imagecodecs",
+    "opencv-python-headless",
+    "scikit-image",
+    "matplotlib",
+    "safetensors",
+)
+
+
+def collect() -> dict[str, Any]:
+    """Collect versions, the machine, what is built, and the GPUs; everything is JSON."""
+    cuda = torch.cuda.is_available()
+    return {
+        "dip_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda_of_torch": torch.version.cuda,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "cpu": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "engines": ["plain"],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
