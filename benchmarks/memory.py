@@ -1,0 +1,50 @@
+"""Peak memory of three steps of each preset against the estimate that `dip-fast run` makes before it starts.
+
+    python benchmarks/memory.py [--sizes 256 512] [--presets quick paper]
+
+Each fit runs in a process of its own, as the command line runs it; the peak is the resident memory above that of the
+process before the fit.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+
+
+def measure(preset: str, size: int) -> None:
+    import torch
+
+    from dip_fast import cli, devices
+    from dip_fast.degradations import Identity
+    from dip_fast.fitting import prepare
+    from dip_fast.presets import PRESETS
+
+    cli._keep_memory()
+    recipe = PRESETS[preset].recipe
+    estimate = devices.needed_bytes(recipe, 3, (size, size))
+    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe)
+    for _ in range(3):
+        fit.step()
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(f"{preset:10} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--presets", nargs="+", default=["quick", "paper", "hourglass", "decoder"])
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        measure(options.one[0], int(options.one[1]))
+        return
+    print(f"{'preset':10} {'size':>11} {'estimate MB':>10} {'peak MB':>10} {'ratio':>8}")
+    for preset in options.presets:
+        for size in options.sizes:
+            subprocess.run([sys.executable, __file__, "--one", preset, str(size)], check=True)
+
+
+if __name__ == "__main__":
+    main()
