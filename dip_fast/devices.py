@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -42,6 +41,8 @@ def available_bytes(device: torch.device) -> int:
     """Memory that a fit may take: free on the GPU, or available in the machine and in the process's control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    import psutil  # here, so that the functions on arrays do without it
+
     available = int(psutil.virtual_memory().available)
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
@@ -75,7 +76,7 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int]) -> int:
 
 # Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of
 # three steps in a process of its own: benchmarks/memory.py.
-TRANSIENT = 3
+TRANSIENT = 11
 
 
 def require_memory(recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device) -> int:

@@ -1,0 +1,69 @@
+"""One thread for all tests: the tensors are tiny, and threads that wait for each other would take most of the time."""
+
+import io
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def dip(capsysbinary, monkeypatch):
+    """The command line in this process: exit code, standard output in bytes, standard error."""
+
+    def run(*arguments, stdin=b""):
+        from dip_fast.cli import main
+
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsysbinary.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        printed = capsysbinary.readouterr()
+        return SimpleNamespace(code=ended.value.code, out=printed.out, err=printed.err.decode())
+
+    return run
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The quick preset with a network of milliseconds a step and a consolidation of eight steps."""
+    from dip_fast.presets import PRESETS
+
+    recipe = PRESETS["quick"].recipe
+    recipe = replace(
+        recipe,
+        network_options={"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling": "nearest"},
+        in_channels=4,
+        options=replace(recipe.options, consolidation=8),
+    )
+    monkeypatch.setitem(PRESETS, "quick", replace(PRESETS["quick"], recipe=recipe))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pixels(*shape, dtype=np.uint8, seed=0):
+    """Draw gray or colour shapes with noise, over most of the dtype's range."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: shape[0], : shape[1]] / max(shape[:2])
+    planes = [np.sin(7 * rows + i) * np.cos(5 * columns - i) for i in range(shape[2] if len(shape) == 3 else 1)]
+    values = 0.5 + 0.35 * np.stack(planes, axis=2) + rng.normal(0, 0.05, (*shape[:2], len(planes)))
+    values = np.clip(values, 0, 1).reshape(shape)
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.fixture
+def noisy(place):
+    """Path of a gray 16x18 picture."""
+    Image.fromarray(pixels(16, 18)).save(place / "noisy.png")
+    return place / "noisy.png"

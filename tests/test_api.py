@@ -1,0 +1,134 @@
+"""The functions on arrays."""
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import dip_fast
+import dip_fast.api
+
+
+def image(dtype: str, shape: tuple[int, ...] = (18, 21, 3)) -> np.ndarray:
+    values = np.random.default_rng(0).uniform(0.1, 0.9, shape)
+    if np.dtype(dtype).kind == "f":
+        return values.astype(dtype)
+    return (values * np.iinfo(dtype).max).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_dtype_and_shape_are_kept(dtype: str) -> None:
+    noisy = image(dtype)
+    before = noisy.copy()
+    result = dip_fast.denoise(noisy, iterations=2, channel_axis=-1)
+    assert result.dtype == noisy.dtype
+    assert result.shape == noisy.shape
+    np.testing.assert_array_equal(noisy, before)
+    middle = np.float64(1 if noisy.dtype.kind == "f" else np.iinfo(dtype).max) / 2
+    assert abs(result.mean() - middle) < 0.3 * middle  # it is in the image's range, not in [0, 1]
+
+
+def test_range_of_a_float_image_is_kept() -> None:
+    noisy = 1000 * image("float32") - 5000
+    result = dip_fast.denoise(noisy, iterations=2, channel_axis=-1)
+    assert noisy.min() <= result.min()
+    assert result.max() <= noisy.max()
+
+
+def test_channel_axis_is_a_matter_of_layout() -> None:
+    noisy = image("float32")
+    last = dip_fast.denoise(noisy, iterations=2, channel_axis=-1)
+    first = dip_fast.denoise(np.moveaxis(noisy, -1, 0), iterations=2, channel_axis=0)
+    np.testing.assert_array_equal(np.moveaxis(first, 0, -1), last)
+
+
+def test_gray_needs_no_channel_axis() -> None:
+    noisy = image("uint8", (16, 30))
+    gray = dip_fast.denoise(noisy, iterations=2)
+    np.testing.assert_array_equal(gray, dip_fast.denoise(noisy[..., None], iterations=2, channel_axis=2)[..., 0])
+
+
+def test_callbacks_see_each_step_and_can_end_the_fit() -> None:
+    steps = []
+
+    def callback(fit: dip_fast.Fit) -> None:
+        steps.append(fit.steps)
+        if fit.steps == 3:
+            fit.interrupt()
+
+    dip_fast.denoise(image("uint8"), channel_axis=-1, callbacks=[callback])
+    assert steps == [1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_known_pixels_stay_and_unknown_ones_do_not_matter(dtype: str) -> None:
+    whole = image(dtype)
+    known = np.random.default_rng(1).random((18, 21)) < 0.6
+    results = []
+    for filling in (0, np.nan if np.dtype(dtype).kind == "f" else 7):
+        holed = np.where(known[..., None], whole, filling).astype(dtype)
+        results.append(dip_fast.inpaint(holed, known, iterations=2, channel_axis=-1))
+    np.testing.assert_array_equal(results[0][known], whole[known])
+    np.testing.assert_array_equal(results[0], results[1])
+    drawn = dip_fast.inpaint(whole, known, iterations=2, composite=False, channel_axis=-1)
+    assert (drawn[known] != whole[known]).mean() > 0.9
+    np.testing.assert_array_equal(drawn[~known], results[0][~known])
+
+
+def test_mask_goes_with_channels_first() -> None:
+    whole, known = image("float32"), np.random.default_rng(1).random((18, 21)) < 0.6
+    last = dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1)
+    first = dip_fast.inpaint(np.moveaxis(whole, -1, 0), known, iterations=2, channel_axis=0)
+    np.testing.assert_array_equal(np.moveaxis(first, 0, -1), last)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: dip_fast.denoise(image("uint8")),
+            ValueError,
+            r"must be \(H, W\), got \(18, 21, 3\); say",
+        ),
+        (lambda: dip_fast.denoise(image("int32")), TypeError, "got int32"),
+        (lambda: dip_fast.denoise(np.zeros((15, 40))), ValueError, r"at least 16x16, got \(15, 40\)"),
+        (lambda: dip_fast.denoise(np.full((16, 16), np.inf)), ValueError, "got 256 NaN or infinite values"),
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="best"), ValueError, "one of quick, paper.*got 'best'"),
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), iterations=0), ValueError, "at least 1, got 0"),
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), stop="soon"), ValueError, "auto or never, got 'soon'"),  # type: ignore[arg-type]
+        (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.ones((16, 17))), ValueError, r"mask must be \(16, 16\)"),
+        (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.zeros((16, 16))), ValueError, "at least one known pixel"),
+    ],
+)
+def test_wrong_arguments_are_refused(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_examples_in_the_docstrings_run() -> None:
+    outcome = doctest.testmod(dip_fast.api)
+    assert outcome.attempted > 5
+    assert outcome.failed == 0
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(dip_fast, name) is not None for name in dip_fast.__all__)
+    assert set(dip_fast.__all__) <= set(dir(dip_fast))
+    with pytest.raises(AttributeError, match="no attribute 'restore'"):
+        _ = dip_fast.restore
+
+
+def imported(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_import_of_the_package_loads_neither_torch_nor_numpy() -> None:
+    assert not {"torch", "numpy", "PIL", "cv2"} & imported("import dip_fast")
+
+
+def test_loop_and_functions_need_no_picture_libraries() -> None:
+    loaded = imported("import dip_fast.api, dip_fast.networks, dip_fast.ops")
+    assert not {"PIL", "cv2", "tifffile", "imagecodecs", "skimage", "matplotlib", "safetensors", "psutil"} & loaded

@@ -1,0 +1,329 @@
+"""The loop and its parts: input, degradations, averages, stopping, states, trouble."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dip_fast import network_input
+from dip_fast.averaging import MovingAverage
+from dip_fast.degradations import Degradation, Identity, Mask, Operator
+from dip_fast.errors import DipFastError
+from dip_fast.fitting import KEEP_EVERY, fit, prepare
+from dip_fast.presets import FitOptions, Recipe
+from dip_fast.stopping import ALPHA, IGNORED_STEPS, MovingVariance
+
+OPTIONS = FitOptions(iterations=20, consolidation=4)
+TINY = Recipe("skip", {"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling": "nearest"}, 4, "uniform", OPTIONS)
+
+
+def target(height: int = 17, width: int = 21, channels: int = 3, seed: int = 0) -> Tensor:
+    return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny(**options: object) -> Recipe:
+    return replace(TINY, options=replace(OPTIONS, **options))  # type: ignore[arg-type]
+
+
+# --- the network input -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("distribution", "denominator"), [("uniform", 2560), ("gaussian", 32)])
+def test_input_lies_on_a_grid_that_8_bits_hold(distribution: str, denominator: int) -> None:
+    z = network_input.draw(distribution, 3, (32, 40), seed=1)
+    values = z.tensor()
+    assert z.codes.element_size() == 1
+    assert values.shape == (1, 3, 32, 40)
+    assert torch.equal((values.double() * denominator).round().to(z.codes.dtype), z.codes)
+    # Correctly rounded quotients: what a model file that divides codes by the denominator computes.
+    expected = (z.codes.numpy().astype(np.float64) / denominator).astype(np.float32)
+    np.testing.assert_array_equal(values.numpy(), expected)
+
+
+def test_input_has_the_distribution_it_is_named_after() -> None:
+    uniform = network_input.draw("uniform", 8, (64, 64), seed=2).tensor()
+    assert uniform.min() >= 0
+    assert uniform.max() < 0.1
+    assert uniform.mean() == pytest.approx(0.05, abs=1e-3)
+    gaussian = network_input.draw("gaussian", 8, (64, 64), seed=2).tensor()
+    assert gaussian.mean() == pytest.approx(0, abs=0.02)
+    assert gaussian.std() == pytest.approx(1, abs=0.02)
+    assert gaussian.abs().max() <= 127 / 32
+
+
+# --- degradations ------------------------------------------------------------------------------------------------
+
+
+def test_identity_compares_every_value() -> None:
+    y, x = target(seed=1), target(seed=2)
+    assert Identity(y).data_term(x).item() == pytest.approx(((x - y) ** 2).mean().item(), rel=1e-6)
+
+
+def test_mask_compares_known_pixels_only_and_puts_them_back() -> None:
+    y, x = target(seed=1), target(seed=2)
+    known = torch.rand(1, 1, 17, 21, generator=torch.Generator().manual_seed(3)) < 0.4
+    degradation = Mask(y, known)
+    expected = ((x - y) ** 2)[known.expand_as(x)].mean().item()
+    assert degradation.data_term(x).item() == pytest.approx(expected, rel=1e-6)
+    result = degradation.composite(x)
+    assert torch.equal(result[known.expand_as(x)], y[known.expand_as(x)])
+    assert torch.equal(result[~known.expand_as(x)], x[~known.expand_as(x)])
+    assert Mask(y, known, composite=False).composite(x) is x
+    x.requires_grad_()
+    degradation.data_term(x).backward()
+    assert not x.grad[~known.expand_as(x)].any()
+
+
+def test_operator_of_the_user_is_fitted_through() -> None:
+    def halve(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    y = halve(target(32, 24))
+    result = fit(Operator(halve, y, (32, 24)), tiny(iterations=2, consolidation=0))
+    assert result.image.shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Identity(torch.zeros(3, 16, 16)), r"target must be \(1, C, H, W\), got \(3, 16, 16\)"),
+        (lambda: Mask(target(), torch.ones(1, 1, 17, 20, dtype=torch.bool)), r"known must be bool \(1, 1, 17, 21\)"),
+        (lambda: Mask(target(), torch.zeros(1, 1, 17, 21, dtype=torch.bool)), "at least one known pixel"),
+    ],
+)
+def test_wrong_degradations_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+# --- averages and stopping ---------------------------------------------------------------------------------------
+
+
+def test_average_follows_its_formula() -> None:
+    average, expected = MovingAverage(0.8), 0.0
+    for t in range(1, 60):
+        x = math.sin(t)
+        average.update([torch.tensor([x], dtype=torch.float64)], t)
+        factor = min(0.8, t / (t + 9))
+        expected = x if t == 1 else factor * expected + (1 - factor) * x
+        assert average.values[0].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_does_not_share_memory_with_what_it_averages() -> None:
+    x = torch.ones(3)
+    average = MovingAverage(0.9)
+    average.update([x], 1)
+    x.zero_()
+    assert torch.equal(average.values[0], torch.ones(3))
+
+
+def test_variance_follows_its_recurrence_and_finds_its_minimum() -> None:
+    generator = torch.Generator().manual_seed(4)
+    iterates = [torch.rand(1, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(IGNORED_STEPS + 60)]
+    for i, x in enumerate(iterates):  # quietest about 30 steps after the ignored ones
+        x.mul_(0.1 + abs(i - IGNORED_STEPS - 30) / 30)
+    statistic = MovingVariance()
+    mean, variance, values = iterates[0], 0.0, {}
+    for step, x in enumerate(iterates, start=1):
+        statistic.update(x, step)
+        if step > 1:
+            variance = (1 - ALPHA) * (variance + ALPHA * ((x - mean) ** 2).mean().item())
+            mean = mean + ALPHA * (x - mean)
+            assert statistic.value == pytest.approx(variance, rel=1e-12)
+            values[step] = variance
+    late = {step: value for step, value in values.items() if step > IGNORED_STEPS}
+    assert statistic.best_step == min(late, key=late.__getitem__)
+    assert statistic.best == pytest.approx(min(late.values()), rel=1e-12)
+    assert IGNORED_STEPS + 10 < statistic.best_step < IGNORED_STEPS + 60
+
+
+def test_learning_rate_grows_and_falls_linearly() -> None:
+    options = FitOptions(iterations=100, learning_rate=0.02, warmup=9, decay=0.5)
+    rates = [options.learning_rate_at(step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.002)
+    assert rates[9:51] == pytest.approx([0.02] * 42)
+    assert rates[74] == pytest.approx(0.02 * 26 / 50)
+    assert rates[-1] == pytest.approx(0.02 / 50)
+    assert FitOptions(iterations=5).learning_rate_at(5) == FitOptions(iterations=5).learning_rate
+
+
+# --- the fit -----------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bits_and_another_seed_others() -> None:
+    first, second, other = (fit(Identity(target()), TINY, seed=seed) for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first.image, second.image)
+    for name, values in first.history.items():
+        np.testing.assert_array_equal(values, second.history[name])
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_random_state_of_the_caller_is_left_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    fit(Identity(target()), tiny(iterations=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_result_is_what_its_network_draws_at_the_unperturbed_input() -> None:
+    result = fit(Identity(target()), TINY)
+    with torch.no_grad():
+        output = result.network(result.z.tensor())
+    top, left = (output.shape[2] - 17) // 2, (output.shape[3] - 21) // 2
+    image = output[0, :, top : top + 17, left : left + 21].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(result.image, image)
+    assert result.image.dtype == np.float32
+    assert result.steps == result.best_step == 20
+    assert result.stop_reason == "iterations"
+
+
+def test_fit_learns() -> None:
+    y = target(16, 16).mul(0.05).add(torch.linspace(0.2, 0.8, 16))
+    result = fit(Identity(y), tiny(iterations=120, averaging=0.9), reference=y)
+    assert result.history["loss"][-1] < 0.1 * result.history["loss"][0]
+    assert result.history["psnr"][-1] > result.history["psnr"][0] + 8
+    error = np.mean((result.image - y[0].permute(1, 2, 0).numpy()) ** 2)
+    assert -10 * math.log10(error) > 20
+
+
+def test_perturbation_is_fresh_at_each_step() -> None:
+    still = fit(Identity(target()), tiny(iterations=1, perturbation=0.0))
+    moved = fit(Identity(target()), tiny(iterations=1))
+    assert still.history["loss"][0] != moved.history["loss"][0]
+    one = prepare(Identity(target()), tiny(learning_rate=0.0, consolidation=0))
+    one.run()
+    assert len({row[1] for row in one.rows}) == len(one.rows)  # the weights rest, the loss does not
+
+
+def test_consolidation_brings_the_network_to_the_averaged_picture() -> None:
+    def distance(consolidation: int) -> float:
+        run = prepare(Identity(target()), tiny(iterations=40, consolidation=consolidation))
+        run.run()
+        picture = run._average.values[-1]
+        return torch.nn.functional.mse_loss(run.draw(), picture).item()
+
+    assert distance(30) < 0.5 * distance(0)
+
+
+def test_variance_stops_the_fit_and_chooses_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dip_fast.stopping.IGNORED_STEPS", 3)
+
+    def quiet_at_step_8(self: MovingVariance, iterate: Tensor, step: int) -> bool:
+        self.value = abs(step - 8) + 1.0
+        if not self.value < self.best:
+            return False
+        self.best, self.best_step = self.value, step
+        return True
+
+    monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
+    recipe = tiny(iterations=40, patience=0.25, consolidation=0)
+    averages: dict[int, list[Tensor]] = {}
+    run = prepare(Identity(target()), recipe)
+    run.run([lambda one: averages.setdefault(one.steps, [value.clone() for value in one._average.values])])
+    result = run.result()
+    assert (result.steps, result.best_step, result.stop_reason) == (18, 8, "variance")
+    for value, expected in zip(result.network.parameters(), averages[8], strict=False):
+        assert torch.equal(value, expected)
+
+    never = fit(Identity(target()), replace(recipe, options=replace(recipe.options, stop="never")))
+    assert (never.steps, never.best_step, never.stop_reason) == (40, 40, "iterations")
+
+
+# --- states and trouble ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 7, 19])
+def test_state_continues_bit_for_bit(at: int) -> None:
+    whole = prepare(Identity(target()), TINY, seed=3)
+    whole.run()
+    expected = whole.result()
+
+    first = prepare(Identity(target()), TINY, seed=3)
+    for _ in range(at):
+        first.step()
+    second = prepare(Identity(target()), TINY, seed=3)
+    second.load_state(first.state())
+    second.run()
+    result = second.result()
+    np.testing.assert_array_equal(result.image, expected.image)
+    for name in ("loss", "learning_rate", "variance"):
+        np.testing.assert_array_equal(result.history[name], expected.history[name])
+    for mine, theirs in zip(result.network.parameters(), expected.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_state_is_a_copy() -> None:
+    run = prepare(Identity(target()), TINY)
+    run.step()
+    state = run.state()
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    run.step()
+    for name, tensor in state.tensors.items():
+        np.testing.assert_array_equal(tensor.numpy(), before[name].numpy(), err_msg=name)
+
+
+def test_interrupted_consolidation_is_made_anew() -> None:
+    expected = fit(Identity(target()), TINY)
+    run = prepare(Identity(target()), TINY)
+    run.run([lambda one: one.interrupt() if one.consolidation_steps == 2 else None])
+    state, interrupted = run.state(), run.result()
+    assert interrupted.stop_reason == "interrupted"
+    again = prepare(Identity(target()), TINY)
+    again.load_state(state)
+    again.run()
+    np.testing.assert_array_equal(again.result().image, expected.image)
+
+
+class Faulty(Identity):
+    """Gives a wrong loss at some calls."""
+
+    def __init__(self, y: Tensor, faults: dict[int, float]) -> None:
+        super().__init__(y)
+        self.faults = faults
+        self.calls = 0
+
+    def data_term(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().data_term(x) * self.faults.get(self.calls, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "fault"), [(math.nan, "the loss became nan"), (100.0, "the loss jumped"), (math.inf, "became inf")]
+)
+def test_wrong_loss_falls_back_to_the_last_good_state_at_half_the_rate(factor: float, fault: str) -> None:
+    recipe = tiny(iterations=KEEP_EVERY + 20, consolidation=0)
+    result = fit(Faulty(target(), {KEEP_EVERY + 11: factor}), recipe)
+    (event,) = result.events
+    assert fault in event["fault"]
+    assert (event["step"], event["back_to_step"]) == (KEEP_EVERY + 11, KEEP_EVERY)
+    rates = result.history["learning_rate"]
+    np.testing.assert_allclose(rates, [0.01] * KEEP_EVERY + [0.005] * 20)
+    np.testing.assert_array_equal(result.history["step"], np.arange(1, KEEP_EVERY + 21))
+    assert np.isfinite(result.image).all()
+    # The history up to the good state is that of a fit without the fault.
+    clean = fit(Identity(target()), recipe)
+    np.testing.assert_array_equal(result.history["loss"][:KEEP_EVERY], clean.history["loss"][:KEEP_EVERY])
+
+
+def test_loss_that_stays_wrong_ends_the_fit() -> None:
+    with pytest.raises(DipFastError, match="the loss became nan at step 1, as it did 8 times before"):
+        fit(Faulty(target(), dict.fromkeys(range(3, 1000), math.nan)), TINY)
+
+
+def test_infinite_weights_under_a_finite_loss_are_caught() -> None:
+    class Overflowing(Identity):
+        def data_term(self, x: Tensor) -> Tensor:
+            term = super().data_term(x)
+            if not getattr(self, "done", False) and len(run.rows) == KEEP_EVERY - 1:
+                self.done = True
+                return term + 0 * torch.sqrt(x - x.detach()).sum()  # value 0, gradient NaN
+            return term
+
+    degradation: Degradation = Overflowing(target())
+    run = prepare(degradation, tiny(iterations=KEEP_EVERY + 5, consolidation=0))
+    run.run()
+    assert [event["fault"] for event in run.events] == ["the weights became infinite"]
+    assert np.isfinite(run.result().image).all()

@@ -1,0 +1,156 @@
+"""The networks: their shapes, their parameters, and the original program's weights in `Skip`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dip_fast import networks
+from dip_fast.networks import Decoder, Hourglass, Skip
+from dip_fast.presets import PRESETS
+
+# Outputs of the original program's network, in float64, for weights and inputs given by the formulas below; its
+# state_dict keys and shapes stand beside them.
+ORIGINAL = np.load(Path(__file__).parent / "data" / "skip_original.npz")
+SAME_AS_ORIGINAL = {
+    "bilinear-stride": {"skip": (4, 3), "upsampling": "bilinear"},
+    "no-outer-branch-average": {"skip": (0, 4), "upsampling": "bilinear", "downsampling": "average"},
+    "nearest-max-5x5-no-1x1": {
+        "skip": (4, 0),
+        "upsampling": "nearest",
+        "downsampling": "max",
+        "kernel_down": 5,
+        "conv1x1": False,
+    },
+}
+
+
+def original_state(case: str) -> dict[str, Tensor]:
+    """State of the original's network: a sine in every weight, around 1 in the scales of batch norm."""
+    state = {}
+    number = 0
+    for key, shape_text in zip(ORIGINAL[f"{case}/keys"], ORIGINAL[f"{case}/shapes"], strict=True):
+        shape = [int(side) for side in shape_text.split(",")] if shape_text else []
+        value = torch.zeros(shape, dtype=torch.float64)
+        if key.endswith((".weight", ".bias")):
+            wave = torch.sin(0.7 * torch.arange(value.numel(), dtype=torch.float64) + number)
+            wave /= value[0].numel() ** 0.5 if value.dim() == 4 else 2
+            if value.dim() == 1 and key.endswith(".weight"):
+                wave += 1
+            value = wave.view(shape)
+            number += 1
+        state[str(key)] = value
+    return state
+
+
+@pytest.mark.parametrize("case", SAME_AS_ORIGINAL)
+def test_weights_of_the_original_load_in_order_and_draw_the_same(case: str) -> None:
+    network = Skip(6, 3, down=(8, 12), up=(10, 14), **SAME_AS_ORIGINAL[case]).double()
+    network.load_original(original_state(case))
+    z = torch.cos(0.37 * torch.arange(6 * 16 * 24, dtype=torch.float64)).view(1, 6, 16, 24)
+    with torch.no_grad():
+        output = network(z)
+    # The worst difference seen is 0: the same operations in the same order.
+    np.testing.assert_allclose(output[0].numpy(), ORIGINAL[f"{case}/output"], rtol=0, atol=1e-12)
+
+
+def test_weights_of_another_original_are_refused() -> None:
+    network = Skip(6, 3, down=(8, 12), up=(10, 14), skip=(4, 4))
+    with pytest.raises(
+        ValueError, match=r"scale\.inner\.skip\.conv\.weight must be \(4, 8, 1, 1\), got \(3, 8, 1, 1\)"
+    ):
+        network.load_original(original_state("bilinear-stride"))
+    with pytest.raises(ValueError, match="must hold 46 weights and biases, got 42"):
+        network.load_original(original_state("no-outer-branch-average"))
+
+
+def test_skip_of_the_paper_has_its_parameters() -> None:
+    # 5 scales, 128 channels, 4 skip channels, 32 -> 3 channels: the number that the original's network has.
+    assert sum(parameter.numel() for parameter in Skip().parameters()) == 2_217_831
+
+
+@pytest.mark.parametrize(
+    ("network", "z", "image"),
+    [
+        (Skip(4, 1, down=8, up=8, scales=3), (1, 4, 16, 24), (1, 1, 16, 24)),
+        (Skip(4, 3, down=(6, 8), up=8, skip=(0, 3), upsampling=("nearest", "bilinear")), (1, 4, 8, 12), (1, 3, 8, 12)),
+        (
+            Skip(4, 3, down=8, up=8, scales=1, kernel_up=5, kernel_skip=3, padding_mode="zeros"),
+            (1, 4, 4, 6),
+            (1, 3, 4, 6),
+        ),
+        (Hourglass(3, 3), (1, 3, 128, 192), (1, 3, 128, 192)),
+        (Decoder(8, 3, depth=2), (1, 8, 4, 6), (1, 3, 16, 24)),
+    ],
+    ids=["skip", "skip-by-scale", "skip-kernels", "hourglass", "decoder"],
+)
+def test_output_shape(network: torch.nn.Module, z: tuple[int, ...], image: tuple[int, ...]) -> None:
+    assert network(torch.rand(z)).shape == image
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "picture", "z"),
+    [
+        ("skip", {}, (256, 256), (256, 256)),
+        ("skip", {}, (257, 100), (288, 128)),
+        ("skip", {}, (16, 16), (64, 64)),  # two pixels at the deepest scale
+        ("hourglass", {}, (16, 200), (128, 256)),
+        ("decoder", {}, (256, 256), (4, 4)),
+        ("decoder", {}, (200, 400), (4, 7)),
+    ],
+)
+def test_input_covers_the_picture(name: str, options: dict, picture: tuple[int, int], z: tuple[int, int]) -> None:
+    with torch.device("meta"):
+        network = networks.build(name, 8, 3, **options)
+        assert network.input_size(*picture) == z
+        output = network(torch.empty(1, 8, *z))
+    assert networks.crop(output, *picture).shape == (1, 3, *picture)
+
+
+def test_crop_is_the_middle() -> None:
+    image = torch.arange(6 * 8).view(1, 1, 6, 8)
+    assert torch.equal(networks.crop(image, 3, 4), image[..., 1:4, 2:6])
+
+
+def test_batch_norm_uses_the_statistics_of_the_image_in_inference_too() -> None:
+    network = Skip(4, 3, down=8, up=8, scales=2)
+    z = torch.rand(1, 4, 16, 16)
+    fitted = network(z)
+    assert torch.equal(network.eval()(z), fitted)
+    assert not list(network.buffers())
+
+
+def test_wrong_size_of_z_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"multiples of 32 and at least 64, got \(64, 48\)"):
+        Skip(2, 3, down=4, up=4)(torch.rand(1, 2, 64, 48))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"down": (8, 8), "up": (8, 8, 8)}, r"one number of scales, got \[2, 3\]"),
+        ({"scales": 0}, "scales must be at least 1, got 0"),
+        ({"kernel_up": 4}, "kernel sizes must be odd"),
+        ({"upsampling": "bicubic"}, "upsampling must be one of nearest, bilinear, got 'bicubic'"),
+        ({"downsampling": ("stride", "lanczos"), "scales": 2}, "got 'lanczos'"),
+    ],
+)
+def test_wrong_options_of_skip_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Skip(4, 3, **options)
+
+
+def test_unknown_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of skip, hourglass, decoder, got 'unet'"):
+        networks.build("unet", 3, 3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name: str) -> None:
+    recipe = PRESETS[name].recipe
+    with torch.device("meta"):
+        network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
+        output = network(torch.empty(1, recipe.in_channels, *network.input_size(256, 256)))
+    assert output.shape == (1, 1, 256, 256)
