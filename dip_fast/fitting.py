@@ -312,7 +312,7 @@ class Fit:
         weights = [value.clone().requires_grad_() for value in weights]
         named = dict(zip(self._parameters, weights, strict=True))
         optimizer = torch.optim.Adam(weights, lr=self.options.consolidation_learning_rate, fused=True)
-        while self.consolidation_steps < self.options.consolidation and not self.interrupted:
+        while self.consolidation_steps < self.options.consolidation_steps and not self.interrupted:
             started = time.perf_counter()
             output = torch.func.functional_call(self.network, named, (self._input,))
             x = networks.crop(output, *self.degradation.size)

@@ -29,7 +29,8 @@ class FitOptions:
     patience : float
         Part of the iterations to go on without a new minimum of the variance.
     consolidation : int
-        Last steps, which fit the averaged network at the unperturbed z to the averaged picture.
+        Last steps, which fit the averaged network at the unperturbed z to the averaged picture; a tenth of the
+        iterations where that is less.
     consolidation_learning_rate : float
         Adam's in these steps.
     """
@@ -44,6 +45,11 @@ class FitOptions:
     patience: float = 0.25
     consolidation: int = 40
     consolidation_learning_rate: float = 0.003
+
+    @property
+    def consolidation_steps(self) -> int:
+        """Steps of consolidation that follow the iterations."""
+        return min(self.consolidation, self.iterations // 10)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
