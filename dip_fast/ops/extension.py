@@ -77,6 +77,8 @@ def load() -> ModuleType | None:
     ------
     UsageError
         If ``DIP_FAST_BUILD`` is neither ``auto`` nor ``never``.
+    ImportError
+        If the extension refuses to start, or other code has registered its operators in this process.
     """
     global _loaded
     with _loading:
@@ -113,21 +115,25 @@ def _load() -> Extension:
     policy = os.environ.get("DIP_FAST_BUILD", "auto")
     if policy not in ("auto", "never"):
         raise UsageError(f"DIP_FAST_BUILD must be auto or never, got {policy!r}")
-    # A second registration of the same operators ends the process, so it must not come to that.
+    # A second registration of the same operators would end the process.
     if any(name.startswith("dip_fast::") for name in torch._C._dispatch_get_all_op_names()):
-        return Extension(reason="another library has already registered operators named dip_fast in this process")
+        raise ImportError("another library in this process has registered the operators of dip_fast already")
 
     wanted = building.target()
     shipped = building.read_record(shipped_library())
     differing = [name for name in wanted if wanted[name] != shipped.get(name)]
     if shipped and not differing:
-        return _import(shipped_library(), "shipped")
-    reason = "no build came with this package"
-    if shipped:
+        extension = _import(shipped_library(), "shipped")
+        if extension.module is not None:
+            return extension
+        reason = extension.reason
+    elif shipped:
         name = differing[0]
         reason = f"the build that came with this package was made for another {name}"
         if name in ("torch", "python"):
             reason += f", {shipped.get(name)} and not {wanted[name]}"
+    else:
+        reason = "no build came with this package"
 
     key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
     library = cache_folder() / key / "_C.so"
@@ -177,6 +183,8 @@ def _import(library: Path, origin: str) -> Extension:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
+        if error.path is None:  # raised by the extension itself, say for a wrong DIP_FAST_CPU
+            raise
         return Extension(reason=f"{library} cannot be loaded: {error}")
     sys.modules[MODULE] = module
     return Extension(module, library, origin, record=building.read_record(library))
