@@ -7,6 +7,7 @@
 template <class T>
 static inline void join_products(const T* __restrict product, int64_t slot, int64_t length, T bias, T* __restrict even,
                                  T* __restrict odd) {
+#pragma omp simd
   for (int64_t t = 0; t < length; ++t) {
     const T* m = product + t;
     const T left = m[slot], right = m[2 * slot], all = m[0] + bias;

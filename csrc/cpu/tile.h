@@ -17,24 +17,26 @@ struct Tile {
   static constexpr int LANES = LANES_, MR = MR_, VECTORS = VECTORS_, NR = LANES * VECTORS;
   typedef T Vector __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T))));
 
+  static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
+
   template <int ROWS>
-  static void only(int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo, bool accumulate) {
-    Vector sum[ROWS][VECTORS];
-    for (int i = 0; i < ROWS; ++i)
-      for (int v = 0; v < VECTORS; ++v)
-        sum[i][v] = accumulate ? *reinterpret_cast<const Vector*>(out + i * ldo + v * LANES) : Vector{};
-#pragma GCC unroll 2
-    for (int64_t r = 0; r < depth; ++r) {
+  __attribute__((noinline)) static void only(int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo,
+                                             bool accumulate) {
+    Vector sum[ROWS][VECTORS] = {};
+    for (int64_t r = 0; r < depth; ++r, ++a, b += NR) {
       Vector row[VECTORS];
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Vector*>(b + r * NR + v * LANES);
+      for (int v = 0; v < VECTORS; ++v) row[v] = load(b + v * LANES);
 #pragma GCC unroll 16
-      for (int i = 0; i < ROWS; ++i)
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[i][v] += a[i * lda + r] * row[v];
+      for (int i = 0; i < ROWS; ++i) {
+        const T value = a[i * lda];
+        for (int v = 0; v < VECTORS; ++v) sum[i][v] += value * row[v];
+      }
     }
     for (int i = 0; i < ROWS; ++i)
-      for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<Vector*>(out + i * ldo + v * LANES) = sum[i][v];
+      for (int v = 0; v < VECTORS; ++v) {
+        Vector* to = reinterpret_cast<Vector*>(out + i * ldo + v * LANES);
+        *to = accumulate ? *to + sum[i][v] : sum[i][v];
+      }
   }
 
   template <int ROWS = MR>

@@ -52,6 +52,7 @@ static inline void fill_zero(T* out, int64_t count) {
 template <class T>
 static inline void fields_of(const T* __restrict up, const T* __restrict mid, const T* __restrict down, int64_t length,
                              T* __restrict out, int64_t slot) {
+#pragma omp simd
   for (int64_t t = 0; t < length; ++t) {
     const T centre = mid[t], above = mid[t] - up[t], below = down[t] - mid[t];
     out[t] = centre;
@@ -160,6 +161,7 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
         for (int a = 0; a < 3; ++a) {
           const T* h = along_h[a];
           T* o = to + 3 * a * slot;
+#pragma omp simd
           for (int64_t t = 0; t < length; ++t) {
             o[t] = h[2 * t + 1] + h[2 * t + 2];
             o[t + slot] = h[2 * t + 1] - h[2 * t + 3];
@@ -186,6 +188,7 @@ static void product_gradients(const T* grad, const Shape& s, const Region& regio
       for (int p = 0; p < 2; ++p)
         gradient_row<2 * MAX>(grad + k * 4 * s.H * s.W, s, 2 * i + p, 2 * j, 2 * length, g[p]);
       T* o = row + (site - first);
+#pragma omp simd
       for (int64_t t = 0; t < length; ++t) {
         const T a = g[0][2 * t], b = g[0][2 * t + 1], c = g[1][2 * t], d = g[1][2 * t + 1];
         o[t] = (a + b) + (c + d);
