@@ -1,5 +1,42 @@
 """Build of the package; the metadata stands in pyproject.toml."""
 
-from setuptools import setup
+import runpy
+import shutil
+import sys
+from pathlib import Path
 
-setup()
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+# By its path: importing dip_fast.ops would load the extension, or build it.
+building = runpy.run_path(str(ROOT / "dip_fast" / "ops" / "building.py"))
+
+
+class BuildPython(build_py):
+    def run(self):
+        # setuptools leaves in build/ what a former version of the package had, and packs it.
+        shutil.rmtree(Path(self.build_lib) / "dip_fast", ignore_errors=True)
+        super().run()
+
+
+class BuildExtension(build_ext):
+    def build_extension(self, ext):
+        building["build"](Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
+
+
+missing = building["missing"]()
+if missing is not None:
+    print(
+        f"dip-fast: installing without compiled operators, {missing}; they are compiled on first use", file=sys.stderr
+    )
+
+setup(
+    packages=[*find_packages(include=["dip_fast*"]), "dip_fast._csrc"],
+    package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
+    package_data={"dip_fast._csrc": ["sources.txt", "**/*.h", "**/*.cpp"]},
+    exclude_package_data={"dip_fast._csrc": ["test/*"]},
+    ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
+    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
+)

@@ -13,26 +13,11 @@ if TYPE_CHECKING:
     from dip_fast.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.errors import DipFastError, UsageError
     from dip_fast.fitting import Fit, Result, fit
+    from dip_fast.ops.fuse import fuse, fusion_report
+    from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
 
 __version__ = "0.1.0"
-
-_HOME = {
-    "denoise": "api",
-    "inpaint": "api",
-    "Degradation": "degradations",
-    "Identity": "degradations",
-    "Mask": "degradations",
-    "Operator": "degradations",
-    "DipFastError": "errors",
-    "UsageError": "errors",
-    "Fit": "fitting",
-    "Result": "fitting",
-    "fit": "fitting",
-    "PRESETS": "presets",
-    "FitOptions": "presets",
-    "Recipe": "presets",
-}
 
 __all__ = [
     "PRESETS",
@@ -45,17 +30,31 @@ __all__ = [
     "Operator",
     "Recipe",
     "Result",
+    "UpsampleConv2d",
     "UsageError",
     "denoise",
     "fit",
+    "fuse",
+    "fusion_report",
     "inpaint",
 ]
 
+_HOME = {
+    "api": ("denoise", "inpaint"),
+    "degradations": ("Degradation", "Identity", "Mask", "Operator"),
+    "errors": ("DipFastError", "UsageError"),
+    "fitting": ("Fit", "Result", "fit"),
+    "ops.fuse": ("fuse", "fusion_report"),
+    "ops.modules": ("UpsampleConv2d",),
+    "presets": ("PRESETS", "FitOptions", "Recipe"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'dip_fast' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dip_fast.{_HOME[name]}"), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dip_fast.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

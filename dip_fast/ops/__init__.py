@@ -1,1 +1,5 @@
-"""The operators."""
+"""The operators; importing this registers them with PyTorch."""
+
+from dip_fast.ops.upsample_conv import upsample_conv2d
+
+__all__ = ["upsample_conv2d"]

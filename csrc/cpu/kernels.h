@@ -1,0 +1,56 @@
+// What the host wrapper knows of the kernels: shapes, and one table of functions for each instruction set.
+//
+// A pass is cut into items, a function of the shape alone; each item is worked on by one thread, and no two items write
+// to the same place.  Results are therefore the same for any number of threads.
+#pragma once
+
+#include <cstdint>
+
+namespace dip_fast::cpu {
+
+enum class Padding { zeros, reflect, replicate };
+
+struct Shape {
+  int64_t N, C, K, H, W;  // input (N, C, H, W), weight (K, C, 3, 3), output (N, K, 2H, 2W)
+  bool bilinear;
+  Padding padding;
+};
+
+// All tensors are contiguous.  Scratch is counted in elements and aligned to 64 bytes.
+template <class T>
+struct Kernels {
+  // The nine weights of the products, and those of the ring, as (9, K, C) for the forward pass, else (9, C, K).
+  int64_t (*packed_size)(const Shape&);
+  void (*pack)(const Shape&, const T* weight, bool transposed, T* packed);
+
+  int64_t (*forward_items)(const Shape&);
+  int64_t (*forward_scratch)(const Shape&);
+  void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch);
+
+  int64_t (*data_gradient_items)(const Shape&);
+  int64_t (*data_gradient_scratch)(const Shape&);
+  void (*data_gradient)(const Shape&, const T* grad, const T* packed, T* grad_input, int64_t item, T* scratch);
+
+  // Each item gives its own sums; add_sums adds them to the total in the order of the items, and finish makes the
+  // gradients of weight and bias (each may be null) from the total.
+  int64_t (*weight_gradient_items)(const Shape&);
+  int64_t (*weight_gradient_scratch)(const Shape&);
+  int64_t (*sums_size)(const Shape&);
+  void (*weight_gradient)(const Shape&, const T* grad, const T* input, T* sums, int64_t item, T* scratch);
+  void (*finish)(const Shape&, const T* total, T* grad_weight, T* grad_bias);
+};
+
+struct Level {
+  const char* name;  // as in DIP_FAST_CPU
+  const Kernels<float>* float32;
+  const Kernels<double>* float64;
+};
+
+extern const Level portable, avx2, avx512;
+
+// The level in use: the one forced through DIP_FAST_CPU or select, else the best that this CPU has.
+const Level& level();
+bool has(const char* name);     // whether this CPU can run a level
+void select(const char* name);  // throws std::invalid_argument for one that is unknown or cannot run here
+
+}  // namespace dip_fast::cpu

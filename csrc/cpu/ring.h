@@ -1,0 +1,189 @@
+// Bilinear is computed with replicated borders; with zeros or reflected ones the outermost ring of outputs differs, by
+// one-dimensional convolutions along the four sides of
+//
+//   e = (what the padding holds) - (the nearest pixel of the upsampled image)
+//
+// with the three taps that reach over that side.  With the nine weights of the products (slots 3a + b, transform.h)
+// they read, for the bottom,  w20 e[j-1] + w21 e[j] + w22 e[j+1] = W20 e[j] + W21 (e[j] - e[j-1]) + W22 (e[j+1] -
+// e[j]), the transform of transform.h in one dimension; for the top and the left the sign turns.  The corners of the
+// padding belong to top and bottom; on the left and right e is zero there.
+//
+// Along a side, `near` is the border line of the low-resolution image and `far` the one beside it.  The upsampled image
+// has the lines  u0 = up(near)  and  u1 = up((3 near + far) / 4),  so e = -u0 for zeros and u1 - u0 for reflect, where
+// at the corners u1 is reflected and u0 repeated.
+#pragma once
+
+#include "tile.h"
+#include "transform.h"
+
+struct Side {
+  bool vertical;      // left or right
+  bool end;           // bottom or right
+  int64_t size;       // of the low-resolution line
+  int64_t near, far;  // offsets of the lines in a channel of the low-resolution image
+  int64_t step;       // from pixel to pixel there
+  int64_t output;     // the same in the output
+  int64_t output_step;
+  int slots[3];
+};
+
+static inline bool has_ring(const Shape& s) { return s.bilinear && s.padding != Padding::replicate; }
+
+static inline Side side_of(const Shape& s, int index) {
+  const bool vertical = index >= 2, end = index % 2 == 1;
+  const int slot = end ? 2 : 1;
+  if (vertical)
+    return {vertical,
+            end,
+            s.H,
+            end ? s.W - 1 : 0,
+            end ? (s.W > 1 ? s.W - 2 : 0) : (s.W > 1 ? 1 : 0),
+            s.W,
+            end ? 2 * s.W - 1 : 0,
+            2 * s.W,
+            {slot, 3 + slot, 6 + slot}};
+  const int64_t last = s.H - 1, next = s.H > 1 ? 1 : 0;
+  return {vertical,
+          end,
+          s.W,
+          end ? last * s.W : 0,
+          (end ? last - next : next) * s.W,
+          1,
+          end ? (2 * s.H - 1) * 2 * s.W : 0,
+          1,
+          {3 * slot, 3 * slot + 1, 3 * slot + 2}};
+}
+
+// Bilinear upsampling at `position`: 3/4 of pixel `main` and 1/4 of pixel `other`.
+struct Upsampled {
+  int64_t main, other;
+  Upsampled(int64_t position, int64_t size) : main(position / 2), other(position % 2 ? main + 1 : main - 1) {
+    if (other < 0) other = 0;
+    if (other >= size) other = size - 1;
+  }
+};
+
+// Where e at a position in -1 .. 2 size comes from: u0 at `repeated` and u1 at `reflected`.
+struct Padded {
+  int64_t repeated, reflected;
+  Padded(int64_t position, int64_t size) : repeated(position), reflected(position) {
+    if (position < 0) repeated = 0, reflected = 1;
+    if (position >= 2 * size) repeated = 2 * size - 1, reflected = 2 * size - 2;
+  }
+};
+
+template <class T>
+static inline T ring_value(const T* channel, const Shape& s, const Side& side, int64_t position) {
+  if (side.vertical && (position < 0 || position >= 2 * side.size)) return 0;
+  const T three = static_cast<T>(0.75), one = static_cast<T>(0.25);
+  const Padded at(position, side.size);
+  const Upsampled u0(at.repeated, side.size);
+  const T* near = channel + side.near;
+  const T repeated = three * near[u0.main * side.step] + one * near[u0.other * side.step];
+  if (s.padding == Padding::zeros) return -repeated;
+  const Upsampled u1(at.reflected, side.size);
+  const T* far = channel + side.far;
+  const T main = three * near[u1.main * side.step] + one * far[u1.main * side.step];
+  const T other = three * near[u1.other * side.step] + one * far[u1.other * side.step];
+  return (three * main + one * other) - repeated;
+}
+
+// The three fields of e at positions first .. last, at most NR, of all channels: [3][C][NR], zero from `last` on.
+template <int NR, class T>
+static void ring_fields(const T* image, const Shape& s, const Side& side, int64_t first, int64_t last, T* out) {
+  const T sign = side.end ? 1 : -1;
+  const int64_t slot = s.C * NR, length = last - first;
+  for (int64_t c = 0; c < s.C; ++c) {
+    T e[NR + 2] = {};
+    for (int64_t t = 0; t < length + 2; ++t) e[t] = sign * ring_value(image + c * s.H * s.W, s, side, first - 1 + t);
+    T* o = out + c * NR;
+    for (int64_t t = 0; t < NR; ++t) {
+      const bool in = t < length;
+      o[t] = in ? e[t + 1] : 0;
+      o[t + slot] = in ? e[t + 1] - e[t] : 0;
+      o[t + 2 * slot] = in ? e[t + 2] - e[t + 1] : 0;
+    }
+  }
+}
+
+// out[row - begin][NR] = sum over the three slots of weight[slot][row][depth] * fields[slot][depth][NR]
+template <class Tile, class T = typename Tile::T>
+static void ring_products(const T* weight, const Side& side, int64_t rows, int64_t depth, const T* fields,
+                          int64_t first_tile, int64_t last_tile, T* out) {
+  const int64_t begin = Tile::tile_begin(rows, first_tile);
+  for (int a = 0; a < 3; ++a)
+    for (int64_t t = first_tile; t < last_tile; ++t) {
+      const int64_t row = Tile::tile_begin(rows, t), end = Tile::tile_begin(rows, t + 1);
+      Tile::upto(static_cast<int>(end - row), depth, weight + (side.slots[a] * rows + row) * depth, depth,
+                 fields + a * depth * Tile::NR, out + (row - begin) * Tile::NR, Tile::NR, a > 0);
+    }
+}
+
+// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W), for tiles of channels.
+template <class Tile, class T = typename Tile::T>
+static void ring_forward(const T* image, const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
+                         int64_t first_tile, int64_t last_tile, T* output, T* scratch) {
+  constexpr int NR = Tile::NR;
+  T *fields = scratch, *sums = scratch + 3 * s.C * NR;
+  for (int64_t begin = first; begin < last; begin += NR) {
+    const int64_t end = begin + NR < last ? begin + NR : last;
+    ring_fields<NR>(image, s, side, begin, end, fields);
+    ring_products<Tile>(packed, side, s.K, s.C, fields, first_tile, last_tile, sums);
+    const int64_t k0 = Tile::tile_begin(s.K, first_tile), k1 = Tile::tile_begin(s.K, last_tile);
+    for (int64_t k = k0; k < k1; ++k) {
+      T* to = output + k * 4 * s.H * s.W + side.output;
+      for (int64_t t = begin; t < end; ++t) to[t * side.output_step] += sums[(k - k0) * NR + (t - begin)];
+    }
+  }
+}
+
+// Adds the gradient that comes through e to those pixels of an input image (C, H, W) that lie in rows top .. bottom.
+template <class Tile, class T = typename Tile::T>
+static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, const Side& side, int64_t top,
+                               int64_t bottom, T* grad_input, T* scratch) {
+  constexpr int NR = Tile::NR;
+  const T sign = side.end ? 1 : -1, three = static_cast<T>(0.75), one = static_cast<T>(0.25);
+  const int64_t size = 2 * side.size;
+  int64_t first = -1, last = size + 1;
+  if (side.vertical) {
+    first = 2 * top > 0 ? 2 * top - 1 : 0;
+    last = 2 * bottom < size ? 2 * bottom + 1 : size;
+  }
+  T *fields = scratch, *sums = scratch + 3 * s.K * NR;
+  for (int64_t begin = first; begin < last; begin += NR) {
+    const int64_t end = begin + NR < last ? begin + NR : last, slot = s.K * NR;
+    for (int64_t k = 0; k < s.K; ++k) {
+      const T* from = grad + k * 4 * s.H * s.W + side.output;
+      T g[NR + 2] = {};
+      for (int64_t t = 0; t < NR + 2; ++t) {
+        const int64_t position = begin - 1 + t;
+        if (position >= 0 && position < size) g[t] = sign * from[position * side.output_step];
+      }
+      T* o = fields + k * NR;
+      for (int64_t t = 0; t < NR; ++t) {
+        o[t] = g[t + 1];
+        o[t + slot] = g[t + 1] - g[t + 2];
+        o[t + 2 * slot] = g[t] - g[t + 1];
+      }
+    }
+    ring_products<Tile>(packed, side, s.C, s.K, fields, 0, Tile::tiles(s.C), sums);
+    for (int64_t c = 0; c < s.C; ++c) {
+      T* channel = grad_input + c * s.H * s.W;
+      const auto add = [&](int64_t offset, T value) {
+        if (offset >= top * s.W && offset < bottom * s.W) channel[offset] += value;
+      };
+      for (int64_t t = begin; t < end; ++t) {
+        const T value = sums[c * NR + (t - begin)];
+        const Padded at(t, side.size);
+        const Upsampled u0(at.repeated, side.size), u1(at.reflected, side.size);
+        add(side.near + u0.main * side.step, -three * value);
+        add(side.near + u0.other * side.step, -one * value);
+        if (s.padding == Padding::zeros) continue;
+        add(side.near + u1.main * side.step, three * three * value);
+        add(side.near + u1.other * side.step, three * one * value);
+        add(side.far + u1.main * side.step, one * three * value);
+        add(side.far + u1.other * side.step, one * one * value);
+      }
+    }
+  }
+}

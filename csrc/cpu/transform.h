@@ -1,0 +1,264 @@
+// The transforms: what the nine products are taken of.  Adds only; borders are dealt with here and nowhere else.
+//
+// One dimension, nearest, a site i of the low-resolution image, taps w0 w1 w2, S = w0 + w1 + w2, D[i] = x[i] - x[i-1]:
+//
+//   y[2i]   = S x[i] - w0 D[i]             three products, S x[i], -w0 D[i] and w2 D[i+1], for two outputs
+//   y[2i+1] = S x[i] + w2 D[i+1]
+//
+// Two dimensions are the tensor product.  Slot 3a + b holds functional a along H and b along W of each of
+//
+//            fields of x            weights          the outputs it is added to
+//   0        x[i]                   w0 + w1 + w2     both
+//   1        x[i] - x[i-1]          -w0              the even one
+//   2        x[i+1] - x[i]          w2               the odd one
+//
+// with x[-1] and x[H] the nearest pixel (reflect and replicate are the same after upsampling by two) or zero.
+//
+// Gradients, g = dL/dy.  As each x[i] is in the fields of three sites, its gradient is moved from the products' results
+// to their operands, and is then one sum of nine products with no neighbours:
+//
+//   dx[i] = S (g[2i] + g[2i+1]) - w0 (g[2i] - g[2i+2]) + w2 (g[2i-1] - g[2i+1])
+//
+// with g zero outside of the image; where D[0] and D[W] are zero by padding, g[0] and g[2W-1] are left out of the
+// second and third.  The weights' gradients are products of the fields of x with g[2i] + g[2i+1], g[2i] and g[2i+1].
+//
+// Bilinear is nearest with replicated borders, blurred along H and W by [1 2 1]/4 with replicated borders.  The blur is
+// its own adjoint, so gradients are blurred while they are loaded.
+//
+// Sites of a region are numbered along its rows; a panel holds NR of them: [slot][panel][channel][NR].
+#pragma once
+
+struct Region {
+  int64_t row, col, rows, cols;
+};
+
+// Calls f(i, j, site, length) for each stretch of sites first..last that lies in one row.
+template <class F>
+static inline void each_stretch(const Region& region, int64_t first, int64_t last, F f) {
+  for (int64_t s = first; s < last;) {
+    const int64_t i = s / region.cols, j = s % region.cols;
+    const int64_t length = region.cols - j < last - s ? region.cols - j : last - s;
+    f(region.row + i, region.col + j, s, length);
+    s += length;
+  }
+}
+
+template <class T>
+static inline void fill_zero(T* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = 0;
+}
+
+// Nine fields of `length` sites of one channel from three rows, each with a neighbour on either side.
+template <class T>
+static inline void fields_of(const T* __restrict up, const T* __restrict mid, const T* __restrict down, int64_t length,
+                             T* __restrict out, int64_t slot) {
+#pragma omp simd
+  for (int64_t t = 0; t < length; ++t) {
+    const T centre = mid[t], above = mid[t] - up[t], below = down[t] - mid[t];
+    out[t] = centre;
+    out[t + slot] = centre - mid[t - 1];
+    out[t + 2 * slot] = mid[t + 1] - centre;
+    out[t + 3 * slot] = above;
+    out[t + 4 * slot] = above - (mid[t - 1] - up[t - 1]);
+    out[t + 5 * slot] = (mid[t + 1] - up[t + 1]) - above;
+    out[t + 6 * slot] = below;
+    out[t + 7 * slot] = below - (down[t - 1] - mid[t - 1]);
+    out[t + 8 * slot] = (down[t + 1] - mid[t + 1]) - below;
+  }
+}
+
+// The fields of sites first .. first + panels * NR of a region of one image (C, H, W); sites from `last` on are zero.
+template <int NR, class T>
+static void input_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last,
+                         int64_t panels, T* out) {
+  const bool zeros = s.padding == Padding::zeros && !s.bilinear;
+  const int64_t slot = panels * s.C * NR, plane = s.H * s.W;
+  static const T nothing[NR + 2] = {};
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t begin = first + p * NR, end = begin + NR < last ? begin + NR : last;
+    T* panel = out + p * s.C * NR;
+    if (end < begin + NR)
+      for (int a = 0; a < 9; ++a) fill_zero(panel + a * slot, s.C * NR);
+    each_stretch(region, begin, end, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+      T* to = panel + (site - begin);
+      const bool inside = j > 0 && j + length < s.W;
+      for (int64_t c = 0; c < s.C; ++c, to += NR) {
+        const T* mid = image + c * plane + i * s.W + j;
+        const T* rows[3] = {i > 0   ? mid - s.W
+                            : zeros ? nullptr
+                                    : mid,
+                            mid,
+                            i + 1 < s.H ? mid + s.W
+                            : zeros     ? nullptr
+                                        : mid};
+        T padded[3][NR + 2];
+        for (int a = 0; a < 3; ++a) {
+          if (rows[a] == nullptr) {
+            rows[a] = nothing + 1;
+          } else if (!inside) {
+            for (int64_t t = 0; t < length; ++t) padded[a][t + 1] = rows[a][t];
+            padded[a][0] = j > 0 ? rows[a][-1] : zeros ? 0 : rows[a][0];
+            padded[a][length + 1] = j + length < s.W ? rows[a][length] : zeros ? 0 : rows[a][length - 1];
+            rows[a] = padded[a] + 1;
+          }
+        }
+        if (length == NR)
+          fields_of(rows[0], rows[1], rows[2], NR, to, slot);
+        else
+          fields_of(rows[0], rows[1], rows[2], length, to, slot);
+      }
+    });
+  }
+}
+
+// Columns col .. col + count of row `row` of one channel's gradient (2H, 2W), zero outside of the image.
+template <int MAX, class T>
+static inline void gradient_row(const T* grad, const Shape& s, int64_t row, int64_t col, int64_t count, T* out) {
+  const int64_t H = 2 * s.H, W = 2 * s.W;
+  if (row < 0 || row >= H) return fill_zero(out, count);
+  const int64_t begin = col < 0 ? -col : 0, end = col + count > W ? W - col : count;  // those inside the image
+  const T* mid = grad + row * W + col;
+  for (int64_t t = 0; t < begin; ++t) out[t] = 0;
+  for (int64_t t = end; t < count; ++t) out[t] = 0;
+  if (!s.bilinear) {
+    for (int64_t t = begin; t < end; ++t) out[t] = mid[t];
+    return;
+  }
+  const T *up = row > 0 ? mid - W : mid, *down = row + 1 < H ? mid + W : mid;
+  const int64_t left = col + begin > 0 ? begin - 1 : begin, right = col + end < W ? end + 1 : end;
+  T blurred[MAX + 2];  // along H, from column col - 1 on
+  for (int64_t t = left; t < right; ++t) blurred[t + 1] = (up[t] + down[t]) + 2 * mid[t];
+  if (left == begin) blurred[begin] = blurred[begin + 1];
+  if (right == end) blurred[end + 1] = blurred[end];
+  for (int64_t t = begin; t < end; ++t)
+    out[t] = ((blurred[t] + blurred[t + 2]) + 2 * blurred[t + 1]) * static_cast<T>(0.0625);
+}
+
+// The operands of the data gradient, in panels over the output channels, for the sites first .. last of a region.
+template <int NR, class T>
+static void gradient_fields(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
+                            int64_t panels, T* out) {
+  const bool zeros = s.padding == Padding::zeros && !s.bilinear;
+  const int64_t slot = panels * s.K * NR;
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t begin = first + p * NR, end = begin + NR < last ? begin + NR : last;
+    T* panel = out + p * s.K * NR;
+    if (end < begin + NR)
+      for (int a = 0; a < 9; ++a) fill_zero(panel + a * slot, s.K * NR);
+    each_stretch(region, begin, end, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+      T* to = panel + (site - begin);
+      for (int64_t k = 0; k < s.K; ++k, to += NR) {
+        T g[4][2 * NR + 2];  // rows 2i - 1 .. 2i + 2 from column 2j - 1 on
+        for (int r = 0; r < 4; ++r)
+          gradient_row<2 * NR + 2>(grad + k * 4 * s.H * s.W, s, 2 * i - 1 + r, 2 * j - 1, 2 * length + 2, g[r]);
+        const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
+        T along_h[3][2 * NR + 2];
+        for (int64_t t = 0; t < 2 * length + 2; ++t) {
+          along_h[0][t] = g[1][t] + g[2][t];
+          along_h[1][t] = even * g[1][t] - g[3][t];
+          along_h[2][t] = g[0][t] - odd * g[2][t];
+        }
+        for (int a = 0; a < 3; ++a) {
+          const T* h = along_h[a];
+          T* o = to + 3 * a * slot;
+#pragma omp simd
+          for (int64_t t = 0; t < length; ++t) {
+            o[t] = h[2 * t + 1] + h[2 * t + 2];
+            o[t + slot] = h[2 * t + 1] - h[2 * t + 3];
+            o[t + 2 * slot] = h[2 * t] - h[2 * t + 2];
+          }
+          if (!zeros && j == 0) o[slot] = -h[3];
+          if (!zeros && j + length == s.W) o[length - 1 + 2 * slot] = h[2 * length - 2];
+        }
+      }
+    });
+  }
+}
+
+// The gradients of the nine products of sites first .. last of a region, by rows: [slot][k][size]; zero from `last` on.
+template <int MAX, class T>
+static void product_gradients(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
+                              int64_t size, T* out) {
+  const int64_t slot = s.K * size;
+  for (int64_t k = 0; k < s.K; ++k) {
+    T* row = out + k * size;
+    for (int a = 0; a < 9; ++a) fill_zero(row + a * slot + (last - first), size - (last - first));
+    each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+      T g[2][2 * MAX];
+      for (int p = 0; p < 2; ++p)
+        gradient_row<2 * MAX>(grad + k * 4 * s.H * s.W, s, 2 * i + p, 2 * j, 2 * length, g[p]);
+      T* o = row + (site - first);
+#pragma omp simd
+      for (int64_t t = 0; t < length; ++t) {
+        const T a = g[0][2 * t], b = g[0][2 * t + 1], c = g[1][2 * t], d = g[1][2 * t + 1];
+        o[t] = (a + b) + (c + d);
+        o[t + slot] = a + c;
+        o[t + 2 * slot] = b + d;
+        o[t + 3 * slot] = a + b;
+        o[t + 4 * slot] = a;
+        o[t + 5 * slot] = b;
+        o[t + 6 * slot] = c + d;
+        o[t + 7 * slot] = c;
+        o[t + 8 * slot] = d;
+      }
+    });
+  }
+}
+
+// Panels of one slot [panel][channel][NR sites] turned into panels of channels [channel / NR][site][NR channels].
+template <int NR, class T>
+static void turn_panels(const T* in, int64_t channels, int64_t panels, T* out) {
+  for (int64_t c = 0; c < channels; c += NR) {
+    const int64_t count = channels - c < NR ? channels - c : NR;
+    T* block = out + c * panels * NR;
+    if (count < NR) fill_zero(block, panels * NR * NR);
+    for (int64_t p = 0; p < panels; ++p)
+      for (int64_t t = 0; t < NR; ++t)
+        for (int64_t i = 0; i < count; ++i) block[(p * NR + t) * NR + i] = in[(p * channels + c + i) * NR + t];
+  }
+}
+
+// The nine weights (9, K, C), or (9, C, K) transposed, of rows k .. of a weight (K, C, 3, 3).
+template <class T>
+static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, T* out) {
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t c = 0; c < C; ++c) {
+      double w[3][3], along_h[3][3];
+      for (int t = 0; t < 9; ++t) w[t / 3][t % 3] = static_cast<double>(weight[(k * C + c) * 9 + t]);
+      for (int b = 0; b < 3; ++b) {
+        along_h[0][b] = (w[0][b] + w[1][b]) + w[2][b];
+        along_h[1][b] = -w[0][b];
+        along_h[2][b] = w[2][b];
+      }
+      T* o = out + (transposed ? c * K + k : k * C + c);
+      for (int a = 0; a < 3; ++a) {
+        o[(3 * a) * K * C] = static_cast<T>((along_h[a][0] + along_h[a][1]) + along_h[a][2]);
+        o[(3 * a + 1) * K * C] = static_cast<T>(-along_h[a][0]);
+        o[(3 * a + 2) * K * C] = static_cast<T>(along_h[a][2]);
+      }
+    }
+  }
+}
+
+// The adjoint of pack_weight: the sums (9, K, ldc) of the products' gradients give the gradient (K, C, 3, 3).
+template <class T>
+static void unpack_weight_gradient(const T* sums, int64_t K, int64_t C, int64_t ldc, T* grad_weight) {
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t c = 0; c < C; ++c) {
+      const T* in = sums + k * ldc + c;
+      T* out = grad_weight + (k * C + c) * 9;
+      T along_w[3][3];
+      for (int a = 0; a < 3; ++a) {
+        const T s = in[(3 * a) * K * ldc];
+        along_w[a][0] = s - in[(3 * a + 1) * K * ldc];
+        along_w[a][1] = s;
+        along_w[a][2] = s + in[(3 * a + 2) * K * ldc];
+      }
+      for (int b = 0; b < 3; ++b) {
+        out[b] = along_w[0][b] - along_w[1][b];
+        out[3 + b] = along_w[0][b];
+        out[6 + b] = along_w[0][b] + along_w[2][b];
+      }
+    }
+  }
+}

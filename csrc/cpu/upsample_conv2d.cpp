@@ -1,0 +1,217 @@
+// From tensors to pointers: checks, allocation, threads, registration.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <tuple>
+
+#include "kernels.h"
+
+namespace dip_fast::cpu {
+namespace {
+
+using at::Tensor;
+
+// ---- checks: the rules of dip_fast/ops/reference.py, which has them for the fake kernel and the reference
+
+void check_tensor(const char* name, const Tensor& tensor, const Tensor& input) {
+  TORCH_CHECK_NOT_IMPLEMENTED(tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
+                              " must be a dense tensor on the CPU, got device ", tensor.device(), " and layout ",
+                              tensor.layout());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input, ",
+                   input.scalar_type(), ", got ", tensor.scalar_type());
+}
+
+Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view mode, c10::string_view padding_mode) {
+  Shape shape{};
+  TORCH_CHECK_VALUE(mode == "nearest" || mode == "bilinear", "mode must be nearest or bilinear, got '", mode, "'");
+  shape.bilinear = mode == "bilinear";
+  if (padding_mode == "zeros")
+    shape.padding = Padding::zeros;
+  else if (padding_mode == "reflect")
+    shape.padding = Padding::reflect;
+  else if (padding_mode == "replicate")
+    shape.padding = Padding::replicate;
+  else
+    TORCH_CHECK_VALUE(false, "padding_mode must be zeros, reflect or replicate, got '", padding_mode, "'");
+  const auto dtype = input.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+                   "input must be of dtype float32, float64, bfloat16, float16, got ", dtype);
+  check_tensor("input", input, input);
+  check_tensor("weight", weight, input);
+  TORCH_CHECK_VALUE(input.dim() == 4 && input.size(1) >= 1 && input.size(2) >= 1 && input.size(3) >= 1,
+                    "input must be (N, C, H, W) with C, H, W >= 1, got ", input.sizes());
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == input.size(1) &&
+                        weight.size(2) == 3 && weight.size(3) == 3,
+                    "weight must be (K, C, 3, 3) with K >= 1 and C=", input.size(1), ", got ", weight.sizes());
+  shape.N = input.size(0), shape.C = input.size(1), shape.H = input.size(2), shape.W = input.size(3);
+  shape.K = weight.size(0);
+  return shape;
+}
+
+// ---- memory and threads
+
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { std::free(data); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+template <class T, class F>
+void for_each_item(int64_t items, int64_t scratch, F work) {
+  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<T> buffer(scratch);
+    for (int64_t item = begin; item < end; ++item) work(item, buffer.get());
+  });
+}
+
+// Lets items be committed in their order.  Items are handed out in order, so that the one that all others wait for is
+// always at work, however few threads there are.
+class Turns {
+ public:
+  int64_t next() { return next_++; }
+  template <class F>
+  void commit(int64_t item, F work) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return turn_ == item; });
+    work();
+    ++turn_;
+    changed_.notify_all();
+  }
+
+ private:
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t turn_ = 0;
+};
+
+// ---- the operators for one dtype; all tensors are contiguous
+
+template <class T>
+const Kernels<T>& kernels() {
+  if constexpr (std::is_same_v<T, float>)
+    return *level().float32;
+  else
+    return *level().float64;
+}
+
+template <class T>
+void forward(const Shape& shape, const T* input, const T* weight, const T* bias, T* output) {
+  const Kernels<T>& kernel = kernels<T>();
+  const Buffer<T> packed(kernel.packed_size(shape));
+  kernel.pack(shape, weight, false, packed.get());
+  for_each_item<T>(kernel.forward_items(shape), kernel.forward_scratch(shape), [&](int64_t item, T* scratch) {
+    kernel.forward(shape, input, packed.get(), bias, output, item, scratch);
+  });
+}
+
+template <class T>
+void data_gradient(const Shape& shape, const T* grad, const T* weight, T* grad_input) {
+  const Kernels<T>& kernel = kernels<T>();
+  const Buffer<T> packed(kernel.packed_size(shape));
+  kernel.pack(shape, weight, true, packed.get());
+  for_each_item<T>(
+      kernel.data_gradient_items(shape), kernel.data_gradient_scratch(shape),
+      [&](int64_t item, T* scratch) { kernel.data_gradient(shape, grad, packed.get(), grad_input, item, scratch); });
+}
+
+template <class T>
+void weight_gradient(const Shape& shape, const T* grad, const T* input, T* grad_weight, T* grad_bias) {
+  const Kernels<T>& kernel = kernels<T>();
+  const int64_t size = kernel.sums_size(shape), items = kernel.weight_gradient_items(shape);
+  const Buffer<T> total(size);
+  std::fill_n(total.get(), size, T(0));
+  Turns turns;
+  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    const Buffer<T> sums(size), scratch(kernel.weight_gradient_scratch(shape));
+    for (int64_t item = turns.next(); item < items; item = turns.next()) {
+      kernel.weight_gradient(shape, grad, input, sums.get(), item, scratch.get());
+      turns.commit(item, [&] {
+        for (int64_t i = 0; i < size; ++i) total.get()[i] += sums.get()[i];
+      });
+    }
+  });
+  kernel.finish(shape, total.get(), grad_weight, grad_bias);
+}
+
+// ---- registered
+
+// bfloat16 and float16 are computed in float32.
+Tensor to_compute(const Tensor& tensor) {
+  return tensor.to(tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+}
+
+template <class T>
+T* pointer(const Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
+}
+
+Tensor upsample_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       c10::string_view mode, c10::string_view padding_mode) {
+  const Shape shape = checked_shape(input, weight, mode, padding_mode);
+  Tensor b;
+  if (bias.has_value()) {
+    check_tensor("bias", *bias, input);
+    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == shape.K, "bias must be (K,) with K=", shape.K, ", got ",
+                      bias->sizes());
+    b = to_compute(*bias);
+  }
+  const Tensor x = to_compute(input), w = to_compute(weight);
+  Tensor output = at::empty({shape.N, shape.K, 2 * shape.H, 2 * shape.W}, x.options());
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "upsample_conv2d", [&] {
+    forward<scalar_t>(shape, pointer<scalar_t>(x), pointer<scalar_t>(w), pointer<scalar_t>(b),
+                      pointer<scalar_t>(output));
+  });
+  return output.to(input.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, const Tensor& input,
+                                                            const Tensor& weight, c10::string_view mode,
+                                                            c10::string_view padding_mode, std::array<bool, 3> mask) {
+  const Shape shape = checked_shape(input, weight, mode, padding_mode);
+  check_tensor("grad", grad, input);
+  TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef({shape.N, shape.K, 2 * shape.H, 2 * shape.W}),
+                    "grad must have the shape of the output, ",
+                    at::IntArrayRef({shape.N, shape.K, 2 * shape.H, 2 * shape.W}), ", got ", grad.sizes());
+  const Tensor g = to_compute(grad), x = to_compute(input), w = to_compute(weight);
+  const auto empty = [&](bool wanted, at::IntArrayRef sizes) {
+    return at::empty(wanted ? sizes : at::IntArrayRef({0}), x.options());
+  };
+  const Tensor grad_input = empty(mask[0], x.sizes()), grad_weight = empty(mask[1], w.sizes()),
+               grad_bias = empty(mask[2], {shape.K});
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "upsample_conv2d_backward", [&] {
+    if (mask[0])
+      data_gradient<scalar_t>(shape, pointer<scalar_t>(g), pointer<scalar_t>(w), pointer<scalar_t>(grad_input));
+    if (mask[1] || mask[2])
+      weight_gradient<scalar_t>(shape, pointer<scalar_t>(g), pointer<scalar_t>(x),
+                                mask[1] ? pointer<scalar_t>(grad_weight) : nullptr,
+                                mask[2] ? pointer<scalar_t>(grad_bias) : nullptr);
+  });
+  const auto dtype = input.scalar_type();
+  return {grad_input.to(dtype), grad_weight.to(dtype), grad_bias.to(dtype)};
+}
+
+}  // namespace
+}  // namespace dip_fast::cpu
+
+TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
+  m.impl("upsample_conv2d", TORCH_FN(dip_fast::cpu::upsample_conv2d));
+  m.impl("upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::upsample_conv2d_backward));
+}

@@ -1,0 +1,45 @@
+// What Python asks of the extension and is no operator: how it was built, what the CPU has, which kernels run.
+#include <ATen/Parallel.h>
+#include <pybind11/pybind11.h>
+
+#include <atomic>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+// Without -fopenmp at::parallel_for compiles to a plain loop, silently.
+bool is_parallel() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
+pybind11::dict build_information() {
+  pybind11::dict info;
+  info["torch"] = DIP_FAST_TORCH_VERSION;
+  info["compiler"] = __VERSION__;
+  info["parallel"] = is_parallel();
+  return info;
+}
+
+pybind11::list cpu_levels() {
+  pybind11::list names;
+  for (const char* name : {"portable", "avx2", "avx512"})
+    if (dip_fast::cpu::has(name)) names.append(name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  dip_fast::cpu::level();  // a wrong DIP_FAST_CPU is an error here, not at the first call
+  m.def("build_information", &build_information, "The versions of torch and the compiler; whether loops are parallel.");
+  m.def("cpu_levels", &cpu_levels, "The kernels that this CPU can run, slowest first.");
+  m.def("cpu_level", [] { return dip_fast::cpu::level().name; }, "The kernels in use.");
+  m.def(
+      "select_cpu_level", [](const std::string& name) { dip_fast::cpu::select(name.c_str()); },
+      "Use other kernels from here on; ValueError for those that this CPU lacks.", pybind11::arg("name"));
+}

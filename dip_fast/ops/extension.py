@@ -1,0 +1,190 @@
+"""Finding, else building, and loading the compiled operators.
+
+A build shipped in the wheel is loaded if it was made from these sources for this torch and this Python.  Otherwise one
+is compiled, once, into ``$XDG_CACHE_HOME/dip-fast`` (``~/.cache/dip-fast``), in a folder named after all that it
+depends on; processes that want the same build at the same time wait for the one that makes it.  Where that fails, a
+warning says why and the operators run through `dip_fast.ops.reference`.
+
+The environment variable ``DIP_FAST_BUILD`` says whether to compile: ``auto`` (the default) or ``never``, which loads
+what is there already.  ``CXX`` and ``MAX_JOBS`` name the compiler and limit its processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+import threading
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import filelock
+import torch
+
+from dip_fast.errors import UsageError
+from dip_fast.ops import building
+
+MODULE = "dip_fast._C"
+logger = logging.getLogger("dip_fast")
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What `load` came to.
+
+    Attributes
+    ----------
+    module : module or None
+        The compiled operators; None if the reference stands in for them.
+    library : Path or None
+        The file that was loaded.
+    origin : {"shipped", "cached", "none"}
+        Whether it came with the package or was compiled on this machine.
+    reason : str
+        Why there is none; empty if there is one.
+    record : dict
+        What it was made from and for: torch, python, flags, sources (a digest) and compiler.
+    """
+
+    module: ModuleType | None = None
+    library: Path | None = None
+    origin: str = "none"
+    reason: str = ""
+    record: dict[str, str] = field(default_factory=dict)
+
+
+_loaded: Extension | None = None
+_loading = threading.Lock()
+
+
+def load() -> ModuleType | None:
+    """Load the compiled operators, at most once in a process.
+
+    Returns
+    -------
+    module or None
+        The same one at every call; None if there is none, of which the first call warns.
+
+    Raises
+    ------
+    UsageError
+        If ``DIP_FAST_BUILD`` is neither ``auto`` nor ``never``.
+    ImportError
+        If the extension refuses to start, or other code has registered its operators in this process.
+    """
+    global _loaded
+    with _loading:
+        if _loaded is None:
+            _loaded = _load()
+            if _loaded.module is None:
+                warnings.warn(
+                    f"dip-fast runs its operators through plain PyTorch, which is slower: {_loaded.reason}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+    return _loaded.module
+
+
+def info() -> Extension:
+    """Tell which build is loaded, or why none is (loads it first)."""
+    load()
+    assert _loaded is not None
+    return _loaded
+
+
+def shipped_library() -> Path:
+    """Name the build that comes in the wheel."""
+    return Path(__file__).parents[1] / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def cache_folder() -> Path:
+    """Name the folder of the builds made on this machine."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "dip-fast"
+
+
+def _load() -> Extension:
+    policy = os.environ.get("DIP_FAST_BUILD", "auto")
+    if policy not in ("auto", "never"):
+        raise UsageError(f"DIP_FAST_BUILD must be auto or never, got {policy!r}")
+    # A second registration of the same operators would end the process.
+    if any(name.startswith("dip_fast::") for name in torch._C._dispatch_get_all_op_names()):
+        raise ImportError("another library in this process has registered the operators of dip_fast already")
+
+    wanted = building.target()
+    shipped = building.read_record(shipped_library())
+    differing = [name for name in wanted if wanted[name] != shipped.get(name)]
+    if shipped and not differing:
+        extension = _import(shipped_library(), "shipped")
+        if extension.module is not None:
+            return extension
+        reason = extension.reason
+    elif shipped:
+        name = differing[0]
+        reason = f"the build that came with this package was made for another {name}"
+        if name in ("torch", "python"):
+            reason += f", {shipped.get(name)} and not {wanted[name]}"
+    else:
+        reason = "no build came with this package"
+
+    key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
+    library = cache_folder() / key / "_C.so"
+    try:
+        if not building.read_record(library):
+            if policy == "never":
+                return Extension(reason=f"{reason}, and DIP_FAST_BUILD=never forbids making one")
+            _build_once(library)
+    except (building.BuildError, OSError, NotImplementedError) as error:  # the last: a file system without locks
+        return Extension(reason=f"{reason}, and making one here failed: {error}")
+    return _import(library, "cached")
+
+
+def _build_once(library: Path) -> None:
+    """Build into the cache, unless another process does so first; a build cut short leaves nothing that is loaded."""
+    folder = library.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder.with_suffix(".lock"))  # the system frees it when its holder dies
+    with _acquire(lock):
+        if building.read_record(library):
+            return
+        for left in [folder, *folder.parent.glob(f"{folder.name}.*.tmp")]:  # of builds that were cut short
+            shutil.rmtree(left, ignore_errors=True)
+        if building.missing() is None:
+            logger.warning("dip-fast: compiling the operators for torch %s (a minute, once)", torch.__version__)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            building.build(scratch / "build" / library.name, scratch)
+            (scratch / "build").replace(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _acquire(lock: filelock.BaseFileLock) -> filelock.AcquireReturnProxy:
+    try:
+        return lock.acquire(blocking=False)
+    except filelock.Timeout:
+        logger.warning("dip-fast: waiting for another process that is compiling the operators")
+        return lock.acquire()
+
+
+def _import(library: Path, origin: str) -> Extension:
+    loader = importlib.machinery.ExtensionFileLoader(MODULE, str(library))
+    spec = importlib.util.spec_from_file_location(MODULE, library, loader=loader)
+    assert spec is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+    except ImportError as error:
+        if error.path is None:  # raised by the extension itself, say for a wrong DIP_FAST_CPU
+            raise
+        return Extension(reason=f"{library} cannot be loaded: {error}")
+    sys.modules[MODULE] = module
+    return Extension(module, library, origin, record=building.read_record(library))

@@ -1,0 +1,112 @@
+"""The definition of the operators in plain PyTorch, and the one place that says which arguments they take.
+
+Used where the extension is absent, and by the tests as the truth to compare kernels with (in float64).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MODES = ("nearest", "bilinear")
+PADDING_MODES = ("zeros", "reflect", "replicate")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def output_shape(
+    input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str
+) -> tuple[int, int, int, int]:
+    """Check the arguments of ``upsample_conv2d`` and give the shape of its output.
+
+    Reads no data, and symbolic sizes stay symbolic, so the reference, the wrapper and the fake kernel share it.
+
+    Parameters
+    ----------
+    input, weight, bias, mode, padding_mode
+        As in `upsample_conv2d`.
+
+    Returns
+    -------
+    tuple of int
+        (N, K, 2H, 2W).
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a tensor, or of a dtype that is not supported or not that of the input.
+    ValueError
+        If a shape, a device, `mode` or `padding_mode` does not fit.
+    """
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if not (isinstance(tensor, Tensor) or (name == "bias" and tensor is None)):
+            raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+
+    if input.dtype not in DTYPES:
+        raise TypeError(f"input must be of dtype {', '.join(map(_dtype_name, DTYPES))}, got {_dtype_name(input.dtype)}")
+    _check_same_kind("weight", weight, input)
+    if bias is not None:
+        _check_same_kind("bias", bias, input)
+
+    if input.dim() != 4 or not all(size >= 1 for size in input.shape[1:]):
+        raise ValueError(f"input must be (N, C, H, W) with C, H, W >= 1, got {tuple(input.shape)}")
+    N, C, H, W = input.shape
+    if weight.dim() != 4 or weight.shape[0] < 1 or weight.shape[1:] != (C, 3, 3):
+        raise ValueError(f"weight must be (K, C, 3, 3) with K >= 1 and C={C}, got {tuple(weight.shape)}")
+    K = weight.shape[0]
+    if bias is not None and bias.shape != (K,):
+        raise ValueError(f"bias must be (K,) with K={K}, got {tuple(bias.shape)}")
+    return N, K, 2 * H, 2 * W
+
+
+def upsample_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest", padding_mode: str = "zeros"
+) -> Tensor:
+    """Upsample by two, pad by one pixel, convolve with 3x3 taps: the layers as PyTorch has them.
+
+    Parameters
+    ----------
+    input : Tensor, (N, C, H, W)
+        The low-resolution input; N may be 0, the others are at least 1.
+    weight : Tensor, (K, C, 3, 3)
+        As in ``nn.Conv2d``.
+    bias : Tensor, (K,), optional
+        Added to each output channel.
+    mode : {"nearest", "bilinear"}
+        How to upsample; bilinear is that of ``align_corners=False``.
+    padding_mode : {"zeros", "reflect", "replicate"}
+        What surrounds the upsampled image.  Reflection always exists, as that image is at least 2x2.
+
+    Returns
+    -------
+    Tensor, (N, K, 2H, 2W)
+        The convolved image.
+
+    Raises
+    ------
+    TypeError, ValueError
+        See `output_shape`.
+    """
+    output_shape(input, weight, bias, mode, padding_mode)
+    x = F.interpolate(input, scale_factor=2, mode=mode, align_corners=False if mode == "bilinear" else None)
+    if padding_mode == "zeros":  # the convolution pads with zeros itself and saves a copy
+        return F.conv2d(x, weight, bias, padding=1)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=padding_mode), weight, bias)  # (N, K, 2H, 2W)
+
+
+def _check_same_kind(name: str, tensor: Tensor, input: Tensor) -> None:
+    """Check that a parameter has the dtype and the device of the input."""
+    if tensor.dtype != input.dtype:
+        raise TypeError(
+            f"{name} must have the dtype of input, {_dtype_name(input.dtype)}, got {_dtype_name(tensor.dtype)}"
+        )
+    if tensor.device != input.device:
+        raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,155 @@
+"""The operator ``dip_fast::upsample_conv2d``: the function to call, its fake kernel and its gradients.
+
+The kernels are compiled (csrc/); without them the same operators exist here and run `dip_fast.ops.reference`.
+The operator is linear in its input and in its weight, so its derivatives of any order are made of itself and of
+``dip_fast::upsample_conv2d_backward``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dip_fast.ops import extension, reference
+
+FORWARD = "dip_fast::upsample_conv2d"
+BACKWARD = "dip_fast::upsample_conv2d_backward"
+
+
+def upsample_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mode: str = "nearest",
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Upsample by two, pad by one pixel and convolve with 3x3 taps, in a quarter of the multiplications.
+
+    Parameters
+    ----------
+    input : Tensor, (N, C, H, W)
+        The low-resolution input; N may be 0, the others are at least 1.  Computed fast in float32, correctly in
+        float64; bfloat16 and float16 are computed in float32.
+    weight : Tensor, (K, C, 3, 3)
+        As in ``nn.Conv2d``.
+    bias : Tensor, (K,), optional
+        Added to each output channel.
+    mode : {"nearest", "bilinear"}
+        How to upsample; bilinear is that of ``align_corners=False``.
+    padding_mode : {"zeros", "reflect", "replicate"}
+        What surrounds the upsampled image.
+
+    Returns
+    -------
+    Tensor, (N, K, 2H, 2W)
+        The convolved image, contiguous.
+
+    Raises
+    ------
+    TypeError
+        If a dtype does not fit.
+    ValueError
+        If a shape, `mode` or `padding_mode` does not fit.
+    NotImplementedError
+        If there is no kernel for the device of the input.
+
+    Notes
+    -----
+    The same as ``conv2d(pad(interpolate(input, scale_factor=2, mode=mode), (1, 1, 1, 1), padding_mode), weight, bias)``
+    up to rounding.  The result does not depend on the number of threads.
+
+    Examples
+    --------
+    >>> y = upsample_conv2d(torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3), padding_mode="reflect")
+    >>> y.shape
+    torch.Size([1, 3, 8, 8])
+    """
+    reference.output_shape(input, weight, bias, mode, padding_mode)
+    return torch.ops.dip_fast.upsample_conv2d(input, weight, bias, mode, padding_mode)
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str) -> Tensor:
+    return input.new_empty(reference.output_shape(input, weight, bias, mode, padding_mode))
+
+
+def _fake_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, mode: str, padding_mode: str, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    reference.output_shape(input, weight, None, mode, padding_mode)
+    shapes = input.shape, weight.shape, weight.shape[:1]
+    return tuple(input.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, mask, strict=True))  # type: ignore[return-value]
+
+
+def _reference_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, mode: str, padding_mode: str, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients where there are no kernels."""
+    leaves = [input.detach(), weight.detach(), weight.new_zeros(weight.shape[0])]
+    with torch.enable_grad():
+        wanted = [leaf.requires_grad_() for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
+        output = reference.upsample_conv2d(leaves[0], leaves[1], leaves[2], mode, padding_mode)
+        gradients = iter(torch.autograd.grad(output, wanted, grad) if wanted else ())
+    return tuple(next(gradients) if chosen else input.new_empty(0) for chosen in mask)  # type: ignore[return-value]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, ctx.mode, ctx.padding_mode = inputs
+    if not ctx.needs_input_grad[1]:  # only the shape of the input is needed, not its memory
+        input = input.new_empty(()).expand(input.shape)
+    ctx.save_for_backward(input, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    mask = list(ctx.needs_input_grad[:3])
+    gradients = torch.ops.dip_fast.upsample_conv2d_backward(grad, *ctx.saved_tensors, ctx.mode, ctx.padding_mode, mask)
+    return (*(g if wanted else None for g, wanted in zip(gradients, mask, strict=True)), None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, input, weight, ctx.mode, ctx.padding_mode, ctx.mask = inputs
+    ctx.save_for_backward(grad, input, weight)
+
+
+def _second_backward(ctx: Any, for_input: Tensor, for_weight: Tensor, for_bias: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the three gradients: g -> A(w)* g, B(x)* g and the sum of g, with y = A(w) x = B(x) w."""
+    grad, input, weight = ctx.saved_tensors
+    kind = ctx.mode, ctx.padding_mode
+    forward, backward = torch.ops.dip_fast.upsample_conv2d, torch.ops.dip_fast.upsample_conv2d_backward
+    to_grad = to_input = to_weight = None
+    if ctx.needs_input_grad[0]:
+        to_grad = torch.zeros_like(grad)
+        if ctx.mask[0]:
+            to_grad = to_grad + forward(for_input, weight, None, *kind)
+        if ctx.mask[1]:
+            to_grad = to_grad + forward(input, for_weight, None, *kind)
+        if ctx.mask[2]:
+            to_grad = to_grad + for_bias[:, None, None]
+    if ctx.needs_input_grad[1] and ctx.mask[1]:
+        to_input = backward(grad, input, for_weight, *kind, [True, False, False])[0]
+    if ctx.needs_input_grad[2] and ctx.mask[0]:
+        to_weight = backward(grad, for_input, weight, *kind, [False, True, False])[1]
+    return to_grad, to_input, to_weight, None, None, None
+
+
+def _define() -> None:
+    """Define the operators in Python, through the reference, with the schemas of csrc/schema.cpp."""
+    torch.library.define(FORWARD, "(Tensor input, Tensor weight, Tensor? bias, str mode, str padding_mode) -> Tensor")
+    torch.library.define(
+        BACKWARD,
+        "(Tensor grad, Tensor input, Tensor weight, str mode, str padding_mode, bool[3] mask)"
+        " -> (Tensor, Tensor, Tensor)",
+    )
+    torch.library.impl(FORWARD, "default", reference.upsample_conv2d)
+    torch.library.impl(BACKWARD, "default", _reference_backward)
+
+
+if extension.load() is None:
+    _define()
+torch.library.register_fake(FORWARD, _fake)
+torch.library.register_fake(BACKWARD, _fake_backward)
+torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
+torch.library.register_autograd(BACKWARD, _second_backward, setup_context=_save_backward)
+torch.library.register_autocast(FORWARD, "cpu", torch.bfloat16)
