@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 
-def measure(preset: str, size: int) -> None:
+def measure(preset: str, size: int, engine: str) -> None:
     import torch
 
     from dip_fast import cli, devices
@@ -22,28 +22,29 @@ def measure(preset: str, size: int) -> None:
 
     cli._keep_memory()
     recipe = PRESETS[preset].recipe
-    estimate = devices.needed_bytes(recipe, 3, (size, size))
+    estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
     before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe)
+    fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe, engine=engine)
     for _ in range(3):
         fit.step()
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{preset:10} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f}")
+    print(f"{preset:10} {engine:6} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--presets", nargs="+", default=["quick", "paper", "hourglass", "decoder"])
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        measure(options.one[0], int(options.one[1]))
+        measure(options.one[0], int(options.one[1]), options.one[2])
         return
-    print(f"{'preset':10} {'size':>11} {'estimate MB':>10} {'peak MB':>10} {'ratio':>8}")
+    print(f"{'preset':10} {'engine':6} {'size':>11} {'estimate MB':>10} {'peak MB':>10} {'ratio':>8}")
     for preset in options.presets:
-        for size in options.sizes:
-            subprocess.run([sys.executable, __file__, "--one", preset, str(size)], check=True)
+        for engine in ("plain",) if preset == "hourglass" else ("plain", "fused"):
+            for size in options.sizes:
+                subprocess.run([sys.executable, __file__, "--one", preset, str(size), engine], check=True)
 
 
 if __name__ == "__main__":

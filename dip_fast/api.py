@@ -25,6 +25,7 @@ def denoise(
     stop: Literal["auto", "never"] = "auto",
     seed: int = 0,
     device: str = "auto",
+    engine: str = "auto",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> np.ndarray:
@@ -44,6 +45,8 @@ def denoise(
     seed : int
         Same seed, same bits, on the same machine with the same number of threads.
     device : {"auto", "cpu", "cuda"}
+    engine : {"auto", "fused", "plain"}
+        How the network is computed; ``auto`` is fused where that can be had.  The two differ in rounding only.
     channel_axis : int, optional
         Axis of the channels; None for a gray image.
     callbacks : sequence of callable
@@ -57,7 +60,8 @@ def denoise(
     Raises
     ------
     ValueError
-        For an image of another shape or too small, or with NaN or infinite values; for an unknown preset.
+        For an image of another shape or too small, or with NaN or infinite values; for an unknown preset or engine; for
+        an engine or a device that cannot be had (`UsageError`).
     TypeError
         For an image of another dtype.
 
@@ -81,7 +85,7 @@ def denoise(
     (32, 32)
     """
     target, restore = _target(image, channel_axis)
-    return restore(_fit(Identity(target), preset, iterations, stop, seed, device, callbacks))
+    return restore(_fit(Identity(target), preset, iterations, stop, seed, device, engine, callbacks))
 
 
 def inpaint(
@@ -94,6 +98,7 @@ def inpaint(
     stop: Literal["auto", "never"] = "auto",
     seed: int = 0,
     device: str = "auto",
+    engine: str = "auto",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> np.ndarray:
@@ -108,7 +113,7 @@ def inpaint(
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
-    preset, iterations, stop, seed, device, channel_axis, callbacks
+    preset, iterations, stop, seed, device, engine, channel_axis, callbacks
         As in `denoise`.
 
     Returns
@@ -148,7 +153,7 @@ def inpaint(
     spread = known if channel_axis is None else np.expand_dims(known, channel_axis)
     target, restore = _target(image, channel_axis, known=np.broadcast_to(spread, image.shape))
     degradation = Mask(target, torch.from_numpy(known)[None, None], composite=composite)
-    result = restore(_fit(degradation, preset, iterations, stop, seed, device, callbacks))
+    result = restore(_fit(degradation, preset, iterations, stop, seed, device, engine, callbacks))
     # The values themselves, since a float image passes through another range on its way.
     return np.where(spread, image, result) if composite else result
 
@@ -186,6 +191,7 @@ def _fit(
     stop: Literal["auto", "never"],
     seed: int,
     device: str,
+    engine: str,
     callbacks: Sequence[Callable[[Fit], None]],
 ) -> np.ndarray:
     """Fit a preset, changed as asked, and give the image ``(H, W, C)``."""
@@ -201,4 +207,5 @@ def _fit(
     options = replace(recipe.options, stop=stop)
     if iterations is not None:
         options = replace(options, iterations=iterations)
-    return fit(degradation, replace(recipe, options=options), seed=seed, device=where, callbacks=callbacks).image
+    changed = replace(recipe, options=options)
+    return fit(degradation, changed, seed=seed, device=where, engine=engine, callbacks=callbacks).image

@@ -50,7 +50,7 @@ def available_bytes(device: torch.device) -> int:
     return available
 
 
-def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int]) -> int:
+def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int], engine: str = "plain") -> int:
     """Estimate the peak memory of a step beyond that of the process before the fit.
 
     One forward pass on torch's meta device, which computes shapes only, counts the tensors that backward will read.
@@ -65,6 +65,7 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int]) -> int:
 
     with torch.device("meta"):
         network = networks.build(recipe.network, recipe.in_channels, channels, **recipe.network_options)
+        network.use(engine)
         z = torch.empty(1, recipe.in_channels, *network.input_size(*size))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             network(z)
@@ -79,7 +80,9 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int]) -> int:
 TRANSIENT = 11
 
 
-def require_memory(recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device) -> int:
+def require_memory(
+    recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device, engine: str = "plain"
+) -> int:
     """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
 
     Raises
@@ -87,10 +90,10 @@ def require_memory(recipe: Recipe, channels: int, size: tuple[int, int], device:
     UsageError
         Naming the size, of the same shape, that would fit.
     """
-    needed, available = needed_bytes(recipe, channels, size), available_bytes(device)
+    needed, available = needed_bytes(recipe, channels, size, engine), available_bytes(device)
     if needed > available:
         scale = (available / needed) ** 0.5
-        while scale > 0 and needed_bytes(recipe, channels, _scaled(size, scale)) > available:
+        while scale > 0 and needed_bytes(recipe, channels, _scaled(size, scale), engine) > available:
             scale -= 0.02
         height, width = _scaled(size, max(scale, 0.0))
         raise UsageError(

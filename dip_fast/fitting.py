@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dip_fast import networks
+from dip_fast import engines, networks
 from dip_fast.averaging import MovingAverage
 from dip_fast.degradations import Degradation
 from dip_fast.errors import DipFastError
@@ -167,7 +167,8 @@ class Fit:
             self.step()
             for callback in callbacks:
                 callback(self)
-        self._consolidate(callbacks)
+        if not self.interrupted:
+            self._consolidate(callbacks)
 
     def step(self) -> None:
         """Make one step: perturb z, draw, compare, update the weights and what is known of them."""
@@ -366,6 +367,7 @@ def prepare(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    engine: str = "auto",
     reference: Tensor | None = None,
 ) -> Fit:
     """Build the network and its input from a recipe, ready for the first step.
@@ -377,6 +379,7 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(for_network)
         network = networks.build(recipe.network, recipe.in_channels, degradation.channels, **recipe.network_options)
+    network.use(engines.choose(engine, network, torch.device(device)))
     z = draw(recipe.distribution, recipe.in_channels, network.input_size(*degradation.size), seed=for_z)
     return Fit(network, z, degradation, recipe.options, seed=for_perturbation, device=device, reference=reference)
 
@@ -387,6 +390,7 @@ def fit(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    engine: str = "auto",
     reference: Tensor | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> Result:
@@ -401,6 +405,8 @@ def fit(
     seed : int
         Same seed, same bits, on the same machine with the same number of threads.
     device : device or str
+    engine : {"auto", "fused", "plain"}
+        How the network is computed; ``auto`` is fused where that can be had.
     reference : Tensor, optional
         Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
     callbacks : sequence of callable
@@ -414,7 +420,9 @@ def fit(
     ------
     DipFastError
         If the loss goes wrong again and again.
+    UsageError
+        If the fused engine is asked for and cannot be had.
     """
-    run = prepare(degradation, recipe, seed=seed, device=device, reference=reference)
+    run = prepare(degradation, recipe, seed=seed, device=device, engine=engine, reference=reference)
     run.run(callbacks)
     return run.result()

@@ -4,7 +4,29 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dip_fast.networks.layers import Network, batch_norm, cover
+from dip_fast.networks.layers import Fusible, Network, batch_norm, cover
+
+
+class Layer(Fusible):
+    """Nearest upsampling x2, or none, convolution 3x3, ReLU, batch norm: ``conv.*`` and ``norm.*``."""
+
+    def __init__(self, channels: int, *, upsample: bool) -> None:
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm = batch_norm(channels)
+        self.fusible = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Draw the next layer: ``(N, channels, H, W)`` to the same or to twice the height and width."""
+        if self.fused:
+            from dip_fast.ops import upsample_conv2d  # here, since it loads or builds the extension
+
+            drawn = upsample_conv2d(x, self.conv.weight, self.conv.bias, mode="nearest", padding_mode="zeros")
+        else:
+            drawn = self.conv(self.upsample(x))
+        normal: Tensor = self.norm(nn.functional.relu(drawn, inplace=True))
+        return normal
 
 
 class Decoder(Network):
@@ -33,17 +55,7 @@ class Decoder(Network):
 
     def __init__(self, in_channels: int = 256, out_channels: int = 3, *, depth: int = 6) -> None:
         super().__init__()
-
-        def layer(upsample: bool) -> nn.Sequential:
-            modules = nn.Sequential()
-            if upsample:
-                modules.add_module("upsample", nn.Upsample(scale_factor=2, mode="nearest"))
-            modules.add_module("conv", nn.Conv2d(in_channels, in_channels, 3, padding=1))
-            modules.add_module("activation", nn.ReLU(inplace=True))
-            modules.add_module("norm", batch_norm(in_channels))
-            return modules
-
-        self.layers = nn.Sequential(*(layer(upsample=i < depth) for i in range(depth + 1)))
+        self.layers = nn.Sequential(*(Layer(in_channels, upsample=i < depth) for i in range(depth + 1)))
         self.head = nn.Conv2d(in_channels, out_channels, 1)
         self.multiple = 2**depth
 

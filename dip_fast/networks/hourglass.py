@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dip_fast.networks.layers import Network, batch_norm, block
+from dip_fast.networks.layers import Block, Network, batch_norm
 
 NEGATIVE_SLOPE = 0.01
 
@@ -35,7 +35,7 @@ class Hourglass(Network):
         super().__init__()
         down = (8, 16, 32, 64, 128, 256)
         self.encode = nn.ModuleList(
-            block(nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), NEGATIVE_SLOPE)
+            Block(nn.Conv2d(inputs, outputs, 5, stride=2, padding=2), NEGATIVE_SLOPE)
             for inputs, outputs in zip((in_channels, *down), down, strict=False)
         )
         # The decoder's stage i meets the encoder's stage 5 - i: as many channels after the concatenation.
@@ -46,8 +46,8 @@ class Hourglass(Network):
         )
         self.skip = nn.ModuleList(nn.Conv2d(channels, 5, 5, padding=2) for channels in joined)
         self.norm = nn.ModuleList(batch_norm(channels) for channels in joined)
-        self.widen = block(nn.ConvTranspose2d(joined[-1], 8, 4, stride=2, padding=1), NEGATIVE_SLOPE)
-        self.head = block(nn.ConvTranspose2d(8, out_channels, 4, stride=2, padding=1), activation=nn.Sigmoid())
+        self.widen = Block(nn.ConvTranspose2d(joined[-1], 8, 4, stride=2, padding=1), NEGATIVE_SLOPE)
+        self.head = Block(nn.ConvTranspose2d(8, out_channels, 4, stride=2, padding=1), activation=nn.Sigmoid())
 
     def forward(self, z: Tensor) -> Tensor:
         """Draw the image from ``z``, ``(N, in_channels, H, W)``."""

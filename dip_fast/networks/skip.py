@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dip_fast.networks.layers import Network, batch_norm, block
+from dip_fast.networks.layers import Block, Fusible, Network, batch_norm, normalise_upsampled
 
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 
@@ -16,7 +16,7 @@ UPSAMPLING = ("nearest", "bilinear")
 DOWNSAMPLING = ("stride", "average", "max")
 
 
-class Scale(nn.Module):
+class Scale(Fusible):
     """One scale: ``(N, in_channels, H, W) -> (N, up, H, W)``, with the next scale inside at half the size.
 
     The sub-modules are registered in the order in which the original network registers its own, so that weights
@@ -46,26 +46,50 @@ class Scale(nn.Module):
         def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, padding_mode=padding_mode)
 
-        self.skip = block(conv(in_channels, skip, kernel_skip), negative_slope) if skip else None
+        self.skip = Block(conv(in_channels, skip, kernel_skip), negative_slope) if skip else None
         pool = {"stride": None, "average": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}[downsampling]
-        self.reduce = block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), negative_slope, pool=pool)
-        self.deepen = block(conv(down, down, kernel_down), negative_slope)
+        self.reduce = Block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), negative_slope, pool=pool)
+        self.deepen = Block(conv(down, down, kernel_down), negative_slope)
         self.inner = inner
         self.upsample = nn.Upsample(scale_factor=2, mode=upsampling)
         self.norm = batch_norm(skip + inner_channels)
-        self.merge = block(conv(skip + inner_channels, up, kernel_up), negative_slope)
-        self.mix = block(conv(up, up, 1), negative_slope) if conv1x1 else None
+        self.merge = Block(conv(skip + inner_channels, up, kernel_up), negative_slope)
+        self.mix = Block(conv(up, up, 1), negative_slope) if conv1x1 else None
+        self.skip_channels = skip
+        self.fusible = kernel_up == 3
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw this scale from ``x``, ``(N, in_channels, H, W)``."""
         deep = self.deepen(self.reduce(x))  # (N, down, H/2, W/2)
         if self.inner is not None:
             deep = self.inner(deep)
-        joined = self.upsample(deep)  # (N, inner_channels, H, W)
-        if self.skip is not None:
-            joined = torch.cat((self.skip(x), joined), dim=1)
-        merged = self.merge(self.norm(joined))
+        skip = None if self.skip is None else self.skip(x)  # (N, skip, H, W)
+        join = self._join_fused if self.fused else self._join
+        merged = self.merge.finish(join(skip, deep))
         return merged if self.mix is None else self.mix(merged)
+
+    def _join(self, skip: Tensor | None, deep: Tensor) -> Tensor:
+        """Upsample, concatenate, normalise and convolve: ``(N, up, H, W)``."""
+        joined = self.upsample(deep)  # (N, inner_channels, H, W)
+        if skip is not None:
+            joined = torch.cat((skip, joined), dim=1)
+        convolved: Tensor = self.merge.conv(self.norm(joined))
+        return convolved
+
+    def _join_fused(self, skip: Tensor | None, deep: Tensor) -> Tensor:
+        """Do the same without the upsampled image: ``conv(cat(s, u)) = conv_s(s) + conv_u(u)``, normalised before."""
+        from dip_fast.ops import upsample_conv2d  # here, since it loads or builds the extension
+
+        conv, norm, n = self.merge.conv, self.norm, self.skip_channels
+        deep = normalise_upsampled(deep, self.upsample.mode, norm.weight[n:], norm.bias[n:])
+        joined = upsample_conv2d(
+            deep, conv.weight[:, n:], conv.bias, mode=self.upsample.mode, padding_mode=conv.padding_mode
+        )
+        if skip is None:
+            return joined
+        skip = nn.functional.batch_norm(skip, None, None, norm.weight[:n], norm.bias[:n], training=True)
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        return joined + nn.functional.conv2d(nn.functional.pad(skip, (1, 1, 1, 1), mode), conv.weight[:, :n])
 
 
 class Skip(Network):

@@ -1,0 +1,53 @@
+"""Which engine computes a network: the fused one where it can be had."""
+
+from __future__ import annotations
+
+import torch
+
+from dip_fast.errors import UsageError
+from dip_fast.networks import Network
+
+ENGINES = ("auto", "fused", "plain")
+
+
+def choose(engine: str, network: Network, device: torch.device) -> str:
+    """Choose between the fused and the plain engine.
+
+    Parameters
+    ----------
+    engine : {"auto", "fused", "plain"}
+    network : Network
+        Its blocks and sizes decide; its parameters may be on any device, meta included.
+    device : device
+        Where it will run.
+
+    Returns
+    -------
+    {"fused", "plain"}
+
+    Raises
+    ------
+    UsageError
+        If ``fused`` is asked for and cannot be had.
+    ValueError
+        For an unknown engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "plain":
+        return "plain"
+    obstacle = _obstacle(network, device)
+    if engine == "fused" and obstacle:
+        raise UsageError(f"the fused engine cannot be had: {obstacle}; take the plain one (--no-fused)")
+    return "plain" if obstacle else "fused"
+
+
+def _obstacle(network: Network, device: torch.device) -> str:
+    """Say what stands against the fused engine; nothing, mostly."""
+    if not network.fusible():
+        return f"no block of the {type(network).__name__.lower()} network has a fused form"
+    if device.type != "cpu":
+        return f"it has no kernels for {device.type} yet"
+    from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+    return "" if extension.load() is not None else extension.info().reason

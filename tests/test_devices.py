@@ -1,0 +1,80 @@
+"""Devices, engines, and the memory a fit needs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dip_fast import devices, engines, networks
+from dip_fast.errors import UsageError
+from dip_fast.presets import PRESETS
+
+QUICK = PRESETS["quick"].recipe
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+def test_estimate_of_memory_comes_near_the_peak(engine: str) -> None:
+    code = f"""
+import resource, torch
+from dip_fast import cli, devices
+from dip_fast.degradations import Identity
+from dip_fast.fitting import prepare
+from dip_fast.presets import PRESETS
+torch.set_num_threads(1)
+cli._keep_memory()
+recipe = PRESETS["quick"].recipe
+fit = prepare(Identity(torch.rand(1, 3, 32, 32)), recipe, engine={engine!r})
+fit.step()
+fit = prepare(Identity(torch.rand(1, 3, 256, 256)), recipe, engine={engine!r})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fit.step()
+fit.step()
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    # benchmarks/memory.py gives 0.87 (plain) and 0.99 (fused) at this size.
+    assert 0.6 < devices.needed_bytes(QUICK, 3, (256, 256), engine) / peak < 1.6
+
+
+def test_picture_that_does_not_fit_is_refused_with_the_size_that_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    free = devices.needed_bytes(QUICK, 3, (300, 600))
+    monkeypatch.setattr(devices, "available_bytes", lambda device: free)
+    assert devices.require_memory(QUICK, 3, (300, 600), cpu, "plain") == free
+    with pytest.raises(UsageError, match=r"a 2400x1200 picture needs about .* GB .*; (\d+)x(\d+) would fit") as caught:
+        devices.require_memory(QUICK, 3, (1200, 2400), cpu, "plain")
+    width, height = (int(side) for side in str(caught.value).split("; ")[1].split(" ")[0].split("x"))
+    assert devices.needed_bytes(QUICK, 3, (height, width)) <= free
+    assert width / height == pytest.approx(2, rel=0.02)
+    assert width > 500
+
+
+def test_cuda_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=r"--device cuda: .*; use --device cpu"):
+        devices.choose("cuda")
+    assert devices.choose("auto") == torch.device("cpu")
+
+
+def test_engine_is_fused_where_that_can_be_had() -> None:
+    cpu, skip, hourglass = torch.device("cpu"), networks.build("skip", 4, 3), networks.build("hourglass", 3, 3)
+    assert engines.choose("plain", skip, cpu) == "plain"
+    assert engines.choose("auto", skip, cpu) == "fused"
+    assert engines.choose("auto", hourglass, cpu) == "plain"
+    with pytest.raises(UsageError, match="no block of the hourglass network has a fused form"):
+        engines.choose("fused", hourglass, cpu)
+    with pytest.raises(UsageError, match="no kernels for cuda"):
+        engines.choose("fused", skip, torch.device("cuda"))
+    with pytest.raises(ValueError, match="one of auto, fused, plain, got 'fast'"):
+        engines.choose("fast", skip, cpu)
+
+
+def test_without_the_extension_only_an_explicit_fused_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dip_fast.ops import extension
+
+    monkeypatch.setattr(extension, "_loaded", extension.Extension(reason="no compiler here"))
+    skip = networks.build("skip", 4, 3)
+    with pytest.raises(UsageError, match="no compiler here; take the plain one"):
+        engines.choose("fused", skip, torch.device("cpu"))
+    assert engines.choose("auto", skip, torch.device("cpu")) == "plain"
