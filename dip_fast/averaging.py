@@ -11,13 +11,14 @@ from torch import Tensor
 class MovingAverage:
     """Exponential moving average of tensors.
 
-    ``a <- a + (1 - f) (x - a)`` with ``f = min(factor, t / (t + 9))`` at update ``t = 1, 2, ...``: early on, when the
-    network still travels far, the average reaches back over a tenth of the way only.
+    ``a <- a + (1 - f) (x - a)`` with ``f = min(most, t / (t + window))`` at update ``t = 1, 2, ...``: early on, when
+    the network still travels far, the average reaches back over a part of the way only.
 
     Parameters
     ----------
-    factor : float
+    most : float
         In [0, 1); 0 follows the newest.
+    window : int
 
     Attributes
     ----------
@@ -25,8 +26,9 @@ class MovingAverage:
         Empty before the first update.
     """
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    def __init__(self, most: float, window: int) -> None:
+        self.most = most
+        self.window = window
         self.values: list[Tensor] = []
 
     @torch.no_grad()
@@ -35,4 +37,9 @@ class MovingAverage:
         if not self.values:
             self.values = [tensor.detach().clone() for tensor in tensors]
             return
-        torch._foreach_lerp_(self.values, list(tensors), 1 - min(self.factor, t / (t + 9)))
+        torch._foreach_lerp_(self.values, list(tensors), 1 - kept(self.most, self.window, t))
+
+
+def kept(most: float, window: int, t: int) -> float:
+    """Part of itself that a moving average keeps at update ``t``."""
+    return min(most, t / (t + window))

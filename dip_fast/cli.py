@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import difflib
 import json
+import logging
+import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -86,9 +88,15 @@ def cli() -> None:
     type=Choice(["auto", "never"]),
     help="Whether the moving variance of the iterates may end the fit.  [default: auto]",
 )
-@click.option("--fused/--no-fused", default=None, help="Engine; this version has only the plain one.")
+@click.option(
+    "--fused/--no-fused",
+    default=None,
+    help="Engine; the two differ in rounding only.  [default: fused where it can be had]",
+)
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="[default: 0]")
 @click.option(
     "--snapshot-every",
@@ -124,7 +132,8 @@ def run(
     contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, and a
     checkpoint for --resume.  Ctrl-C ends the fit after its step; what there is by then is written.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 stopped by the user.
+    Exit codes: 0 done; 1 failed, also where a file could not be written (the message says where the result is then);
+    2 wrong usage or input; 130 stopped by the user.
     """
     from_stdin = picture == "-"
     if from_stdin and as_json:
@@ -132,7 +141,11 @@ def run(
     if from_stdin and resume and out is None:
         raise UsageError("--resume needs the run's folder when the picture comes from standard input; give --out")
     _keep_memory()
+    from tqdm import tqdm
+
     from dip_fast import runs
+
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
 
     said = {field: value for field, value in options.items() if value is not None}
     if fused is not None:
@@ -140,37 +153,45 @@ def run(
 
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # a log that nobody takes is no reason to lose the fit
+                tqdm.write(line, file=sys.stderr)
 
-    request = runs.Request(
-        source=sys.stdin.buffer.read() if from_stdin else Path(picture),
-        said=said,
-        out=out,
-        mask=mask,
-        reference=reference,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=quiet,
-    )
-    if from_stdin and out is None:
-        with tempfile.TemporaryDirectory(prefix="dip-fast-") as folder:
-            summary = runs.run(replace(request, out=Path(folder) / "stdin"), say)
-            result = Path(summary["result"]).read_bytes()
-    else:
+    with contextlib.ExitStack() as stack:
+        kept = out
+        if from_stdin and out is None:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dip-fast-"))) / "stdin"
+        request = runs.Request(
+            source=_standard_input() if from_stdin else Path(picture),
+            said=said,
+            out=out,
+            mask=mask,
+            reference=reference,
+            resume=resume,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
         summary = runs.run(request, say)
-        result = Path(summary["result"]).read_bytes() if from_stdin else b""
-
-    interrupted = summary["stop_reason"] == "interrupted"
+        result = Path(summary["result"])
+        if from_stdin:
+            try:
+                _put(result.read_bytes())
+            except DipFastError as error:
+                safe = result if kept else runs.write_elsewhere(result.name, result.read_bytes())
+                raise DipFastError(f"{error}; the result is in {safe}") from error
     if from_stdin:
-        sys.stdout.buffer.write(result)
-        sys.stdout.buffer.flush()
+        say(_figures(summary))
     elif as_json:
-        print(json.dumps(summary, allow_nan=False))
+        _print(json.dumps(summary, allow_nan=False))
     elif not quiet:
-        print(_closing_lines(summary))
-    if interrupted and not (from_stdin and out is None):
+        _print(f"{_figures(summary)}\nresult: {result}")
+    if problems := summary["problems"]:
+        where = f"the result is in {result}, " if kept or not from_stdin else ""
+        raise DipFastError(f"{problems[0]}; {where}{len(problems)} files of the run could not be written")
+    if summary["stop_reason"] != "interrupted":
+        return 0
+    if kept or not from_stdin:
         say(f"stopped after step {summary['steps']}; go on with the same command and --resume")
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED
 
 
 @cli.command()
@@ -178,12 +199,13 @@ def run(
 def presets(as_json: bool) -> None:
     """List the presets, with what they cost and reach."""
     if as_json:
-        print(json.dumps({name: {"summary": preset.summary, **_shown(name)} for name, preset in PRESETS.items()}))
+        facts = {name: {"summary": preset.summary, **_shown(name)} for name, preset in PRESETS.items()}
+        _print(json.dumps(facts))
         return
     for name, preset in PRESETS.items():
         shown = _shown(name)
-        print(f"{name}: {preset.summary}")
-        print(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
+        _print(f"{name}: {preset.summary}")
+        _print(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
 
 
 @cli.command()
@@ -194,19 +216,21 @@ def info(as_json: bool) -> None:
 
     facts = collect()
     if as_json:
-        print(json.dumps(facts))
+        _print(json.dumps(facts))
         return
     for name, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value)) or "none"
-        print(f"{name}: {value}")
+        _print(f"{name}: {value}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code; an error is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stderr is None:  # closed by the caller; print would take standard output in its place
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (it stays open)
     try:
         code = cli.main(arguments, prog_name="dip-fast", standalone_mode=False)
     except click.exceptions.Exit as exit_request:
@@ -228,14 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _complain(message: str, code: int, arguments: Sequence[str]) -> int:
     """Print an error, after its traceback if that is wanted."""
-    if "--debug" in arguments:
-        traceback.print_exc()
-    print("dip-fast: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print("dip-fast: " + " ".join(message.split()), file=sys.stderr)
     return code
 
 
-def _closing_lines(summary: dict[str, Any]) -> str:
-    """Say what was reached, and where it is."""
+def _figures(summary: dict[str, Any]) -> str:
+    """Say what was reached."""
     lines = []
     if summary["psnr"] is not None:
         lines.append(
@@ -247,8 +272,31 @@ def _closing_lines(summary: dict[str, Any]) -> str:
         f"{reason[summary['stop_reason']]}: step {summary['steps']}, answer from step {summary['best_step']}, "
         f"{summary['seconds']:.0f} s"
     )
-    lines.append(f"result: {summary['result']}")
     return "\n".join(lines)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; name the picture's file")
+    return sys.stdin.buffer.read()
+
+
+def _print(text: str) -> None:
+    """Print to standard output; a path may hold what its encoding has not."""
+    _put(f"{text}\n".encode(getattr(sys.stdout, "encoding", "utf-8"), "backslashreplace"))
+
+
+def _put(data: bytes) -> None:
+    """Write to standard output, at once: an error has to show here, and not when the interpreter ends."""
+    if sys.stdout is None:
+        raise DipFastError("cannot write to standard output: it is closed")
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # What is left in the buffer would raise once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise DipFastError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _shown(name: str) -> dict[str, Any]:

@@ -49,6 +49,10 @@ class Degradation:
         """Mean squared error of A(x) against y, a scalar."""
         return torch.nn.functional.mse_loss(self.apply(x), self.target)
 
+    def noise(self) -> float:
+        """Estimate the standard deviation of the noise in y, in units of its range [0, 1]."""
+        return haar_noise(self.target)
+
     def composite(self, x: Tensor) -> Tensor:
         """Put back into ``x`` what is known for certain; nothing, unless a subclass knows better."""
         return x
@@ -93,6 +97,10 @@ class Mask(Degradation):
         squares = ((x - self.target) * self.known).square()
         return squares.sum() / (self.known.sum() * self.channels)
 
+    def noise(self) -> float:
+        """Estimate the noise from the squares of four known pixels."""
+        return haar_noise(self.target, self.known)
+
     def composite(self, x: Tensor) -> Tensor:
         """Put the known pixels back."""
         return torch.where(self.known, self.target, x) if self.keeps_known else x
@@ -118,3 +126,41 @@ class Operator(Degradation):
     def apply(self, x: Tensor) -> Tensor:
         """Call the user's function."""
         return self.function(x)
+
+
+def haar_noise(y: Tensor, known: Tensor | None = None) -> float:
+    """Estimate the standard deviation of white noise from the diagonal Haar coefficients of squares of four pixels.
+
+    The median magnitude of the coefficients, over 0.6745, is the deviation of a Gaussian; edges are too few to move a
+    median.  Clipping at the ends of the range makes it too small.
+
+    Parameters
+    ----------
+    y : Tensor
+        ``(1, C, H, W)``.
+    known : Tensor, optional
+        ``(1, 1, H, W)``, bool; squares with an unknown pixel do not count.
+
+    Returns
+    -------
+    float
+        The mean over the channels; 0 where no square counts.
+
+    References
+    ----------
+    D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994),
+    doi:10.1093/biomet/81.3.425.
+    """
+
+    def corners(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        even = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
+        return even[..., ::2, ::2], even[..., ::2, 1::2], even[..., 1::2, ::2], even[..., 1::2, 1::2]
+
+    a, b, c, d = corners(y)
+    coefficients = ((a - b - c + d) / 2)[0].flatten(1)  # (C, squares)
+    if known is not None:
+        a, b, c, d = corners(known)
+        coefficients = coefficients[:, (a & b & c & d).flatten()]
+    if not coefficients.numel():
+        return 0.0
+    return (coefficients.abs().median(dim=1).values.mean() / 0.6745).item()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from dip_fast.errors import UsageError
@@ -10,7 +12,7 @@ from dip_fast.networks import Network
 ENGINES = ("auto", "fused", "plain")
 
 
-def choose(engine: str, network: Network, device: torch.device) -> str:
+def choose(engine: str, network: Network, device: torch.device) -> Literal["plain", "fused"]:
     """Choose between the fused and the plain engine.
 
     Parameters

@@ -25,6 +25,7 @@ JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 d
 MOST_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 PICTURE = "picture"  # name of the averaged iterate beside the averaged weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
+VARIANCE = ("variance", "value", "best", "best_step")  # numbers of the stopping statistic
 COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")
 
 
@@ -130,10 +131,13 @@ class Fit:
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        self._average = MovingAverage(options.averaging)  # of the weights, then of the iterates
+        self._average = MovingAverage(options.averaging, options.averaging_window)  # weights, then iterate
         self._best: list[Tensor] = []  # the average as it was at the minimum of the variance
         self._consolidated: list[Tensor] = []
         self._variance = MovingVariance()
+        self._perturbation = options.perturbation
+        if self._perturbation is None:
+            self._perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
         self._loss_level = math.nan
         self._learning_rate_factor = 1.0
 
@@ -178,9 +182,9 @@ class Fit:
         self._optimizer.param_groups[0]["lr"] = learning_rate
 
         z = self._input
-        if self.options.perturbation:
+        if self._perturbation:
             noise = torch.randn(z.shape, generator=self._generator, device=self.device)
-            z = noise.mul_(self.options.perturbation).add_(z)
+            z = noise.mul_(self._perturbation).add_(z)
         x = networks.crop(self.network(z), *self.degradation.size)
         data_term = self.degradation.data_term(x)
         loss = data_term.item()
@@ -260,7 +264,7 @@ class Fit:
             "events": list(self.events),
             "learning_rate_factor": self._learning_rate_factor,
             "loss_level": self._loss_level,
-            "variance": (self._variance.value, self._variance.best, self._variance.best_step),
+            "variance": [getattr(self._variance, name) for name in VARIANCE],
         }
         return State(tensors, numbers)
 
@@ -286,7 +290,8 @@ class Fit:
         )
         mean = tensors.get("variance.mean")
         self._variance.mean = None if mean is None else mean.to(self.device, copy=True)
-        self._variance.value, self._variance.best, self._variance.best_step = numbers["variance"]
+        for name, value in zip(VARIANCE, numbers["variance"], strict=True):
+            setattr(self._variance, name, value)
         self._generator.set_state(tensors["generator"].cpu())
         self.rows = [tuple(row) for row in tensors["history"].tolist()]
         self.seconds = numbers["seconds"]
@@ -312,11 +317,12 @@ class Fit:
         *weights, picture = self._averaged()
         weights = [value.clone().requires_grad_() for value in weights]
         named = dict(zip(self._parameters, weights, strict=True))
-        optimizer = torch.optim.Adam(weights, lr=self.options.consolidation_learning_rate, fused=True)
+        optimizer = torch.optim.Adam(weights, fused=True)
         while self.consolidation_steps < self.options.consolidation_steps and not self.interrupted:
             started = time.perf_counter()
             output = torch.func.functional_call(self.network, named, (self._input,))
             x = networks.crop(output, *self.degradation.size)
+            optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
             optimizer.zero_grad(set_to_none=True)
             nn.functional.mse_loss(x, picture).backward()
             optimizer.step()

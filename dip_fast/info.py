@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from dip_fast import __version__
+from dip_fast.ops import extension
 
 LIBRARIES = (
     "numpy",
@@ -25,6 +26,7 @@ LIBRARIES = (
 
 def collect() -> dict[str, Any]:
     """Collect versions, the machine, what is built, and the GPUs; everything is JSON."""
+    build = extension.info()
     cuda = torch.cuda.is_available()
     return {
         "dip_fast": __version__,
@@ -38,8 +40,21 @@ def collect() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "engines": ["plain"],
+        "engines": ["plain", "fused"] if build.module else ["plain"],
+        "operators": _operators(build),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }
+
+
+def _operators(build: extension.Extension) -> dict[str, Any]:
+    """Say where the compiled operators come from and which kernels they use, or why there are none."""
+    if build.module is None:
+        return {"build": "none", "why": build.reason}
+    return {
+        "build": build.origin,
+        "for torch": build.record["torch"],
+        "compiler": build.record["compiler"],
+        "kernels": f"{build.module.cpu_level()} of {'/'.join(build.module.cpu_levels())}",
     }
 
 

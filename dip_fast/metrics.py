@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import mean_squared_error, structural_similarity
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR in dB over all channels, of ``(H, W, C)`` images clipped to the data range [0, 1]."""
-    return float(peak_signal_noise_ratio(reference, np.clip(image, 0, 1), data_range=1))
+    """PSNR in dB over all channels, of ``(H, W, C)`` images clipped to the data range [0, 1].
+
+    At most 144.5 dB, a mean error of 2**-24, the rounding of float32: JSON has no infinity for equal images.
+    """
+    return float(-10 * np.log10(max(mean_squared_error(reference, np.clip(image, 0, 1)), 2.0**-48)))
 
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:

@@ -15,15 +15,18 @@ class FitOptions:
     iterations : int
         Most steps.
     learning_rate : float
-        Adam's, at its highest.
+        Adam's.
     warmup : int
-        Steps in which it grows linearly to that.
-    decay : float
-        Last part of the iterations, in [0, 1], in which it falls linearly to nothing.
-    perturbation : float
-        Standard deviation of the fresh noise added to z at each step.
+        Steps in which it grows linearly to that; 0 for none.
+    perturbation : float, optional
+        Standard deviation of the fresh noise added to z at each step; None takes a third of the picture's own noise
+        as estimated, between 1/100 and 1/30: a noisy picture needs the larger one, a clean one is fitted sooner with
+        the smaller.
     averaging : float
-        Factor of the moving averages of weights and iterates, in [0, 1).
+        Most that the moving averages of weights and iterates keep of themselves at a step, in [0, 1).
+    averaging_window : int
+        They keep ``t / (t + averaging_window)`` at step t, while that is less: an average over the last
+        ``1 / (averaging_window + 1)`` of the steps.
     stop : {"auto", "never"}
         Whether the moving variance of the iterates ends the fit and chooses the step that is the answer.
     patience : float
@@ -32,18 +35,18 @@ class FitOptions:
         Last steps, which fit the averaged network at the unperturbed z to the averaged picture; a tenth of the
         iterations where that is less.
     consolidation_learning_rate : float
-        Adam's in these steps.
+        Adam's in these steps, at its highest: it grows for five steps and falls to nothing, both linearly.
     """
 
     iterations: int
     learning_rate: float = 0.01
     warmup: int = 0
-    decay: float = 0.0
-    perturbation: float = 1 / 30
+    perturbation: float | None = 1 / 30
     averaging: float = 0.99
+    averaging_window: int = 9
     stop: Literal["auto", "never"] = "auto"
-    patience: float = 0.25
-    consolidation: int = 40
+    patience: float = 0.15
+    consolidation: int = 50
     consolidation_learning_rate: float = 0.003
 
     @property
@@ -53,9 +56,12 @@ class FitOptions:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
-        growth = min(1.0, step / (self.warmup + 1))
-        falling = self.decay * self.iterations
-        return self.learning_rate * growth * min(1.0, (self.iterations - step + 1) / max(falling, 1.0))
+        return self.learning_rate * min(1.0, step / max(self.warmup, 1))
+
+    def consolidation_rate_at(self, step: int) -> float:
+        """Learning rate of a step of the consolidation, counted from 1."""
+        falling = 1 - (step - 1) / self.consolidation_steps
+        return self.consolidation_learning_rate * min(1.0, step / 5) * falling
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,15 @@ PRESETS: dict[str, Preset] = {
             network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
             in_channels=32,
             distribution="uniform",
-            options=FitOptions(iterations=600, learning_rate=0.02, warmup=50, decay=0.7),
+            options=FitOptions(
+                iterations=1000,
+                learning_rate=0.02,
+                warmup=50,
+                perturbation=None,
+                averaging=0.995,
+                averaging_window=4,
+                consolidation_learning_rate=0.002,
+            ),
         ),
         "a quarter of the paper's width, nearest upsampling",
         "cost to be measured",

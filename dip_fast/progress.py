@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
 
 from tqdm import tqdm
 
@@ -20,21 +20,24 @@ class Progress:
 
     Parameters
     ----------
-    total, done : int
-        Most steps, those of consolidation included, and those done before.
+    fit : Fit
+        Before its first step, or resumed.
+    say : callable
+        Prints a line without disturbing the bar.
     quiet : bool
         Show nothing.
-    stream : file
-        Standard error by default.
     """
 
-    def __init__(self, total: int, done: int = 0, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self.stream = sys.stderr if stream is None else stream
-        self.total, self.first = total, done
+    def __init__(self, fit: Fit, say: Callable[[str], None], *, quiet: bool = False) -> None:
+        self.say = say
+        self.first = fit.steps
+        self.events = len(fit.events)
         self.started = self.printed = time.monotonic()
         self.quiet = quiet
-        on_terminal = not quiet and self.stream.isatty()
-        self.bar = tqdm(total=total, initial=done, file=self.stream, unit="step") if on_terminal else None
+        on_terminal = not quiet and sys.stderr.isatty()
+        self.bar = (
+            tqdm(total=steps_in_all(fit), initial=self.first, file=sys.stderr, unit="step") if on_terminal else None
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -45,27 +48,30 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def say(self, line: str) -> None:
-        """Print a line without disturbing the bar."""
-        if self.bar is not None:
-            self.bar.write(line, file=self.stream)
-        elif not self.quiet:
-            print(line, file=self.stream, flush=True)
-
     def __call__(self, fit: Fit) -> None:
         """Show the step that was just made."""
+        for event in fit.events[self.events :]:
+            self.say(
+                f"{event['fault']} at step {event['step']}: back to step {event['back_to_step']}, "
+                f"learning rate times {event['learning_rate_factor']:g}"
+            )
+        self.events = len(fit.events)
         now, done = time.monotonic(), fit.steps + fit.consolidation_steps
-        if fit.stop_reason:
-            self.total = fit.steps + fit.options.consolidation
+        total = steps_in_all(fit)
         if self.bar is not None:
-            self.bar.total = self.total
+            self.bar.total = total
             self.bar.set_postfix_str(figures(fit), refresh=False)
             self.bar.update(done - self.bar.n)
-        elif now - self.printed >= SECONDS_BETWEEN_LINES or done in (self.first + 1, self.total):
+        elif not self.quiet and (now - self.printed >= SECONDS_BETWEEN_LINES or done in (self.first + 1, total)):
             self.printed = now
             rate = (done - self.first) / max(now - self.started, 1e-9)
-            left = tqdm.format_interval((self.total - done) / rate) if rate > 0 else "?"
-            self.say(f"step {done}/{self.total}, {figures(fit)}, {rate:.3g} steps/s, {left} left")
+            left = tqdm.format_interval((total - done) / rate) if rate > 0 else "?"
+            self.say(f"step {done}/{total}, {figures(fit)}, {rate:.3g} steps/s, {left} left")
+
+
+def steps_in_all(fit: Fit) -> int:
+    """Most steps, or all of them once that is known, with those of consolidation."""
+    return (fit.steps if fit.stop_reason else fit.options.iterations) + fit.options.consolidation_steps
 
 
 def figures(fit: Fit) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
+import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +33,7 @@ from dip_fast.progress import Progress
 from dip_fast.settings import Settings, complete, resumed
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+CHECKPOINT = "checkpoint.safetensors"
 MOST_TILES = 14  # iterates on the contact sheet, chosen evenly
 
 Say = Callable[[str], None]
@@ -64,41 +68,83 @@ class Request:
 class Folder:
     """The run's folder: what is in it, and how it is written."""
 
-    RESULTS = ("result.png", "result.tif")
-    OWN = (*RESULTS, "contact_sheet.png", "history.csv", "history.png", "run.json", "checkpoint.safetensors")
+    OWN = (
+        CHECKPOINT,
+        "result.png",
+        "result.tif",
+        "contact_sheet.png",
+        "history.csv",
+        "history.png",
+    )  # besides run.json and the snapshots
 
     def __init__(self, path: Path, say: Say) -> None:
         self.path = path
         self.say = say
         self.problems: list[str] = []
+        self._lock: int | None = None
 
     def check_free(self, overwrite: bool) -> None:
         """Refuse a folder in which something would be lost."""
-        if not self.path.exists():
-            return
-        if not self.path.is_dir():
-            raise UsageError(f"{self.path} exists and is no folder; choose another --out")
-        if not overwrite:
-            raise UsageError(f"{self.path} exists; go on with --resume, replace with --overwrite, or choose an --out")
-        if any(self.path.iterdir()) and not (self.path / "run.json").exists():
-            raise UsageError(f"{self.path} holds files and is not a run's folder; choose another --out")
-
-    def make(self) -> None:
-        """Create the folder, and see that it can be written; files of an earlier run in it are removed."""
         try:
-            (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-            # run.json goes last: without it the folder would no longer count as a run's.
-            for old in (*self.snapshots(), *(self.path / name for name in reversed(self.OWN))):
-                old.unlink(missing_ok=True)
+            if not self.path.exists():
+                return
+            if not self.path.is_dir():
+                raise UsageError(f"{self.path} exists and is no folder; choose another --out")
+            if not overwrite:
+                raise UsageError(
+                    f"{self.path} exists; go on with --resume, replace with --overwrite, or choose another --out"
+                )
+            if any(self.path.iterdir()) and not (self.path / "run.json").exists():
+                raise UsageError(f"{self.path} holds files and is not a run's folder; choose another --out")
+        except OSError as error:
+            raise UsageError(f"cannot use {self.path}: {error.strerror}; choose another --out") from error
+
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk that has not the bytes that the run is going to write."""
+        place = self.path.absolute()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise UsageError(
+                f"the run may write {needed / 1e6:.0f} MB to {self.path} and {free / 1e6:.0f} MB are free there; "
+                "make room or choose another --out"
+            )
+
+    def open(self, record: dict[str, Any], *, fresh: bool) -> None:
+        """Create the folder, keep other runs out of it, and write the record, which tells whether it can be written.
+
+        In a fresh folder nothing is left of an earlier run; files of the user's own stay.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+            _lock(self._lock)
+            (self.path / "snapshots").mkdir(exist_ok=True)
+            # What a killed process was writing aside.
+            old = [*self.path.glob(".dip-fast-*.tmp"), *self.path.glob("snapshots/.dip-fast-*.tmp")]
+            if fresh:
+                old += [*(self.path / name for name in self.OWN), *self.snapshots().values()]
+            for path in old:
+                path.unlink(missing_ok=True)
+            # Last, for no checkpoint of another run may lie beside the new record.
+            write_atomically(self.path / "run.json", _json(record))
+        except BlockingIOError as error:
+            raise UsageError(f"another run is at work in {self.path}; wait for it, or choose another --out") from error
         except OSError as error:
             raise UsageError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from error
+        except DipFastError as error:
+            raise UsageError(str(error)) from error
 
-    def snapshots(self) -> list[Path]:
-        """Snapshots in the order of their steps."""
-        return sorted((self.path / "snapshots").glob("iter_*.png"))
+    def close(self) -> None:
+        """Let other runs in."""
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def snapshots(self) -> dict[int, Path]:
+        """Snapshots by their steps, in order."""
+        paths = {path.stem.removeprefix("iter_"): path for path in self.path.glob("snapshots/iter_*.png")}
+        return dict(sorted((int(step), path) for step, path in paths.items() if step.isdecimal()))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file beside the result; where that fails, say so once and go on: the fit is worth more."""
@@ -111,17 +157,25 @@ class Folder:
 
     def write_result(self, name: str, data: bytes) -> Path:
         """Write the result here or, where that fails, wherever it can be written."""
-        elsewhere = f"dip-fast-{self.path.name}-{os.getpid()}-{name}"
-        for path in (self.path / name, Path.cwd() / elsewhere, Path.home() / elsewhere, _temporary() / elsewhere):
-            try:
-                write_atomically(path, data)
-            except DipFastError as error:
-                self.problems.append(str(error))
-                continue
-            if path.parent != self.path:
-                self.say(f"{self.problems[-1]}; the result is in {path}")
-            return path
-        raise DipFastError(f"{self.problems[-1]}; no other folder could be written either, and the result is lost")
+        try:
+            write_atomically(self.path / name, data)
+        except DipFastError as error:
+            self.problems.append(str(error))
+            return write_elsewhere(f"{self.path.name}-{name}", data)
+        return self.path / name
+
+
+def write_elsewhere(name: str, data: bytes) -> Path:
+    """Save a result that could not be written where it belongs: here, at home, or among the temporary files."""
+    for folder in (Path.cwd, Path.home, tempfile.gettempdir):
+        try:
+            path = Path(folder(), f"dip-fast-{os.getpid()}-{name}")
+            write_atomically(path, data)
+        except (DipFastError, OSError, RuntimeError) as error:  # no such folder, or no home
+            problem = error
+            continue
+        return path
+    raise DipFastError(f"{problem}; no other folder could be written either, and the result is lost")
 
 
 def run(request: Request, say: Say) -> dict[str, Any]:
@@ -147,84 +201,114 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     """
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one of the two")
-    path = request.out or Path("runs") / (Path(request.source).stem if isinstance(request.source, Path) else "stdin")
+    path = request.out
+    if path is None:
+        path = Path("runs") / (request.source.stem if isinstance(request.source, Path) else "stdin")
     folder = Folder(path, say)
     stored = _stored(path) if request.resume else {}
-    if not request.resume:
-        folder.check_free(request.overwrite)
-    settings = resumed(request.said, stored) if stored else complete(request.said, mask=request.mask is not None)
-    torch.set_num_threads(settings.threads)
+    if request.resume:
+        settings = resumed(request.said, stored)
+    else:
+        settings = complete(request.said, mask=request.mask is not None)
 
     picture = pictures.read_picture(request.source, keep_metadata=settings.keep_metadata)
     reference = None if request.reference is None else _reference(request.reference, picture)
     degradation, inputs = _degradation(request, picture, settings)
-    if stored:
+    if reference is not None and request.reference is not None:
+        inputs["reference"] = {"name": request.reference.name, "sha256": _digest(reference)}
+    if request.resume:
         _require_same(stored, settings, inputs)
-    device = torch.device(settings.device)
-    say(
-        f"{picture.name}: {picture.size[1]}x{picture.size[0]}, {'gray' if picture.channels == 1 else 'RGB'}, "
-        f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}; "
-        f"{settings.task}, preset {settings.preset}, seed {settings.seed}"
-    )
-    say(f"device {devices.describe(device)}, engine {settings.engine} (torch {torch.__version__})")
-    for note in picture.notes:
-        say(note)
-    recipe = settings.recipe()
-    devices.require_memory(recipe, picture.channels, picture.size, device)
+        if summary := _done(stored, path):
+            say("this run is done; nothing is left to resume")
+            return summary
+    else:
+        folder.check_free(request.overwrite)
 
-    if stored.get("status") == "done":
-        say("this run is done; nothing is left to resume")
-        return dict(stored["summary"])
-    fit = prepare(degradation, recipe, seed=settings.seed, device=device, reference=_tensor(reference))
-    checkpoint = path / "checkpoint.safetensors"
-    if request.resume and checkpoint.exists():
+    torch.set_num_threads(settings.threads)
+    device = torch.device(settings.device)
+    recipe = settings.recipe()
+    devices.require_memory(recipe, picture.channels, picture.size, device, settings.engine)
+    fit = prepare(
+        degradation, recipe, seed=settings.seed, device=device, engine=settings.engine, reference=_tensor(reference)
+    )
+    folder.check_room(_bytes_on_disk(fit, settings))
+
+    checkpoint = path / CHECKPOINT
+    fresh = not (request.resume and checkpoint.exists())
+    if not fresh:
         checkpoints.load(checkpoint, fit)
-        say(f"resumed after step {fit.steps}")
-    elif not request.resume:
-        folder.make()
+    versions = {"dip_fast": __version__, "torch": torch.__version__, "numpy": np.__version__}
     record: dict[str, Any] = {
         "status": "running",
         "settings": asdict(settings),
         "recipe": asdict(recipe),
         "inputs": inputs,
-        "reference": None if request.reference is None else str(request.reference),
-        "versions": {"dip_fast": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "versions": versions,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "started": stored.get("started") or _now(),
     }
-    folder.write("run.json", _json(record))
+    with contextlib.closing(folder), _interruptible(fit, quiet=request.quiet):
+        folder.open(record, fresh=fresh)
+        for line in _first_lines(picture, settings):
+            say(line)
+        if request.resume:
+            say("there is no checkpoint yet: starting again" if fresh else f"resumed after step {fit.steps}")
+        if request.resume and stored.get("versions") != versions:
+            say(f"the run was started with {stored.get('versions')}, which may make a difference")
+        recorder = _Recorder(folder, settings.snapshot_every, fit.steps)
+        try:
+            with Progress(fit, say, quiet=request.quiet) as progress:
+                fit.run([progress, recorder])
+        except DipFastError as error:
+            folder.write("run.json", _json(record | {"status": "failed", "error": str(error), "events": fit.events}))
+            raise
+        if not fit.steps:  # stopped before there was anything to write
+            raise KeyboardInterrupt
+        recorder.checkpoint(fit)
+        return _finish(fit, folder, record, picture, reference)
 
-    total = recipe.options.iterations + recipe.options.consolidation
-    with _interruptible(fit, quiet=request.quiet), Progress(total, fit.steps, quiet=request.quiet) as progress:
-        folder.say = progress.say
-        fit.run([progress, _Recorder(folder, settings.snapshot_every)])
-    folder.say = say
-    return _finish(fit, folder, request, record, picture, reference)
+
+def _first_lines(picture: Picture, settings: Settings) -> tuple[str, ...]:
+    """Say what is restored, how, and where."""
+    height, width = picture.size
+    depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
+    device = devices.describe(torch.device(settings.device))
+    return (
+        f"device {device}, engine {settings.engine} (torch {torch.__version__})",
+        f"{picture.name}: {width}x{height}, {'gray' if picture.channels == 1 else 'RGB'}, {depth}; "
+        f"{settings.task}, preset {settings.preset}, seed {settings.seed}",
+        *picture.notes,
+    )
 
 
 class _Recorder:
-    """Callback that writes snapshots when they are due, and a checkpoint now and then and at the end."""
+    """Callback that writes snapshots when they are due, and a checkpoint now and then."""
 
-    def __init__(self, folder: Folder, snapshot_every: int) -> None:
+    def __init__(self, folder: Folder, snapshot_every: int, steps: int) -> None:
         self.folder = folder
         self.snapshot_every = snapshot_every
+        self.steps = steps
         self.written = time.monotonic()
 
     def __call__(self, fit: Fit) -> None:
-        if fit.consolidation_steps:
-            return
-        if self.snapshot_every and fit.steps % self.snapshot_every == 0:
+        # A fit that has fallen back, or is consolidating, shows no new iterate.
+        if fit.steps > self.steps and self.snapshot_every and fit.steps % self.snapshot_every == 0:
             image = fit.iterate[0].permute(1, 2, 0).cpu().numpy()
             self.folder.write(f"snapshots/iter_{fit.steps:06}.png", reporting.preview(image))
-        if fit.stop_reason or fit.interrupted or time.monotonic() - self.written > SECONDS_BETWEEN_CHECKPOINTS:
-            self.folder.write("checkpoint.safetensors", checkpoints.dump(fit))
-            self.folder.write("history.csv", reporting.history_csv(fit.history()))
-            self.written = time.monotonic()
+        self.steps = fit.steps
+        if time.monotonic() - self.written > SECONDS_BETWEEN_CHECKPOINTS:
+            self.checkpoint(fit)
+
+    def checkpoint(self, fit: Fit) -> None:
+        """Write the checkpoint, and the history for who looks in while the fit works."""
+        self.folder.write(CHECKPOINT, checkpoints.dump(fit))
+        self.folder.write("history.csv", reporting.history_csv(fit.history()))
+        self.written = time.monotonic()
 
 
 def _finish(
-    fit: Fit, folder: Folder, request: Request, record: dict[str, Any], picture: Picture, reference: np.ndarray | None
+    fit: Fit, folder: Folder, record: dict[str, Any], picture: Picture, reference: np.ndarray | None
 ) -> dict[str, Any]:
     """Write the result first, then what explains it."""
     result = fit.result()
@@ -244,7 +328,8 @@ def _finish(
         "ssim": None if reference is None else metrics.ssim(result.image, reference),
         "psnr_input": None if reference is None else metrics.psnr(picture.image, reference),
         "ssim_input": None if reference is None else metrics.ssim(picture.image, reference),
-        "sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
+        "sha256": _digest(samples),
+        "problems": folder.problems,
     }
     folder.write("history.csv", reporting.history_csv(result.history))
     folder.write("history.png", reporting.history_plot(result.history, result.best_step))
@@ -252,13 +337,30 @@ def _finish(
     record |= {
         "status": "interrupted" if result.stop_reason == "interrupted" else "done",
         "ended": _now(),
-        "seconds_per_step": result.seconds / max(result.steps, 1),
+        "seconds_per_step": result.seconds / result.steps,
         "events": result.events,
-        "problems": folder.problems,
         "summary": summary,
     }
     folder.write("run.json", _json(record))
     return summary
+
+
+def _done(stored: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Give the summary of a run that is done, with all that it should have left; nothing otherwise."""
+    summary = stored.get("summary")
+    if stored.get("status") != "done" or not isinstance(summary, dict) or summary.get("problems"):
+        return {}
+    result = path / Path(summary["result"]).name  # the folder may have been moved
+    return summary | {"result": str(result), "folder": str(path)} if result.is_file() else {}
+
+
+def _bytes_on_disk(fit: Fit, settings: Settings) -> int:
+    """Estimate what the run writes at most: snapshots, result, and the checkpoint beside the one that it replaces."""
+    weights = sum(parameter.nbytes for parameter in fit.network.parameters())
+    image = 4 * fit.degradation.channels * math.prod(fit.degradation.size)
+    state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
+    snapshots = settings.iterations // settings.snapshot_every if settings.snapshot_every else 0
+    return 4 * state + snapshots * image // 4 + 2 * image + 2**20  # 2**20: sheet, plot and tables
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -277,7 +379,10 @@ def _stored(path: Path) -> dict[str, Any]:
 def _require_same(stored: dict[str, Any], settings: Settings, inputs: dict[str, Any]) -> None:
     """Refuse to go on with another picture, another mask or another meaning of the preset."""
     if stored.get("inputs") != inputs:
-        raise UsageError("cannot resume: the picture or the mask is not the one that the run was started with")
+        raise UsageError(
+            "cannot resume: picture, mask and reference must be those that the run was started with; "
+            "give the same ones, or start again with --overwrite"
+        )
     if stored.get("recipe") != json.loads(_json(asdict(settings.recipe()))):
         raise UsageError(
             f"cannot resume: preset {settings.preset} differs between the versions; start again with --overwrite"
@@ -288,7 +393,10 @@ def _degradation(request: Request, picture: Picture, settings: Settings) -> tupl
     """Say what happened to the picture, and identify what came in."""
     target = _tensor(picture.image)
     assert target is not None
-    inputs = {"picture": {"name": picture.name, "sha256": _digest(picture.image)}}
+    height, width = picture.size
+    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": str(picture.dtype)}
+    alpha = () if picture.alpha is None else (picture.alpha,)
+    inputs = {"picture": {"name": picture.name, **kind, "sha256": _digest(picture.image, *alpha)}}
     if request.mask is None:
         return Identity(target), inputs
     known = pictures.read_mask(request.mask, picture.size)
@@ -319,11 +427,13 @@ def _reference(path: Path, picture: Picture) -> np.ndarray:
 
 def _contact_sheet(folder: Folder, picture: Picture, result: Result, reference: np.ndarray | None) -> bytes:
     """Input, iterates, result and reference side by side."""
-    shown = folder.snapshots()
+    shown = list(folder.snapshots().items())
     if len(shown) > MOST_TILES:
         shown = [shown[i] for i in np.linspace(0, len(shown) - 1, MOST_TILES).round().astype(int)]
     tiles = [("input", picture.image)]
-    tiles += [(f"step {int(path.stem.removeprefix('iter_'))}", pictures.read_picture(path).image) for path in shown]
+    for step, path in shown:
+        with contextlib.suppress(UsageError):  # the disk was full when it was written, or the user took it away
+            tiles.append((f"step {step}", pictures.read_picture(path).image))
     tiles.append(("result", result.image))
     if reference is not None:
         tiles.append(("reference", reference))
@@ -331,7 +441,7 @@ def _contact_sheet(folder: Folder, picture: Picture, result: Result, reference: 
     return reporting.preview(sheet)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruptible(fit: Fit, *, quiet: bool) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end the fit after its step; a second one ends the program."""
     if threading.current_thread() is not threading.main_thread():
@@ -357,8 +467,8 @@ def _tensor(image: np.ndarray | None) -> torch.Tensor | None:
     return None if image is None else torch.from_numpy(image).permute(2, 0, 1)[None].contiguous()
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def _digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def _json(record: dict[str, Any]) -> bytes:
@@ -369,5 +479,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir())
+def _lock(folder: int) -> None:
+    """Lock a folder for as long as its descriptor is open, whatever ends the process."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if isinstance(error, BlockingIOError):  # otherwise: some network file systems have no locks
+            raise

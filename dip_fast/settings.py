@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from dip_fast import devices
+from dip_fast import devices, engines, networks
 from dip_fast.errors import UsageError
 from dip_fast.presets import PRESETS, Recipe, default
 
@@ -60,8 +61,9 @@ def complete(said: dict[str, Any], *, mask: bool) -> Settings:
         raise UsageError("--task inpaint needs --mask MASK.png, white where the picture is known")
     if task == "denoise" and mask:
         raise UsageError("--task denoise has no use for --mask; take --task inpaint")
-    if said.get("engine") == "fused":
-        raise UsageError("--fused: this version has no fused operator; leave it out, or take --no-fused")
+    cores = os.cpu_count() or 1
+    if said.get("threads", 1) > cores:  # they would only wait for each other, minutes for a step
+        raise UsageError(f"--threads {said['threads']}: this machine has {cores} cores; give no more than that")
     device = devices.choose(said.get("device", "auto")).type
     preset = said.get("preset") or default(said.get("network"), device)
     recipe = PRESETS[preset].recipe
@@ -88,7 +90,16 @@ def complete(said: dict[str, Any], *, mask: bool) -> Settings:
         composite=True,
         keep_metadata=False,
     )
-    return replace(defaults, **{field: value for field, value in said.items() if field != "device"})
+    settings = replace(defaults, **{field: value for field, value in said.items() if field != "device"})
+    return replace(settings, engine=_engine(said.get("engine", "auto"), settings))
+
+
+def _engine(wanted: str, settings: Settings) -> Literal["plain", "fused"]:
+    """Choose the engine; which blocks have a fused form shows on the meta device."""
+    recipe = settings.recipe()
+    with torch.device("meta"):
+        network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
+    return engines.choose(wanted, network, torch.device(settings.device))
 
 
 def resumed(said: dict[str, Any], stored: dict[str, Any]) -> Settings:
@@ -101,7 +112,8 @@ def resumed(said: dict[str, Any], stored: dict[str, Any]) -> Settings:
     """
     try:
         settings = Settings(**stored["settings"])
-    except (KeyError, TypeError) as error:
+        settings.recipe()
+    except (KeyError, TypeError) as error:  # other fields, or another preset
         raise UsageError("cannot resume: run.json is not of this version; start again with --overwrite") from error
     for field, value in said.items():
         was = getattr(settings, field)
@@ -111,4 +123,5 @@ def resumed(said: dict[str, Any], stored: dict[str, Any]) -> Settings:
                 "leave the option out, or start again with --overwrite"
             )
     devices.choose(settings.device)
+    _engine(settings.engine, settings)
     return settings

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -65,5 +64,7 @@ def pixels(*shape, dtype=np.uint8, seed=0):
 @pytest.fixture
 def noisy(place):
     """Path of a gray 16x18 picture."""
+    from PIL import Image  # here, so that the operators' tests run where there is none
+
     Image.fromarray(pixels(16, 18)).save(place / "noisy.png")
     return place / "noisy.png"

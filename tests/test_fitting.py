@@ -103,18 +103,18 @@ def test_wrong_degradations_are_refused(make: object, message: str) -> None:
 
 
 def test_average_follows_its_formula() -> None:
-    average, expected = MovingAverage(0.8), 0.0
+    average, expected = MovingAverage(0.8, 5), 0.0
     for t in range(1, 60):
         x = math.sin(t)
         average.update([torch.tensor([x], dtype=torch.float64)], t)
-        factor = min(0.8, t / (t + 9))
+        factor = min(0.8, t / (t + 5))
         expected = x if t == 1 else factor * expected + (1 - factor) * x
         assert average.values[0].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_average_does_not_share_memory_with_what_it_averages() -> None:
     x = torch.ones(3)
-    average = MovingAverage(0.9)
+    average = MovingAverage(0.9, 9)
     average.update([x], 1)
     x.zero_()
     assert torch.equal(average.values[0], torch.ones(3))
@@ -122,32 +122,58 @@ def test_average_does_not_share_memory_with_what_it_averages() -> None:
 
 def test_variance_follows_its_recurrence_and_finds_its_minimum() -> None:
     generator = torch.Generator().manual_seed(4)
-    iterates = [torch.rand(1, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(IGNORED_STEPS + 60)]
+    iterates = [torch.rand(1, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(IGNORED_STEPS + 100)]
     for i, x in enumerate(iterates):  # quietest about 30 steps after the ignored ones
         x.mul_(0.1 + abs(i - IGNORED_STEPS - 30) / 30)
     statistic = MovingVariance()
-    mean, variance, values = iterates[0], 0.0, {}
+    mean, variance, averaged, values = iterates[0], 0.0, math.nan, {}
     for step, x in enumerate(iterates, start=1):
         statistic.update(x, step)
         if step > 1:
             variance = (1 - ALPHA) * (variance + ALPHA * ((x - mean) ** 2).mean().item())
             mean = mean + ALPHA * (x - mean)
-            assert statistic.value == pytest.approx(variance, rel=1e-12)
-            values[step] = variance
+            share = min(0.995, step / (step + 4))
+            averaged = variance if step == 2 else share * averaged + (1 - share) * variance
+            assert statistic.value == pytest.approx(averaged, rel=1e-12)
+            values[step] = averaged
     late = {step: value for step, value in values.items() if step > IGNORED_STEPS}
     assert statistic.best_step == min(late, key=late.__getitem__)
     assert statistic.best == pytest.approx(min(late.values()), rel=1e-12)
-    assert IGNORED_STEPS + 10 < statistic.best_step < IGNORED_STEPS + 60
+    assert IGNORED_STEPS + 10 < statistic.best_step < IGNORED_STEPS + 100
 
 
-def test_learning_rate_grows_and_falls_linearly() -> None:
-    options = FitOptions(iterations=100, learning_rate=0.02, warmup=9, decay=0.5)
-    rates = [options.learning_rate_at(step) for step in range(1, 101)]
-    assert rates[0] == pytest.approx(0.002)
-    assert rates[9:51] == pytest.approx([0.02] * 42)
-    assert rates[74] == pytest.approx(0.02 * 26 / 50)
-    assert rates[-1] == pytest.approx(0.02 / 50)
-    assert FitOptions(iterations=5).learning_rate_at(5) == FitOptions(iterations=5).learning_rate
+def test_learning_rates() -> None:
+    options = FitOptions(iterations=100, learning_rate=0.02, warmup=10)
+    rates = [options.learning_rate_at(step) for step in (1, 5, 10, 100)]
+    assert rates == pytest.approx([0.002, 0.01, 0.02, 0.02])
+    assert FitOptions(iterations=5).learning_rate_at(1) == FitOptions(iterations=5).learning_rate
+    options = FitOptions(iterations=1000, consolidation=50, consolidation_learning_rate=0.1)
+    rates = [options.consolidation_rate_at(step) for step in (1, 5, 26, 50)]
+    assert rates == pytest.approx([0.02, 0.092, 0.05, 0.002])
+    assert FitOptions(iterations=100, consolidation=50).consolidation_steps == 10
+
+
+# --- the noise of a picture ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
+def test_noise_is_estimated_from_known_pixels(sigma: float) -> None:
+    generator = torch.Generator().manual_seed(5)
+    smooth = torch.linspace(0.2, 0.8, 65).expand(1, 3, 63, 65)
+    y = smooth + sigma * torch.randn(1, 3, 63, 65, generator=generator)
+    assert Identity(y).noise() == pytest.approx(sigma, rel=0.1)
+    known = torch.rand(1, 1, 63, 65, generator=generator) < 0.8
+    assert Mask(torch.where(known, y, 5.0), known).noise() == pytest.approx(sigma, rel=0.15)
+    checkered = (torch.arange(63)[:, None] + torch.arange(65)) % 2 == 0
+    assert Mask(y, checkered[None, None]).noise() == 0
+
+
+@pytest.mark.parametrize(("sigma", "perturbation"), [(0.0, 0.01), (0.06, 0.02), (0.3, 1 / 30)])
+def test_perturbation_follows_the_noise_where_it_is_not_given(sigma: float, perturbation: float) -> None:
+    y = 0.5 + sigma * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(6))
+    z = prepare(Identity(y), tiny(perturbation=None))
+    assert z._perturbation == pytest.approx(perturbation, rel=0.05)
+    assert prepare(Identity(y), tiny(perturbation=0.5))._perturbation == 0.5
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------
