@@ -15,8 +15,8 @@
 #include "tile.h"
 #include "transform.h"
 
-constexpr int64_t BLOCK = 64;  // sites
-constexpr int64_t GROUP = 6;   // tiles of rows of which the products are kept at a time
+constexpr int64_t BLOCK = MAX_BLOCK;
+constexpr int64_t GROUP = 6;  // tiles of rows of which the products are kept at a time
 
 static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -81,7 +81,7 @@ struct Passes {
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      input_fields<NR>(image, s, region, first, last, panels, fields);
+      input_fields<NR>(image, s, region, first, last, fields);
       for (int64_t tile = first_tile; tile < last_tile; tile += GROUP) {
         const int64_t end = at_most(last_tile, tile + GROUP), k0 = Tile::tile_begin(s.K, tile),
                       k1 = Tile::tile_begin(s.K, end), slot = (k1 - k0) * width;
@@ -184,7 +184,7 @@ struct Passes {
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      gradient_fields<NR>(g, s, region, first, last, panels, fields);
+      gradient_fields<NR>(g, s, region, first, last, fields);
       for (int64_t tile = 0; tile < Tile::tiles(s.C); tile += GROUP) {
         const int64_t end = at_most(Tile::tiles(s.C), tile + GROUP);
         nine_products<Tile>(packed, s.C, s.K, fields, panels, tile, end, sums, 0);
@@ -236,8 +236,8 @@ struct Passes {
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      input_fields<NR>(x, s, region, first, last, panels, fields);
-      product_gradients<BLOCK>(g, s, region, first, last, width, gradients);
+      input_fields<NR>(x, s, region, first, last, fields);
+      product_gradients(g, s, region, first, last, width, gradients);
       for (int a = 0; a < 9; ++a) {
         turn_panels<NR>(fields + a * s.C * width, s.C, panels, turned);
         add_products(s, gradients + a * s.K * width, turned, width, sums + a * slot, first > 0);
