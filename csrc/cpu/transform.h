@@ -28,6 +28,8 @@
 // Sites of a region are numbered along its rows; a panel holds NR of them: [slot][panel][channel][NR].
 #pragma once
 
+#include "tile.h"
+
 constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
 
 struct Region {
@@ -60,7 +62,7 @@ template <int NR, class T>
 static inline void clear_last_panel(int64_t sites, int64_t channels, T* out) {
   const int64_t panels = (sites + NR - 1) / NR;
   for (int slot = 0; sites % NR != 0 && slot < 9; ++slot)
-    fill_zero(out + ((slot + 1) * panels - 1) * channels * NR, channels * NR);
+    fill_zero(out + slot * field_slot(panels * channels * NR) + (panels - 1) * channels * NR, channels * NR);
 }
 
 // Nine fields of `length` sites of one channel from three rows, each with a neighbour on either side.
@@ -113,13 +115,15 @@ static inline void each_panel(int64_t site, int64_t length, F f) {
 template <int NR, class T>
 static void input_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
-  const int64_t panels = (last - first + NR - 1) / NR, slot = panels * s.C * NR, plane = s.H * s.W;
+  const int64_t panels = (last - first + NR - 1) / NR, slot = field_slot(panels * s.C * NR), plane = s.H * s.W;
   clear_last_panel<NR>(last - first, s.C, out);
   static const T nothing[MAX_BLOCK + 2] = {};
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
     const bool top = i == 0, bottom = i == s.H - 1;
     for (int64_t c = 0; c < s.C; ++c) {
       const T* mid = image + c * plane + i * s.W + j;
+      for (int64_t r = top ? 0 : -1; c + 2 < s.C && r < (bottom ? 1 : 2); ++r)
+        prefetch(mid + 2 * plane + r * s.W, length);
       const T *up = top ? (zeros ? nothing + 1 : mid) : mid - s.W,
               *down = bottom ? (zeros ? nothing + 1 : mid) : mid + s.W;
       // Neighbours beyond the left and right border are read from the rows around, and put right below; only at the two
@@ -178,16 +182,25 @@ static inline const T* gradient_row(const T* grad, const Shape& s, int64_t row, 
   return out;
 }
 
+// The part of rows first .. last of one channel's gradient that gradient_row will read.
+template <class T>
+static inline void prefetch_gradient(const T* grad, const Shape& s, int64_t first, int64_t last, int64_t col,
+                                     int64_t count) {
+  if (s.bilinear) --first, ++last;
+  for (int64_t r = first > 0 ? first : 0; r < last && r < 2 * s.H; ++r) prefetch(grad + r * 2 * s.W + col, count);
+}
+
 // The operands of the data gradient, in panels over the output channels, for the sites first .. last of a region.
 template <int NR, class T>
 static void gradient_fields(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
-  const int64_t panels = (last - first + NR - 1) / NR, slot = panels * s.K * NR;
+  const int64_t panels = (last - first + NR - 1) / NR, slot = field_slot(panels * s.K * NR);
   clear_last_panel<NR>(last - first, s.K, out);
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
     const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
     for (int64_t k = 0; k < s.K; ++k) {
       T rows[4][2 * MAX_BLOCK + 2], along_h[3][2 * MAX_BLOCK + 2];
+      if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i - 1, 2 * i + 3, 2 * j, 2 * length);
       const T* g[4];  // rows 2i - 1 .. 2i + 2 from column 2j - 1 on
       for (int r = 0; r < 4; ++r)
         g[r] = gradient_row(grad + k * 4 * s.H * s.W, s, 2 * i - 1 + r, 2 * j - 1, 2 * length + 2, rows[r]);
@@ -218,11 +231,12 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
 template <class T>
 static void product_gradients(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
                               int64_t size, T* out) {
-  const int64_t slot = s.K * size;
+  const int64_t slot = field_slot(s.K * size);
   for (int64_t k = 0; k < s.K; ++k) {
     T* row = out + k * size;
     for (int a = 0; a < 9; ++a) fill_zero(row + a * slot + (last - first), size - (last - first));
     each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+      if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i, 2 * i + 2, 2 * j, 2 * length);
       T rows[2][2 * MAX_BLOCK];
       const T* g[2];
       for (int p = 0; p < 2; ++p)
