@@ -1,13 +1,14 @@
 # make run    set up .venv and restore the example picture (about 3 minutes on 2 cores after the set-up)
 # make test   set up .venv and run the tests against the installed wheel
 # make lint   ruff, ruff format, mypy, clang-format
+# make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
 # make test-slow, make clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-slow lint format clean
+.PHONY: run test test-slow test-cpp lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -27,6 +28,14 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
+
+test-cpp: .venv/requirements
+	cmake -S . -B build/cpp -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake -S . -B build/cpp-sanitize -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DDIP_FAST_SANITIZE=ON
+	cmake --build build/cpp --parallel $(MAX_JOBS)
+	cmake --build build/cpp-sanitize --parallel $(MAX_JOBS)
+	ctest --test-dir build/cpp --output-on-failure
+	ctest --test-dir build/cpp-sanitize --output-on-failure
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

@@ -15,8 +15,8 @@
 #include "tile.h"
 #include "transform.h"
 
-constexpr int64_t BLOCK = 64;  // sites
-constexpr int64_t GROUP = 6;   // tiles of rows of which the products are kept at a time
+constexpr int64_t BLOCK = MAX_BLOCK;
+constexpr int64_t GROUP = 6;  // tiles of rows of which the products are kept at a time
 
 static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -35,7 +35,7 @@ template <class Tile>
 struct Passes {
   using T = typename Tile::T;
   static constexpr int NR = Tile::NR;
-  static constexpr int64_t PANELS = BLOCK / NR, PRODUCTS = 9 * GROUP * Tile::MR * BLOCK;
+  static constexpr int64_t PRODUCTS = 9 * GROUP * Tile::MR * BLOCK;
 
   static int64_t packed_size(const Shape& s) { return 9 * s.K * s.C; }
   static void pack(const Shape& s, const T* weight, bool transposed, T* packed) {
@@ -66,7 +66,7 @@ struct Passes {
   }
 
   static int64_t forward_scratch(const Shape& s) {
-    const int64_t ring = (3 * s.C + s.K) * NR, fields = 9 * s.C * BLOCK;
+    const int64_t ring = (3 * s.C + s.K) * NR, fields = 9 * field_slot(s.C * BLOCK);
     if (!s.bilinear) return fields + PRODUCTS;
     const int64_t kept = parts(s).rows * Tile::MR * kept_rows(s) * kept_row(s);
     return at_least(ring, fields + PRODUCTS + kept + kept_row(s) + 2);
@@ -77,11 +77,11 @@ struct Passes {
   template <class To>
   static void nearest(const Shape& s, const T* image, const T* packed, const T* bias, const Region& region,
                       int64_t first_tile, int64_t last_tile, To to, int64_t step, T* scratch) {
-    T *fields = scratch, *products = scratch + 9 * s.C * BLOCK;
+    T *fields = scratch, *products = scratch + 9 * field_slot(s.C * BLOCK);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      input_fields<NR>(image, s, region, first, last, panels, fields);
+      input_fields<NR>(image, s, region, first, last, fields);
       for (int64_t tile = first_tile; tile < last_tile; tile += GROUP) {
         const int64_t end = at_most(last_tile, tile + GROUP), k0 = Tile::tile_begin(s.K, tile),
                       k1 = Tile::tile_begin(s.K, end), slot = (k1 - k0) * width;
@@ -138,7 +138,7 @@ struct Passes {
     const int64_t from_col = at_least(0, left - 1), to_col = at_most(s.W, right + 1), cols = to_col - from_col;
     const int64_t from_row = at_least(0, top - 1), to_row = at_most(s.H, bottom + 1);
     const int64_t row_size = kept_row(s), channel_size = kept_rows(s) * row_size, chunk = chunk_rows(right - left);
-    T* kept = scratch + 9 * s.C * BLOCK + PRODUCTS;
+    T* kept = scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
     T* work = kept + (k1 - k0) * channel_size;
     int64_t next = 2 * top;  // the next row to write
     for (int64_t row = from_row; row < to_row; row += chunk) {
@@ -168,10 +168,13 @@ struct Passes {
 
   // ---- data gradient
 
-  static Bands gradient_bands(const Shape& s) { return {s.H, at_least(quotient_up(BLOCK, s.W), quotient_up(s.H, 64))}; }
+  // As forward; with a ring at least 7 rows, whose ring takes one panel of 16.
+  static Bands gradient_bands(const Shape& s) {
+    return {s.H, at_least(has_ring(s) ? 7 : 1, at_least(quotient_up(BLOCK, s.W), quotient_up(s.H, 64)))};
+  }
   static int64_t data_gradient_items(const Shape& s) { return s.N * gradient_bands(s).count; }
   static int64_t data_gradient_scratch(const Shape& s) {
-    return at_least(9 * s.K * BLOCK + GROUP * Tile::MR * BLOCK, (3 * s.K + s.C) * NR);
+    return at_least(9 * field_slot(s.K * BLOCK) + GROUP * Tile::MR * BLOCK, (3 * s.K + s.C) * NR);
   }
 
   static void data_gradient(const Shape& s, const T* grad, const T* packed, T* grad_input, int64_t item, T* scratch) {
@@ -180,11 +183,11 @@ struct Passes {
                   bottom = bands.end(item % bands.count, s.H), plane = s.H * s.W;
     const Region region{top, 0, bottom - top, s.W};
     const T* g = grad + n * s.K * 4 * plane;
-    T *dx = grad_input + n * s.C * plane, *fields = scratch, *sums = scratch + 9 * s.K * BLOCK;
+    T *dx = grad_input + n * s.C * plane, *fields = scratch, *sums = scratch + 9 * field_slot(s.K * BLOCK);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      gradient_fields<NR>(g, s, region, first, last, panels, fields);
+      gradient_fields<NR>(g, s, region, first, last, fields);
       for (int64_t tile = 0; tile < Tile::tiles(s.C); tile += GROUP) {
         const int64_t end = at_most(Tile::tiles(s.C), tile + GROUP);
         nine_products<Tile>(packed, s.C, s.K, fields, panels, tile, end, sums, 0);
@@ -212,7 +215,9 @@ struct Passes {
     return {s.H, quotient_up(at_least(BLOCK, at_most(1024, s.H * s.W / 8)), s.W)};
   }
   static int64_t weight_gradient_items(const Shape& s) { return s.N * weight_bands(s).count; }
-  static int64_t weight_gradient_scratch(const Shape& s) { return (9 * s.C + 9 * s.K + row_of_sums(s)) * BLOCK; }
+  static int64_t weight_gradient_scratch(const Shape& s) {
+    return 9 * (field_slot(s.C * BLOCK) + field_slot(s.K * BLOCK)) + row_of_sums(s) * BLOCK;
+  }
 
   // sums[slot][k][c] (+)= sum over sites of gradient[k][site] * turned[c / NR][site][c % NR]
   static void add_products(const Shape& s, const T* gradient, const T* turned, int64_t sites, T* sums,
@@ -232,15 +237,16 @@ struct Passes {
                   bottom = bands.end(item % bands.count, s.H), plane = s.H * s.W, slot = s.K * row_of_sums(s);
     const Region region{top, 0, bottom - top, s.W};
     const T *g = grad + n * s.K * 4 * plane, *x = input + n * s.C * plane;
-    T *fields = scratch, *gradients = fields + 9 * s.C * BLOCK, *turned = gradients + 9 * s.K * BLOCK;
+    T *fields = scratch, *gradients = fields + 9 * field_slot(s.C * BLOCK),
+      *turned = gradients + 9 * field_slot(s.K * BLOCK);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      input_fields<NR>(x, s, region, first, last, panels, fields);
-      product_gradients<BLOCK>(g, s, region, first, last, width, gradients);
+      input_fields<NR>(x, s, region, first, last, fields);
+      product_gradients(g, s, region, first, last, width, gradients);
       for (int a = 0; a < 9; ++a) {
-        turn_panels<NR>(fields + a * s.C * width, s.C, panels, turned);
-        add_products(s, gradients + a * s.K * width, turned, width, sums + a * slot, first > 0);
+        turn_panels<NR>(fields + a * field_slot(s.C * width), s.C, panels, turned);
+        add_products(s, gradients + a * field_slot(s.K * width), turned, width, sums + a * slot, first > 0);
       }
     }
     T* bias = sums + 9 * slot;

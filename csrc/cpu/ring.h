@@ -73,19 +73,18 @@ struct Padded {
 };
 
 template <class T>
-static inline T ring_value(const T* channel, const Shape& s, const Side& side, int64_t position) {
-  if (side.vertical && (position < 0 || position >= 2 * side.size)) return 0;
+static inline T ring_value(const T* channel, const Shape& s, const Side& side, int64_t position, bool inside) {
   const T three = static_cast<T>(0.75), one = static_cast<T>(0.25);
   const Padded at(position, side.size);
   const Upsampled u0(at.repeated, side.size);
-  const T* near = channel + side.near;
-  const T repeated = three * near[u0.main * side.step] + one * near[u0.other * side.step];
-  if (s.padding == Padding::zeros) return -repeated;
+  const T *near = channel + side.near, *far = channel + side.far;
+  const int64_t main = u0.main * side.step, other = u0.other * side.step;
+  if (s.padding == Padding::zeros) return -(three * near[main] + one * near[other]);
+  if (inside) return one * (three * (far[main] - near[main]) + one * (far[other] - near[other]));
   const Upsampled u1(at.reflected, side.size);
-  const T* far = channel + side.far;
-  const T main = three * near[u1.main * side.step] + one * far[u1.main * side.step];
-  const T other = three * near[u1.other * side.step] + one * far[u1.other * side.step];
-  return (three * main + one * other) - repeated;
+  const T u1_main = three * near[u1.main * side.step] + one * far[u1.main * side.step];
+  const T u1_other = three * near[u1.other * side.step] + one * far[u1.other * side.step];
+  return (three * u1_main + one * u1_other) - (three * near[main] + one * near[other]);
 }
 
 // The three fields of e at positions first .. last, at most NR, of all channels: [3][C][NR], zero from `last` on.
@@ -94,8 +93,13 @@ static void ring_fields(const T* image, const Shape& s, const Side& side, int64_
   const T sign = side.end ? 1 : -1;
   const int64_t slot = s.C * NR, length = last - first;
   for (int64_t c = 0; c < s.C; ++c) {
+    const T* channel = image + c * s.H * s.W;
     T e[NR + 2] = {};
-    for (int64_t t = 0; t < length + 2; ++t) e[t] = sign * ring_value(image + c * s.H * s.W, s, side, first - 1 + t);
+    for (int64_t t = 0; t < length + 2; ++t) {
+      const int64_t position = first - 1 + t;
+      const bool inside = position >= 0 && position < 2 * side.size;
+      if (inside || !side.vertical) e[t] = sign * ring_value(channel, s, side, position, inside);
+    }
     T* o = out + c * NR;
     for (int64_t t = 0; t < NR; ++t) {
       const bool in = t < length;

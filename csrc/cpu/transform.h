@@ -28,8 +28,17 @@
 // Sites of a region are numbered along its rows; a panel holds NR of them: [slot][panel][channel][NR].
 #pragma once
 
+#include "tile.h"
+
+constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
+
 struct Region {
   int64_t row, col, rows, cols;
+};
+
+template <int N>
+struct Constant {
+  constexpr operator int64_t() const { return N; }
 };
 
 // Calls f(i, j, site, length) for each stretch of sites first..last that lies in one row.
@@ -48,10 +57,17 @@ static inline void fill_zero(T* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = 0;
 }
 
+// Zeros in what the last panel of each slot has beyond `sites`.
+template <int NR, class T>
+static inline void clear_last_panel(int64_t sites, int64_t channels, T* out) {
+  const int64_t panels = (sites + NR - 1) / NR;
+  for (int slot = 0; sites % NR != 0 && slot < 9; ++slot)
+    fill_zero(out + slot * field_slot(panels * channels * NR) + (panels - 1) * channels * NR, channels * NR);
+}
+
 // Nine fields of `length` sites of one channel from three rows, each with a neighbour on either side.
-template <class T>
-static inline void fields_of(const T* __restrict up, const T* __restrict mid, const T* __restrict down, int64_t length,
-                             T* __restrict out, int64_t slot) {
+template <class T, class Length>
+static inline void fields_of(const T* up, const T* mid, const T* down, Length length, T* out, int64_t slot) {
 #pragma omp simd
   for (int64_t t = 0; t < length; ++t) {
     const T centre = mid[t], above = mid[t] - up[t], below = down[t] - mid[t];
@@ -67,126 +83,164 @@ static inline void fields_of(const T* __restrict up, const T* __restrict mid, co
   }
 }
 
-// The fields of sites first .. first + panels * NR of a region of one image (C, H, W); sites from `last` on are zero.
-template <int NR, class T>
-static void input_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last,
-                         int64_t panels, T* out) {
-  const bool zeros = s.padding == Padding::zeros && !s.bilinear;
-  const int64_t slot = panels * s.C * NR, plane = s.H * s.W;
-  static const T nothing[NR + 2] = {};
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t begin = first + p * NR, end = begin + NR < last ? begin + NR : last;
-    T* panel = out + p * s.C * NR;
-    if (end < begin + NR)
-      for (int a = 0; a < 9; ++a) fill_zero(panel + a * slot, s.C * NR);
-    each_stretch(region, begin, end, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-      T* to = panel + (site - begin);
-      const bool inside = j > 0 && j + length < s.W;
-      for (int64_t c = 0; c < s.C; ++c, to += NR) {
-        const T* mid = image + c * plane + i * s.W + j;
-        const T* rows[3] = {i > 0   ? mid - s.W
-                            : zeros ? nullptr
-                                    : mid,
-                            mid,
-                            i + 1 < s.H ? mid + s.W
-                            : zeros     ? nullptr
-                                        : mid};
-        T padded[3][NR + 2];
-        for (int a = 0; a < 3; ++a) {
-          if (rows[a] == nullptr) {
-            rows[a] = nothing + 1;
-          } else if (!inside) {
-            for (int64_t t = 0; t < length; ++t) padded[a][t + 1] = rows[a][t];
-            padded[a][0] = j > 0 ? rows[a][-1] : zeros ? 0 : rows[a][0];
-            padded[a][length + 1] = j + length < s.W ? rows[a][length] : zeros ? 0 : rows[a][length - 1];
-            rows[a] = padded[a] + 1;
-          }
-        }
-        if (length == NR)
-          fields_of(rows[0], rows[1], rows[2], NR, to, slot);
-        else
-          fields_of(rows[0], rows[1], rows[2], length, to, slot);
-      }
-    });
+// Sum and differences along W, g from column 2j - 1 on.
+template <class T, class Length>
+static inline void differences_of(const T* g, Length length, T* out, int64_t slot) {
+#pragma omp simd
+  for (int64_t t = 0; t < length; ++t) {
+    out[t] = g[2 * t + 1] + g[2 * t + 2];
+    out[t + slot] = g[2 * t + 1] - g[2 * t + 3];
+    out[t + 2 * slot] = g[2 * t] - g[2 * t + 2];
   }
 }
 
-// Columns col .. col + count of row `row` of one channel's gradient (2H, 2W), zero outside of the image.
-template <int MAX, class T>
-static inline void gradient_row(const T* grad, const Shape& s, int64_t row, int64_t col, int64_t count, T* out) {
+// Calls f(panel, lane, t, length) for the parts of a stretch that lie in one panel each; `length` is a constant for
+// whole panels.
+template <int NR, class F>
+static inline void each_panel(int64_t site, int64_t length, F f) {
+  for (int64_t t = 0; t < length;) {
+    const int64_t lane = (site + t) % NR;
+    if (lane == 0 && length - t >= NR) {
+      f((site + t) / NR, 0, t, Constant<NR>());
+      t += NR;
+    } else {
+      const int64_t part = NR - lane < length - t ? NR - lane : length - t;
+      f((site + t) / NR, lane, t, part);
+      t += part;
+    }
+  }
+}
+
+// The fields of the sites first .. last of a region of one image (C, H, W); the last panel is filled up with zeros.
+template <int NR, class T>
+static void input_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
+  const bool zeros = s.padding == Padding::zeros && !s.bilinear;
+  const int64_t panels = (last - first + NR - 1) / NR, slot = field_slot(panels * s.C * NR), plane = s.H * s.W;
+  clear_last_panel<NR>(last - first, s.C, out);
+  static const T nothing[MAX_BLOCK + 2] = {};
+  each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+    const bool top = i == 0, bottom = i == s.H - 1;
+    for (int64_t c = 0; c < s.C; ++c) {
+      const T* mid = image + c * plane + i * s.W + j;
+      for (int64_t r = top ? 0 : -1; c + 2 < s.C && r < (bottom ? 1 : 2); ++r)
+        prefetch(mid + 2 * plane + r * s.W, length);
+      const T *up = top ? (zeros ? nothing + 1 : mid) : mid - s.W,
+              *down = bottom ? (zeros ? nothing + 1 : mid) : mid + s.W;
+      // Neighbours beyond the left and right border are read from the rows around, and put right below; only at the two
+      // ends of the image is there nothing to read.
+      T padded[3][MAX_BLOCK + 2];
+      if ((c == 0 && i <= 1) || (c == s.C - 1 && i >= s.H - 2)) {
+        const T* rows[3] = {up, mid, down};
+        for (int a = 0; a < 3; ++a) {
+          padded[a][0] = padded[a][length + 1] = 0;
+          for (int64_t t = j > 0 ? -1 : 0; t < (j + length < s.W ? length + 1 : length); ++t)
+            padded[a][t + 1] = rows[a][t];
+        }
+        up = padded[0] + 1, mid = padded[1] + 1, down = padded[2] + 1;
+      }
+      T* channel = out + c * NR;
+      each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
+        fields_of(up + t, mid + t, down + t, part, channel + panel * s.C * NR + lane, slot);
+      });
+      const auto border = [&](int64_t t, int at, T sign) {
+        const int64_t lane = site - first + t;
+        T* o = channel + lane / NR * s.C * NR + lane % NR;
+        for (int a = 0; a < 3; ++a) o[(3 * a + at) * slot] = zeros ? sign * o[3 * a * slot] : 0;
+      };
+      if (j == 0) border(0, 1, 1);
+      if (j + length == s.W) border(length - 1, 2, -1);
+    }
+  });
+}
+
+// Columns col .. col + count of row `row` of one channel's gradient (2H, 2W), zero outside of the image; in the
+// gradient itself where they can be had there, else in `out`.
+template <class T>
+static inline const T* gradient_row(const T* grad, const Shape& s, int64_t row, int64_t col, int64_t count, T* out) {
   const int64_t H = 2 * s.H, W = 2 * s.W;
-  if (row < 0 || row >= H) return fill_zero(out, count);
+  if (row < 0 || row >= H) {
+    fill_zero(out, count);
+    return out;
+  }
   const int64_t begin = col < 0 ? -col : 0, end = col + count > W ? W - col : count;  // those inside the image
   const T* mid = grad + row * W + col;
+  if (!s.bilinear && end - begin == count) return mid;
   for (int64_t t = 0; t < begin; ++t) out[t] = 0;
   for (int64_t t = end; t < count; ++t) out[t] = 0;
   if (!s.bilinear) {
     for (int64_t t = begin; t < end; ++t) out[t] = mid[t];
-    return;
+    return out;
   }
   const T *up = row > 0 ? mid - W : mid, *down = row + 1 < H ? mid + W : mid;
   const int64_t left = col + begin > 0 ? begin - 1 : begin, right = col + end < W ? end + 1 : end;
-  T blurred[MAX + 2];  // along H, from column col - 1 on
+  T blurred[2 * MAX_BLOCK + 4];  // along H, from column col - 1 on
   for (int64_t t = left; t < right; ++t) blurred[t + 1] = (up[t] + down[t]) + 2 * mid[t];
   if (left == begin) blurred[begin] = blurred[begin + 1];
   if (right == end) blurred[end + 1] = blurred[end];
   for (int64_t t = begin; t < end; ++t)
     out[t] = ((blurred[t] + blurred[t + 2]) + 2 * blurred[t + 1]) * static_cast<T>(0.0625);
+  return out;
+}
+
+// The part of rows first .. last of one channel's gradient that gradient_row will read.
+template <class T>
+static inline void prefetch_gradient(const T* grad, const Shape& s, int64_t first, int64_t last, int64_t col,
+                                     int64_t count) {
+  if (s.bilinear) --first, ++last;
+  for (int64_t r = first > 0 ? first : 0; r < last && r < 2 * s.H; ++r) prefetch(grad + r * 2 * s.W + col, count);
 }
 
 // The operands of the data gradient, in panels over the output channels, for the sites first .. last of a region.
 template <int NR, class T>
-static void gradient_fields(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
-                            int64_t panels, T* out) {
+static void gradient_fields(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
-  const int64_t slot = panels * s.K * NR;
-  for (int64_t p = 0; p < panels; ++p) {
-    const int64_t begin = first + p * NR, end = begin + NR < last ? begin + NR : last;
-    T* panel = out + p * s.K * NR;
-    if (end < begin + NR)
-      for (int a = 0; a < 9; ++a) fill_zero(panel + a * slot, s.K * NR);
-    each_stretch(region, begin, end, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-      T* to = panel + (site - begin);
-      for (int64_t k = 0; k < s.K; ++k, to += NR) {
-        T g[4][2 * NR + 2];  // rows 2i - 1 .. 2i + 2 from column 2j - 1 on
-        for (int r = 0; r < 4; ++r)
-          gradient_row<2 * NR + 2>(grad + k * 4 * s.H * s.W, s, 2 * i - 1 + r, 2 * j - 1, 2 * length + 2, g[r]);
-        const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
-        T along_h[3][2 * NR + 2];
-        for (int64_t t = 0; t < 2 * length + 2; ++t) {
-          along_h[0][t] = g[1][t] + g[2][t];
-          along_h[1][t] = even * g[1][t] - g[3][t];
-          along_h[2][t] = g[0][t] - odd * g[2][t];
-        }
-        for (int a = 0; a < 3; ++a) {
-          const T* h = along_h[a];
-          T* o = to + 3 * a * slot;
+  const int64_t panels = (last - first + NR - 1) / NR, slot = field_slot(panels * s.K * NR);
+  clear_last_panel<NR>(last - first, s.K, out);
+  each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+    const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
+    for (int64_t k = 0; k < s.K; ++k) {
+      T rows[4][2 * MAX_BLOCK + 2], along_h[3][2 * MAX_BLOCK + 2];
+      if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i - 1, 2 * i + 3, 2 * j, 2 * length);
+      const T* g[4];  // rows 2i - 1 .. 2i + 2 from column 2j - 1 on
+      for (int r = 0; r < 4; ++r)
+        g[r] = gradient_row(grad + k * 4 * s.H * s.W, s, 2 * i - 1 + r, 2 * j - 1, 2 * length + 2, rows[r]);
 #pragma omp simd
-          for (int64_t t = 0; t < length; ++t) {
-            o[t] = h[2 * t + 1] + h[2 * t + 2];
-            o[t + slot] = h[2 * t + 1] - h[2 * t + 3];
-            o[t + 2 * slot] = h[2 * t] - h[2 * t + 2];
-          }
-          if (!zeros && j == 0) o[slot] = -h[3];
-          if (!zeros && j + length == s.W) o[length - 1 + 2 * slot] = h[2 * length - 2];
-        }
+      for (int64_t t = 0; t < 2 * length + 2; ++t) {
+        along_h[0][t] = g[1][t] + g[2][t];
+        along_h[1][t] = even * g[1][t] - g[3][t];
+        along_h[2][t] = g[0][t] - odd * g[2][t];
       }
-    });
-  }
+      for (int a = 0; a < 3; ++a) {
+        T* channel = out + 3 * a * slot + k * NR;
+        const T* h = along_h[a];
+        each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
+          differences_of(h + 2 * t, part, channel + panel * s.K * NR + lane, slot);
+        });
+        if (zeros) continue;
+        const auto at = [&](int64_t t) {
+          return channel + (site - first + t) / NR * s.K * NR + (site - first + t) % NR;
+        };
+        if (j == 0) at(0)[slot] = -h[3];
+        if (j + length == s.W) at(length - 1)[2 * slot] = h[2 * length - 2];
+      }
+    }
+  });
 }
 
 // The gradients of the nine products of sites first .. last of a region, by rows: [slot][k][size]; zero from `last` on.
-template <int MAX, class T>
+template <class T>
 static void product_gradients(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
                               int64_t size, T* out) {
-  const int64_t slot = s.K * size;
+  const int64_t slot = field_slot(s.K * size);
   for (int64_t k = 0; k < s.K; ++k) {
     T* row = out + k * size;
     for (int a = 0; a < 9; ++a) fill_zero(row + a * slot + (last - first), size - (last - first));
     each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-      T g[2][2 * MAX];
+      if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i, 2 * i + 2, 2 * j, 2 * length);
+      T rows[2][2 * MAX_BLOCK];
+      const T* g[2];
       for (int p = 0; p < 2; ++p)
-        gradient_row<2 * MAX>(grad + k * 4 * s.H * s.W, s, 2 * i + p, 2 * j, 2 * length, g[p]);
+        g[p] = gradient_row(grad + k * 4 * s.H * s.W, s, 2 * i + p, 2 * j, 2 * length, rows[p]);
       T* o = row + (site - first);
 #pragma omp simd
       for (int64_t t = 0; t < length; ++t) {

@@ -98,6 +98,50 @@ def upsample_conv2d(
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=padding_mode), weight, bias)  # (N, K, 2H, 2W)
 
 
+def upsample_conv2d_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, mode: str, padding_mode: str, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of `upsample_conv2d` from that of its output, layer by layer.
+
+    Not through autograd, which is out of reach where an operator is computed.
+
+    Parameters
+    ----------
+    grad : Tensor, (N, K, 2H, 2W)
+        The gradient of the output.
+    input, weight, mode, padding_mode
+        As in `upsample_conv2d`.
+    mask : list of bool
+        Which gradients are wanted: those of input, weight and bias.
+
+    Returns
+    -------
+    tuple of Tensor
+        The gradients of input, weight and bias; one that is not wanted has shape (0,).
+    """
+    _, _, H, W = output_shape(input, weight, None, mode, padding_mode)
+    aten = torch.ops.aten
+    align_corners = False if mode == "bilinear" else None
+    x = F.interpolate(input, scale_factor=2, mode=mode, align_corners=align_corners)
+    padding = [1, 1] if padding_mode == "zeros" else [0, 0]
+    padded = x if padding_mode == "zeros" else F.pad(x, (1, 1, 1, 1), mode=padding_mode)
+    to_x, to_weight, to_bias = aten.convolution_backward(
+        grad, padded, weight, [weight.shape[0]], [1, 1], padding, [1, 1], False, [0, 0], 1, mask
+    )
+    to_input = to_x
+    if mask[0]:
+        if padding_mode == "reflect":
+            to_x = aten.reflection_pad2d_backward(to_x, x, [1, 1, 1, 1])
+        elif padding_mode == "replicate":
+            to_x = aten.replication_pad2d_backward(to_x, x, [1, 1, 1, 1])
+        if mode == "nearest":
+            to_input = aten.upsample_nearest2d_backward(to_x, [H, W], input.shape, 2.0, 2.0)
+        else:
+            to_input = aten.upsample_bilinear2d_backward(to_x, [H, W], input.shape, False, 2.0, 2.0)
+    gradients = (to_input, to_weight, to_bias)
+    return tuple(g if wanted else input.new_empty(0) for g, wanted in zip(gradients, mask, strict=True))  # type: ignore[return-value]
+
+
 def _check_same_kind(name: str, tensor: Tensor, input: Tensor) -> None:
     """Check that a parameter has the dtype and the device of the input."""
     if tensor.dtype != input.dtype:

@@ -83,18 +83,6 @@ def _fake_backward(
     return tuple(input.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, mask, strict=True))  # type: ignore[return-value]
 
 
-def _reference_backward(
-    grad: Tensor, input: Tensor, weight: Tensor, mode: str, padding_mode: str, mask: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients where there are no kernels."""
-    leaves = [input.detach(), weight.detach(), weight.new_zeros(weight.shape[0])]
-    with torch.enable_grad():
-        wanted = [leaf.requires_grad_() for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
-        output = reference.upsample_conv2d(leaves[0], leaves[1], leaves[2], mode, padding_mode)
-        gradients = iter(torch.autograd.grad(output, wanted, grad) if wanted else ())
-    return tuple(next(gradients) if chosen else input.new_empty(0) for chosen in mask)  # type: ignore[return-value]
-
-
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, _, ctx.mode, ctx.padding_mode = inputs
     if not ctx.needs_input_grad[1]:  # only the shape of the input is needed, not its memory
@@ -143,7 +131,7 @@ def _define() -> None:
         " -> (Tensor, Tensor, Tensor)",
     )
     torch.library.impl(FORWARD, "default", reference.upsample_conv2d)
-    torch.library.impl(BACKWARD, "default", _reference_backward)
+    torch.library.impl(BACKWARD, "default", reference.upsample_conv2d_backward)
 
 
 if extension.load() is None:
