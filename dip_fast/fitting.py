@@ -337,7 +337,7 @@ class Fit:
         """PSNR in dB at data range 1; NaN without a reference."""
         if self.reference is None:
             return math.nan
-        return -10 * math.log10(nn.functional.mse_loss(image.clamp(0, 1), self.reference).item() or math.ulp(0))
+        return -10 * math.log10(max(nn.functional.mse_loss(image.clamp(0, 1), self.reference).item(), 2.0**-48))
 
     def _weights_are_finite(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self._parameters.values())
