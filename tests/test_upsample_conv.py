@@ -35,6 +35,7 @@ SHAPES = [
     (1, 4, 65, 33, 17),
     (1, 3, 8, 65, 31),
     (1, 2, 3, 34, 130),
+    (1, 2, 128, 4, 190),  # bilinear: two strips of columns, the second narrower
 ]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}  # norm-relative; worst seen 9e-15 and 7e-7
 

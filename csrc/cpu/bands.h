@@ -57,9 +57,9 @@ struct Passes {
     const int64_t channels = parts(s).rows * Tile::MR;
     return {s.W, at_least(16, 163840 / (channels * 8) / 2 - 2)};
   }
-  static int64_t chunk_rows(int64_t columns) { return quotient_up(BLOCK, columns); }
+  static int64_t chunk_rows(const Shape& s) { return quotient_up(BLOCK, at_most(s.W, strips(s).rows)); }
   static int64_t kept_row(const Shape& s) { return rounded_up(2 * at_most(s.W, strips(s).rows + 2), 16) + 16; }
-  static int64_t kept_rows(const Shape& s) { return 2 + 2 * chunk_rows(at_most(s.W, strips(s).rows)); }
+  static int64_t kept_rows(const Shape& s) { return 2 + 2 * chunk_rows(s); }
 
   static int64_t forward_items(const Shape& s) {
     const int64_t bands = s.N * forward_bands(s).count;
@@ -138,7 +138,7 @@ struct Passes {
     // With the neighbours that the blur needs.
     const int64_t from_col = at_least(0, left - 1), to_col = at_most(s.W, right + 1), cols = to_col - from_col;
     const int64_t from_row = at_least(0, top - 1), to_row = at_most(s.H, bottom + 1);
-    const int64_t row_size = kept_row(s), channel_size = kept_rows(s) * row_size, chunk = chunk_rows(right - left);
+    const int64_t row_size = kept_row(s), channel_size = kept_rows(s) * row_size, chunk = chunk_rows(s);
     T* kept = scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
     T* work = kept + (k1 - k0) * channel_size;
     int64_t next = 2 * top;  // the next row to write
