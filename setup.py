@@ -25,6 +25,11 @@ class BuildExtension(build_ext):
     def build_extension(self, ext):
         building["build"](Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
 
+    def copy_extensions_to_source(self):  # of an editable install
+        super().copy_extensions_to_source()
+        if self.extensions:
+            shutil.copy(building["record_path"](Path(self.build_lib) / "dip_fast" / "_C"), ROOT / "dip_fast")
+
 
 missing = building["missing"]()
 if missing is not None:

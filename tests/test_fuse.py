@@ -488,6 +488,33 @@ def test_in_place_changes_are_kept_in_order(calls: list[tuple[str, str]]) -> Non
         assert "may change in place what the convolution reads" in str(dip_fast.fusion_report(model))
 
 
+def test_code_that_is_no_python_is_named(calls: list[tuple[str, str]]) -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        scripted = torch.jit.script(nn.Sequential(nn.Upsample(scale_factor=2), conv()))
+    model = nn.Sequential(scripted, conv())
+    torch.testing.assert_close(dip_fast.fuse(model)(picture()).shape, (2, 4, 10, 12))
+    assert "0.0: it is TorchScript, which is not looked into" in str(dip_fast.fusion_report(model))
+    replaced = VaeUpsample()
+    replaced.forward = lambda x: x  # type: ignore[method-assign]
+    assert "the model itself: its forward was replaced" in str(dip_fast.fusion_report(replaced))
+
+
+def test_model_that_torch_fx_has_traced_already(calls: list[tuple[str, str]]) -> None:
+    check(torch.fx.symbolic_trace(SuperResolutionTail()), picture(), calls, 2)
+    traced = torch.fx.symbolic_trace(dip_fast.fuse(SuperResolutionTail()))
+    check(traced, picture(), calls, 2)
+
+
+def test_autocast(calls: list[tuple[str, str]]) -> None:
+    model = nn.Sequential(nn.Upsample(scale_factor=2), conv())
+    fused = dip_fast.fuse(model)
+    x = picture()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, wanted = fused(x), model(x)
+    assert got.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(got, wanted, atol=3e-2, rtol=3e-2)
+
+
 # ---- sharing, state and life after fusion ----------------------------------------------------------------------------
 
 

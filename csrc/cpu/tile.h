@@ -64,16 +64,19 @@ static inline void prefetch(const T* from, int64_t count) {
 }
 
 // out[slot][row - begin][site] (+)= sum over d of weight[slot][row][d] * panel[slot][site / NR][d][site % NR] for the
-// nine slots.  With out_slot = 0 all nine are summed in one place.  A block of rows of the weights and a panel stay in
-// the first-level cache together: 36 x 128 + 128 x 16 floats are 26 kB.
+// nine slots 3a + b, or only those whose bit a is in `wanted`.  With out_slot = 0 all are summed in one place.
+//
+// A block of rows of the weights and a panel stay in the first-level cache together: 36 x 128 + 128 x 16 floats are
+// 26 kB.  Sums of more than `chain` terms are added up from parts, which rounds less.
 template <class Tile, class T = typename Tile::T>
 static void nine_products(const T* weight, int64_t rows, int64_t depth, const T* panel, int64_t panels,
-                          int64_t first_tile, int64_t last_tile, T* out, int64_t out_slot) {
-  constexpr int64_t DEPTH = 128;
+                          int64_t first_tile, int64_t last_tile, T* out, int64_t out_slot, int64_t chain = 128,
+                          int wanted = 7) {
   const int64_t begin = Tile::tile_begin(rows, first_tile), ldo = panels * Tile::NR;
   for (int slot = 0; slot < 9; ++slot) {
-    for (int64_t d = 0; d < depth; d += DEPTH) {
-      const int64_t part = depth - d < DEPTH ? depth - d : DEPTH;
+    if ((wanted >> slot / 3 & 1) == 0) continue;
+    for (int64_t d = 0; d < depth; d += chain) {
+      const int64_t part = depth - d < chain ? depth - d : chain;
       const bool accumulate = d > 0 || (out_slot == 0 && slot > 0);
       for (int64_t p = 0; p < panels; ++p) {
         const T* b = panel + slot * field_slot(panels * depth * Tile::NR) + (p * depth + d) * Tile::NR;

@@ -132,9 +132,10 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     if not inplace:
         model = _copy_sharing_tensors(model)
+    opens = tracing.opener()
     analyses = []
     for name, module in _children_first(model):
-        analyses.append((name, _analyse(module)))
+        analyses.append((name, _analyse(module, opens)))
         plan = analyses[-1][1].plan
         if plan.run is not None:
             if not isinstance(module, _Fused):
@@ -157,7 +158,8 @@ def fusion_report(model: nn.Module) -> FusionReport:
     FusionReport
         Its ``replaced`` and ``left``; ``print`` shows it.
     """
-    return _report(model, [(name, _analyse(module)) for name, module in _children_first(model)])
+    opens = tracing.opener()
+    return _report(model, [(name, _analyse(module, opens)) for name, module in _children_first(model)])
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
@@ -314,7 +316,7 @@ def _current_plan(module: nn.Module, training: bool) -> int:
         if plan.is_current():
             return number
     del plans[: 1 - MAX_PLANS]
-    plans.append(_analyse(module).plan)
+    plans.append(_analyse(module, tracing.opener()).plan)
     return len(plans) - 1
 
 
@@ -353,13 +355,20 @@ class _Analysis:
     left: dict[Any, Left] = field(default_factory=dict)
 
 
-def _analyse(module: nn.Module) -> _Analysis:
+def _analyse(module: nn.Module, opens: Callable[[nn.Module], bool]) -> _Analysis:
     """Find the pairs that meet in a module and not already in one of its children, and plan to run them."""
     found = _Analysis(Plan(None, None, [], torch.is_grad_enabled(), [(module, _state(module))]))
-    if not tracing.has_code_of_its_own(module) or not any(isinstance(each, nn.Conv2d) for each in module.modules()):
+    if not tracing.has_code_of_its_own(module):
+        if isinstance(module, torch.jit.ScriptModule):
+            if "interpolate" in str(getattr(module, "code", "")):
+                found.left[module] = Left("", "it is TorchScript, which is not looked into")
+        elif "forward" in vars(module) and not isinstance(module, nn.Upsample) and _mentions_upsampling(module):
+            found.left[module] = Left("", "its forward was replaced by another")
+        return found
+    if not any(isinstance(each, nn.Conv2d) for each in module.modules()):
         return found
     try:
-        for tracer in tracing.trace_paths(module, tracing.opener()):
+        for tracer in tracing.trace_paths(module, opens):
             matches, left = find_pairs(tracer)
             _note_left(tracer, left, found)
             own = [match for match in matches if match.owner(module) is module]

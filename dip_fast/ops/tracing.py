@@ -227,7 +227,9 @@ def has_code_of_its_own(module: nn.Module) -> bool:
     """Tell containers of modules and modules written by users from the layers of PyTorch."""
     if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return False
-    return plain_forward(module) is nn.Sequential.forward or not type(module).__module__.startswith("torch.")
+    if isinstance(module, fx.GraphModule) or plain_forward(module) is nn.Sequential.forward:
+        return True
+    return not type(module).__module__.startswith("torch.")
 
 
 def has_hooks(module: nn.Module) -> bool:
