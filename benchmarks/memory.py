@@ -7,9 +7,9 @@ process before the fit.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
+from pathlib import Path
 
 
 def measure(preset: str, size: int, engine: str) -> None:
@@ -23,12 +23,18 @@ def measure(preset: str, size: int, engine: str) -> None:
     cli._keep_memory()
     recipe = PRESETS[preset].recipe
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
-    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe, engine=engine)
     for _ in range(3):
         fit.step()
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = peak_bytes() - before
     print(f"{preset:10} {engine:6} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f}")
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; getrusage may give that of the process which started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def test_json_is_all_there_is_on_standard_output(dip, noisy):
     summary = json.loads(restored.out)
     assert summary.keys() >= KEYS
     assert (summary["steps"], summary["best_step"], summary["stop_reason"]) == (3, 3, "iterations")
-    assert (summary["device"], summary["engine"], summary["seed"]) == ("cpu", "plain", 9)
+    assert (summary["device"], summary["engine"], summary["seed"]) == ("cpu", "fused", 9)
     assert Path(summary["result"]) == Path("runs/noisy/result.png")
     restored, original = (decoded(path.read_bytes())[..., None] / 255 for path in (Path(summary["result"]), noisy))
     assert summary["psnr"] == pytest.approx(metrics.psnr(restored, original), abs=0.05)
@@ -127,7 +127,7 @@ def test_quiet_prints_nothing(dip, noisy):
 def test_log_begins_with_the_device_and_the_engine(dip, noisy):
     restored = dip("run", noisy, *SHORT, "--reference", noisy)
     first, second, *lines = restored.err.splitlines()
-    assert first.startswith("device cpu (1 thread), engine plain")
+    assert first.startswith("device cpu (1 thread), engine fused")
     assert "18x16" in second
     assert "gray" in second
     assert lines
@@ -175,7 +175,7 @@ def test_terminal_shows_a_bar(dip, noisy, monkeypatch):
     assert "loss" in shown
     assert "variance" in shown
     assert "PSNR" in shown
-    assert "engine plain" in shown
+    assert "engine fused" in shown
 
 
 @pytest.mark.usefixtures("small")
@@ -184,7 +184,7 @@ def test_dash_reads_standard_input_and_writes_standard_output(dip):
     restored = dip("run", "-", *SHORT, stdin=encoded(samples))
     assert restored.code == 0
     assert decoded(restored.out).shape == samples.shape
-    assert "engine plain" in restored.err
+    assert "engine fused" in restored.err
     assert "all steps done" in restored.err
     assert not list(Path().iterdir())  # nothing is left anywhere
 
@@ -211,7 +211,7 @@ def test_processes_on_a_pipe(noisy):
     restored = subprocess.run([*PROGRAM, "run", "-", *SHORT], input=noisy.read_bytes(), capture_output=True)
     assert restored.returncode == 0
     assert decoded(restored.stdout).shape == (16, 18)
-    assert b"engine plain" in restored.stderr
+    assert b"engine fused" in restored.stderr
 
 
 @pytest.mark.parametrize("output", ["closed pipe", "/dev/full"])

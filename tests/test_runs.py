@@ -165,7 +165,7 @@ def test_record_holds_what_repeats_the_run(dip, noisy):
     held = record("runs/noisy")
     assert held["settings"] == {
         "task": "inpaint", "preset": "quick", "network": "skip", "upsampling": "bilinear", "iterations": 6,
-        "stop": "auto", "seed": 7, "device": "cpu", "engine": "plain", "threads": 1, "snapshot_every": 100,
+        "stop": "auto", "seed": 7, "device": "cpu", "engine": "fused", "threads": 1, "snapshot_every": 100,
         "composite": True, "keep_metadata": False,
     }  # fmt: skip
     assert held["recipe"]["network_options"]["upsampling"] == "bilinear"
