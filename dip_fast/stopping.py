@@ -11,9 +11,9 @@ from dip_fast.averaging import kept
 
 ALPHA = 0.1  # weight of the newest iterate, as in the paper
 IGNORED_STEPS = 100  # the first iterates travel far: their variance says nothing
-# The variance is averaged over the last fifth of the steps.  As it is, it stops too early by up to 1.9 dB (F16 at
-# sigma 50); averaged so, by 0.5 dB there and 0.06 dB at sigma 25 (docs/notes/2026-11-presets.md).
-AVERAGED = (0.995, 4)
+# The variance is averaged over the last quarter of the steps.  As it is, it stops too early by up to 1.9 dB (F16 at
+# sigma 50); averaged so, by 0.1 dB there and 0.15 dB at sigma 25 (docs/notes/2026-11-presets.md).
+AVERAGED = (0.995, 3)
 
 
 class MovingVariance:
@@ -21,7 +21,7 @@ class MovingVariance:
 
     ``m <- m + alpha (x - m)`` and ``v <- (1 - alpha) (v + alpha ||x - m||^2 / size)``, with the m of before the step.
     While the network learns the picture v falls; once it learns the noise, v rises again.  The answer is the network
-    as it was at the minimum of v, averaged over the last fifth of the steps; a fit that goes on for long without a new
+    as it was at the minimum of v, averaged over the last quarter of the steps; a fit that goes on for long without a new
     minimum is over.
 
     Attributes

@@ -132,7 +132,7 @@ def test_variance_follows_its_recurrence_and_finds_its_minimum() -> None:
         if step > 1:
             variance = (1 - ALPHA) * (variance + ALPHA * ((x - mean) ** 2).mean().item())
             mean = mean + ALPHA * (x - mean)
-            share = min(0.995, step / (step + 4))
+            share = min(0.995, step / (step + 3))
             averaged = variance if step == 2 else share * averaged + (1 - share) * variance
             assert statistic.value == pytest.approx(averaged, rel=1e-12)
             values[step] = averaged
