@@ -30,12 +30,12 @@ test-slow: .venv/installed
 	$(BIN)/pytest -m slow
 
 test-cpp: .venv/requirements
-	cmake -S . -B build/cpp -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
-	cmake -S . -B build/cpp-sanitize -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DDIP_FAST_SANITIZE=ON
-	cmake --build build/cpp --parallel $(MAX_JOBS)
-	cmake --build build/cpp-sanitize --parallel $(MAX_JOBS)
-	ctest --test-dir build/cpp --output-on-failure
-	ctest --test-dir build/cpp-sanitize --output-on-failure
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -B build/cpp -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -B build/cpp-sanitize -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DDIP_FAST_SANITIZE=ON
+	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS)
+	$(BIN)/cmake --build build/cpp-sanitize --parallel $(MAX_JOBS)
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure
+	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure
 
 lint: .venv/requirements
 	$(BIN)/ruff check .

@@ -21,8 +21,8 @@ class MovingVariance:
 
     ``m <- m + alpha (x - m)`` and ``v <- (1 - alpha) (v + alpha ||x - m||^2 / size)``, with the m of before the step.
     While the network learns the picture v falls; once it learns the noise, v rises again.  The answer is the network
-    as it was at the minimum of v, averaged over the last quarter of the steps; a fit that goes on for long without a new
-    minimum is over.
+    as it was at the minimum of v, averaged over the last quarter of the steps; a fit that goes on for long without a
+    new minimum is over.
 
     Attributes
     ----------
