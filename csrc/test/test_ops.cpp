@@ -69,9 +69,11 @@ void test_against_conv2d() {
   struct Shape {
     int64_t N, C, K, H, W;
   };
-  // Empty batches, single pixels, rows and columns, and channels around the tiles of the kernels.
-  const std::vector<Shape> shapes = {{0, 3, 2, 4, 5}, {1, 1, 1, 1, 1},   {2, 3, 5, 1, 7},    {1, 4, 16, 9, 1},
-                                     {3, 2, 8, 2, 2}, {1, 15, 17, 6, 8}, {1, 33, 31, 13, 5}, {2, 64, 48, 19, 23}};
+  // Empty batches, single pixels, rows and columns, channels around the tiles of the kernels, and several bands and
+  // strips.
+  const std::vector<Shape> shapes = {{0, 3, 2, 4, 5},    {1, 1, 1, 1, 1},      {2, 3, 5, 1, 7},    {1, 4, 16, 9, 1},
+                                     {3, 2, 8, 2, 2},    {1, 15, 17, 6, 8},    {1, 33, 31, 13, 5}, {2, 64, 48, 19, 23},
+                                     {1, 17, 9, 5, 301}, {1, 40, 24, 130, 67}, {1, 2, 128, 4, 190}};
   for (const std::string mode : {"nearest", "bilinear"})
     for (const std::string padding_mode : {"zeros", "reflect", "replicate"})
       for (const at::ScalarType dtype : {at::kFloat, at::kDouble})
