@@ -89,7 +89,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe with what it costs and reaches."""
+    """A recipe with what it costs and reaches.
+
+    Measured at 256x256 on two threads of an AMD EPYC (Zen 3), the default engine; the PSNR is that of F16, noise of
+    sigma 25: ``python benchmarks/presets.py F16.png --halve --presets NAME``.
+    """
 
     recipe: Recipe
     summary: str
@@ -114,7 +118,7 @@ PRESETS: dict[str, Preset] = {
             ),
         ),
         "a quarter of the paper's width, nearest upsampling",
-        "cost to be measured",
+        "0.15 s a step and 2.5 minutes in all; 20.3 -> 30.2 dB",
     ),
     "paper": Preset(
         Recipe(
@@ -125,7 +129,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=3000),
         ),
         "the denoising run of the paper",
-        "cost to be measured",
+        "1 s a step and 50 minutes in all; not run to its end here",
     ),
     "hourglass": Preset(
         Recipe(
@@ -136,7 +140,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0),
         ),
         "the small program that this project grew from",
-        "cost to be measured",
+        "0.03 s a step and 2.5 minutes in all; 20.3 -> 22.8 dB",
     ),
     "decoder": Preset(
         Recipe(
@@ -147,7 +151,7 @@ PRESETS: dict[str, Preset] = {
             options=FitOptions(iterations=2500, perturbation=0.0),
         ),
         "ConvDecoder: no encoder, few parameters to overfit with",
-        "cost to be measured",
+        "1.8 s a step and 75 minutes in all; not run to its end here",
     ),
 }
 
