@@ -22,7 +22,7 @@ def denoise(
     *,
     preset: str | None = None,
     iterations: int | None = None,
-    stop: Literal["auto", "never"] = "auto",
+    stop: Literal["auto", "never"] | None = None,
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -40,8 +40,8 @@ def denoise(
         A name of ``dip_fast.presets.PRESETS``; ``"quick"`` on a CPU and ``"paper"`` on a GPU by default.
     iterations : int, optional
         Most steps; the preset's by default.
-    stop : {"auto", "never"}
-        Whether the moving variance of the iterates may end the fit and choose the answer.
+    stop : {"auto", "never"}, optional
+        Whether the moving variance of the iterates may end the fit and choose the answer; the preset's by default.
     seed : int
         Same seed, same bits, on the same machine with the same number of threads.
     device : {"auto", "cpu", "cuda"}
@@ -95,7 +95,7 @@ def inpaint(
     composite: bool = True,
     preset: str | None = None,
     iterations: int | None = None,
-    stop: Literal["auto", "never"] = "auto",
+    stop: Literal["auto", "never"] | None = None,
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -188,7 +188,7 @@ def _fit(
     degradation: Degradation,
     preset: str | None,
     iterations: int | None,
-    stop: Literal["auto", "never"],
+    stop: Literal["auto", "never"] | None,
     seed: int,
     device: str,
     engine: str,
@@ -201,10 +201,12 @@ def _fit(
         raise ValueError(f"preset must be one of {', '.join(presets.PRESETS)}, got {name!r}")
     if iterations is not None and iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if stop not in ("auto", "never"):
+    if stop not in ("auto", "never", None):
         raise ValueError(f"stop must be auto or never, got {stop!r}")
     recipe = presets.PRESETS[name].recipe
-    options = replace(recipe.options, stop=stop)
+    options = recipe.options
+    if stop is not None:
+        options = replace(options, stop=stop)
     if iterations is not None:
         options = replace(options, iterations=iterations)
     changed = replace(recipe, options=options)

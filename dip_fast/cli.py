@@ -86,7 +86,7 @@ def cli() -> None:
 @click.option(
     "--stop",
     type=Choice(["auto", "never"]),
-    help="Whether the moving variance of the iterates may end the fit.  [default: auto]",
+    help="Whether the moving variance of the iterates may end the fit.  [default: preset's, mostly auto]",
 )
 @click.option(
     "--fused/--no-fused",

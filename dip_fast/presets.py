@@ -137,10 +137,11 @@ PRESETS: dict[str, Preset] = {
             network_options={},
             in_channels=3,
             distribution="gaussian",
-            options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0),
+            # The variance of its iterates is least at step 1003 of F16 (22.7 dB); all steps give 26.5 dB.
+            options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0, stop="never"),
         ),
         "the small program that this project grew from",
-        "0.03 s a step and 2.5 minutes in all; 20.3 -> 22.8 dB",
+        "0.03 s a step and 2.5 minutes in all; 20.3 -> 26.5 dB",
     ),
     "decoder": Preset(
         Recipe(
