@@ -38,10 +38,10 @@ if missing is not None:
     )
 
 setup(
-    packages=[*find_packages(include=["dip_fast*"]), "dip_fast._csrc"],
+    packages=[*find_packages(include=["dip_fast*"]), "dip_fast._csrc", "dip_fast._csrc.cpu"],
     package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
-    package_data={"dip_fast._csrc": ["sources.txt", "**/*.h", "**/*.cpp"]},
-    exclude_package_data={"dip_fast._csrc": ["test/*"]},
+    package_data={"dip_fast._csrc": ["sources.txt", "*.h", "*.cpp"], "dip_fast._csrc.cpu": ["*.h", "*.cpp"]},
+    include_package_data=False,  # else csrc/test, which only the source distribution needs, would come too
     ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
     cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
 )
