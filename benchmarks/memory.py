@@ -20,7 +20,7 @@ def measure(preset: str, size: int, engine: str) -> None:
     from dip_fast.fitting import prepare
     from dip_fast.presets import PRESETS
 
-    cli._keep_memory()
+    cli.keep_memory()
     recipe = PRESETS[preset].recipe
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
     before = peak_bytes()

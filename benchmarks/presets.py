@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dip_fast import pictures
-from dip_fast.cli import _keep_memory
+from dip_fast.cli import keep_memory
 from dip_fast.degradations import Identity, Mask
 from dip_fast.fitting import prepare
 from dip_fast.metrics import psnr
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    _keep_memory()
+    keep_memory()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     print("| picture | damage | preset | damaged | weights | pictures | result | best | steps | seconds |")
     print("|---|---|---|---|---|---|---|---|---|---|")

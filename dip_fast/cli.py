@@ -11,9 +11,9 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
@@ -22,8 +22,6 @@ from dip_fast.errors import DipFastError, UsageError
 from dip_fast.presets import PRESETS
 
 INTERRUPTED = 130
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Verbs(click.Group):
@@ -140,7 +138,7 @@ def run(
         raise UsageError("--json and a result on standard output exclude each other; name the picture's file")
     if from_stdin and resume and out is None:
         raise UsageError("--resume needs the run's folder when the picture comes from standard input; give --out")
-    _keep_memory()
+    keep_memory()
     from tqdm import tqdm
 
     from dip_fast import runs
@@ -310,7 +308,7 @@ def _suggest(word: str, words: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep freed memory in this process, instead of returning each large tensor to the system.
 
     Every step would fault the same pages in again: a step of the quick preset at 512x512 takes twice as long without

@@ -28,7 +28,7 @@ def peak():  # getrusage would give the peak of the process that forked this one
     return 1024 * int(line.split()[1])
 
 torch.set_num_threads(1)
-cli._keep_memory()
+cli.keep_memory()
 recipe = PRESETS["quick"].recipe
 fit = prepare(Identity(torch.rand(1, 3, 32, 32)), recipe, engine={engine!r})
 fit.step()
