@@ -3,31 +3,142 @@
 //   y[2i+p][2j+q] = M[0][0] + M[1+p][0] + M[0][1+q] + M[1+p][1+q] + bias
 #pragma once
 
+#include "tile.h"
+#include "transform.h"
+
 // Rows 2i and 2i + 1 of one output channel, of `length` sites.
-template <class T>
-static inline void join_products(const T* __restrict product, int64_t slot, int64_t length, T bias, T* __restrict even,
-                                 T* __restrict odd) {
-#pragma omp simd
-  for (int64_t t = 0; t < length; ++t) {
-    const T* m = product + t;
-    const T left = m[slot], right = m[2 * slot], all = m[0] + bias;
-    const T above = all + m[3 * slot], below = all + m[6 * slot];
-    even[2 * t] = above + (left + m[4 * slot]);
-    even[2 * t + 1] = above + (right + m[5 * slot]);
-    odd[2 * t] = below + (left + m[7 * slot]);
-    odd[2 * t + 1] = below + (right + m[8 * slot]);
-  }
+template <class Tile, class T = typename Tile::T>
+static inline void join_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd, bool stream) {
+  using Vector = typename Tile::Vector;
+  const auto join = [&](auto load, int64_t t, auto put) {
+    const auto m = [&](int a) { return load(product + a * slot + t); };
+    const auto left = m(1), right = m(2), all = m(0) + bias;
+    const auto above = all + m(3), below = all + m(6);
+    put(even + 2 * t, above + (left + m(4)), above + (right + m(5)));
+    put(odd + 2 * t, below + (left + m(7)), below + (right + m(8)));
+  };
+  const bool past = stream && Tile::aligned(even) && Tile::aligned(odd);
+  int64_t t = 0;
+  for (; t + Tile::LANES <= length; t += Tile::LANES)
+    join(Tile::load, t, [past](T* to, const Vector& a, const Vector& b) {
+      Vector pair[2];
+      Tile::interleave(a, b, pair);
+      if (past)
+        Tile::stream(to, pair[0]), Tile::stream(to + Tile::LANES, pair[1]);
+      else
+        Tile::store(to, pair[0]), Tile::store(to + Tile::LANES, pair[1]);
+    });
+  for (; t < length; ++t) join([](const T* from) { return *from; }, t, [](T* to, T a, T b) { to[0] = a, to[1] = b; });
 }
 
-// One row of the blur [1 2 1] x [1 2 1] / 16 of three rows, columns 0 .. count, each row with a neighbour on either
-// side unless `first` or `last` says that the image ends there; work holds count + 2.
-template <class T>
-static inline void blur_rows(const T* __restrict up, const T* __restrict mid, const T* __restrict down, int64_t count,
-                             bool first, bool last, T bias, T* __restrict work, T* __restrict out) {
-  const int64_t begin = first ? 0 : -1, end = last ? count : count + 1;
-  for (int64_t t = begin; t < end; ++t) work[t + 1] = (up[t] + down[t]) + 2 * mid[t];
-  if (first) work[0] = work[1];
-  if (last) work[count + 1] = work[count];
-  for (int64_t t = 0; t < count; ++t)
-    out[t] = ((work[t] + work[t + 2]) + 2 * work[t + 1]) * static_cast<T>(0.0625) + bias;
-}
+// Bilinear: the outputs are those of nearest, blurred by [1 2 1]/4 along H and W with replicated borders.  What a
+// stretch of sites lacks, its neighbours, stands here between two calls: for each channel the two rows of the row of
+// sites above, blurred along W, and the last columns of the stretch to the left, not yet blurred.
+//
+// Row i of sites completes the rows 2i - 1 and 2i of the output; in them a stretch completes whole vectors, and what is
+// left over waits for the next stretch.
+template <class Tile>
+struct Blur {
+  using T = typename Tile::T;
+  static constexpr int64_t LANES = Tile::LANES, CARRIED = LANES + 2;
+
+  int64_t height;                   // of the low-resolution image
+  int64_t top, bottom;              // rows of sites whose outputs are written
+  int64_t from, cols, left, right;  // first column of the region, their number; those whose outputs are written
+  int64_t line;                     // size of a kept line
+  bool stream;
+  T* kept;     // [channel][2][line]
+  T* carried;  // [channel][2][CARRIED]
+
+  static int64_t size(int64_t channels, int64_t line) { return channels * 2 * (line + CARRIED); }
+
+  // The sites j .. j + length of row i of one channel; `output` is that channel's, of rows `width` wide.
+  void operator()(int64_t channel, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot, T bias,
+                  T* output, int64_t width) const {
+    const bool first = j == from, last = j + length == from + cols;
+    const int64_t begin = first ? 2 * j : completed(2 * j - 1), end = completed(2 * (j + length) - 1, last);
+    const int64_t count = 2 * length + CARRIED;
+    T lines[2][2 * MAX_BLOCK + CARRIED + LANES];  // from column 2j - CARRIED on
+    join_products<Tile>(product, slot, length, T(0), lines[0] + CARRIED, lines[1] + CARRIED, false);
+    for (int p = 0; p < 2; ++p) {
+      T *n = lines[p], *carry = carried + (2 * channel + p) * CARRIED;
+      if (first)
+        n[CARRIED - 1] = n[CARRIED];
+      else
+        copy(carry, CARRIED, n);
+      n[count] = n[count - 1];
+      copy(n + 2 * length, CARRIED, carry);
+    }
+    const Row row{lines[0] + CARRIED - 2 * j,
+                  lines[1] + CARRIED - 2 * j,
+                  kept + 2 * channel * line - 2 * from,
+                  line,
+                  bias,
+                  output + 2 * i * width,
+                  width,
+                  stream && width % LANES == 0};
+    const int64_t start = clamped(2 * left, begin, end), stop = clamped(2 * right, start, end);
+    row.template complete<false, false>(begin, start);
+    if (i < top)
+      row.template complete<false, false>(start, stop);
+    else if (i == 0)
+      row.template complete<false, true, true>(start, stop);
+    else if (i == top)
+      row.template complete<false, true>(start, stop);
+    else if (i == bottom)
+      row.template complete<true, false>(start, stop);
+    else
+      row.template complete<true, true>(start, stop);
+    row.template complete<false, false>(stop, end);
+    if (i == height - 1) row.close(start, stop);
+  }
+
+  // How many columns can be written when `known` ones have a right neighbour.
+  int64_t completed(int64_t known, bool last = false) const {
+    return last ? known + 1 : clamped(known / LANES * LANES, 2 * from, known);
+  }
+  static int64_t clamped(int64_t value, int64_t low, int64_t high) {
+    return value < low ? low : value > high ? high : value;
+  }
+
+  struct Row {
+    const T *even, *odd;  // the two rows of the nearest form, by column
+    T* kept;              // those above, blurred along W
+    int64_t line;
+    T bias;
+    T* output;  // row 2i
+    int64_t width;
+    bool stream;
+
+    // Columns begin .. end, of which row 2i - 1 is written if ODD and row 2i if EVEN; if FIRST there is none above.
+    template <bool ODD, bool EVEN, bool FIRST = false>
+    void complete(int64_t begin, int64_t end) const {
+      const auto one = [&](int64_t t, auto load, auto keep, auto put) {
+        const auto e = (load(even + t - 1) + load(even + t + 1)) + 2 * load(even + t);
+        const auto o = (load(odd + t - 1) + load(odd + t + 1)) + 2 * load(odd + t);
+        const auto above = load(kept + line + t);
+        if constexpr (ODD) put(output - width + t, ((load(kept + t) + e) + 2 * above) * static_cast<T>(0.0625) + bias);
+        if constexpr (EVEN) put(output + t, (((FIRST ? e : above) + o) + 2 * e) * static_cast<T>(0.0625) + bias);
+        keep(kept + t, e);
+        keep(kept + line + t, o);
+      };
+      const auto load = [](const T* from) { return *from; };
+      const auto store = [](T* to, T value) { *to = value; };
+      int64_t t = begin;
+      while (stream && t < end && !Tile::aligned(output + t)) one(t++, load, store, store);
+      for (; t + LANES <= end; t += LANES)
+        if (stream)
+          one(t, Tile::load, Tile::store, Tile::stream);
+        else
+          one(t, Tile::load, Tile::store, Tile::store);
+      while (t < end) one(t++, load, store, store);
+    }
+
+    // The last row of the image, which has itself below.
+    void close(int64_t begin, int64_t end) const {
+#pragma omp simd
+      for (int64_t t = begin; t < end; ++t)
+        output[width + t] = (kept[t] + 3 * kept[line + t]) * static_cast<T>(0.0625) + bias;
+    }
+  };
+};

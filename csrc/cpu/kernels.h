@@ -5,6 +5,11 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace dip_fast::cpu {
 
@@ -19,9 +24,10 @@ struct Shape {
 // All tensors are contiguous.  Scratch is counted in elements and aligned to 64 bytes.
 template <class T>
 struct Kernels {
-  // The nine weights of the products, and those of the ring, as (9, K, C) for the forward pass, else (9, C, K).
+  // The nine weights of the products, and those of the ring, as (9, K, C) for the forward pass, else (9, C, K); of the
+  // output channels k0 .. k1.
   int64_t (*packed_size)(const Shape&);
-  void (*pack)(const Shape&, const T* weight, bool transposed, T* packed);
+  void (*pack)(const Shape&, const T* weight, bool transposed, int64_t k0, int64_t k1, T* packed);
 
   int64_t (*forward_items)(const Shape&);
   int64_t (*forward_scratch)(const Shape&);
@@ -31,13 +37,13 @@ struct Kernels {
   int64_t (*data_gradient_scratch)(const Shape&);
   void (*data_gradient)(const Shape&, const T* grad, const T* packed, T* grad_input, int64_t item, T* scratch);
 
-  // Each item gives its own sums; add_sums adds them to the total in the order of the items, and finish makes the
-  // gradients of weight and bias (each may be null) from the total.
+  // Each item gives its own sums, which are added to the total in the order of the items; finish makes the gradients of
+  // weight and bias (each may be null) from the total, for the output channels k0 .. k1.
   int64_t (*weight_gradient_items)(const Shape&);
   int64_t (*weight_gradient_scratch)(const Shape&);
   int64_t (*sums_size)(const Shape&);
   void (*weight_gradient)(const Shape&, const T* grad, const T* input, T* sums, int64_t item, T* scratch);
-  void (*finish)(const Shape&, const T* total, T* grad_weight, T* grad_bias);
+  void (*finish)(const Shape&, const T* total, int64_t k0, int64_t k1, T* grad_weight, T* grad_bias);
 };
 
 struct Level {

@@ -1,4 +1,4 @@
-// The kernels for AVX2 and FMA: 16 registers of 32 bytes, 12 of them for the sums.
+// The kernels for AVX2 and FMA.
 #include "kernels.h"
 
 namespace dip_fast::cpu {
@@ -6,8 +6,8 @@ namespace {
 
 #include "passes.h"
 
-constexpr Kernels<float> float32 = kernels_of<Tile<float, 8, 6, 2>>();
-constexpr Kernels<double> float64 = kernels_of<Tile<double, 4, 6, 2>>();
+constexpr Kernels<float> float32 = kernels_of<float>();
+constexpr Kernels<double> float64 = kernels_of<double>();
 
 }  // namespace
 

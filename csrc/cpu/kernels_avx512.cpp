@@ -1,4 +1,4 @@
-// The kernels for AVX-512: 32 registers of 64 bytes, 24 of them for the sums.
+// The kernels for AVX-512.
 #include "kernels.h"
 
 namespace dip_fast::cpu {
@@ -6,8 +6,8 @@ namespace {
 
 #include "passes.h"
 
-constexpr Kernels<float> float32 = kernels_of<Tile<float, 16, 12, 2>>();
-constexpr Kernels<double> float64 = kernels_of<Tile<double, 8, 12, 2>>();
+constexpr Kernels<float> float32 = kernels_of<float>();
+constexpr Kernels<double> float64 = kernels_of<double>();
 
 }  // namespace
 

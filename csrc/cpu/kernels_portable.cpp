@@ -1,4 +1,4 @@
-// The kernels for any CPU: vectors of 16 bytes, 8 registers of 16 for the sums.
+// The kernels for any CPU.
 #include "kernels.h"
 
 namespace dip_fast::cpu {
@@ -6,8 +6,8 @@ namespace {
 
 #include "passes.h"
 
-constexpr Kernels<float> float32 = kernels_of<Tile<float, 4, 4, 2>>();
-constexpr Kernels<double> float64 = kernels_of<Tile<double, 2, 4, 2>>();
+constexpr Kernels<float> float32 = kernels_of<float>();
+constexpr Kernels<double> float64 = kernels_of<double>();
 
 }  // namespace
 

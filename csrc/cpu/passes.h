@@ -4,9 +4,21 @@
 
 #include "bands.h"
 
-template <class Tile, class T = typename Tile::T>
+// The tile of the instruction set that the file is compiled for: rows of two vectors, as many as registers allow beside
+// those for operands.
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, TILE_ROWS = 12;  // 24 of 32 registers hold sums
+#elif defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32, TILE_ROWS = 6;  // 12 of 16
+#else
+constexpr int VECTOR_BYTES = 16, TILE_ROWS = 4;  // 8 of 16
+#endif
+template <class T>
+using TileOf = Tile<T, VECTOR_BYTES / sizeof(T), TILE_ROWS, 2>;
+
+template <class T>
 constexpr Kernels<T> kernels_of() {
-  using P = Passes<Tile>;
+  using P = Passes<TileOf<T>>;
   return {P::packed_size,
           P::pack,
           P::forward_items,

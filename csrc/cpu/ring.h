@@ -72,34 +72,61 @@ struct Padded {
   }
 };
 
+// e at a corner of the padding.
 template <class T>
-static inline T ring_value(const T* channel, const Shape& s, const Side& side, int64_t position, bool inside) {
+static inline T corner_value(const T* channel, const Shape& s, const Side& side, int64_t position) {
   const T three = static_cast<T>(0.75), one = static_cast<T>(0.25);
   const Padded at(position, side.size);
   const Upsampled u0(at.repeated, side.size);
   const T *near = channel + side.near, *far = channel + side.far;
   const int64_t main = u0.main * side.step, other = u0.other * side.step;
   if (s.padding == Padding::zeros) return -(three * near[main] + one * near[other]);
-  if (inside) return one * (three * (far[main] - near[main]) + one * (far[other] - near[other]));
   const Upsampled u1(at.reflected, side.size);
   const T u1_main = three * near[u1.main * side.step] + one * far[u1.main * side.step];
   const T u1_other = three * near[u1.other * side.step] + one * far[u1.other * side.step];
   return (three * u1_main + one * u1_other) - (three * near[main] + one * near[other]);
 }
 
+// The low-resolution line v of which e is the upsampling, inside the image: -near for zeros, (far - near) / 4 for
+// reflect.
+template <class T>
+static inline T line_value(const T* channel, const Shape& s, const Side& side, int64_t at) {
+  const T near = channel[side.near + at * side.step];
+  return s.padding == Padding::zeros ? -near : static_cast<T>(0.25) * (channel[side.far + at * side.step] - near);
+}
+
+// e at the positions first - 1 .. first + NR of one channel, first even, with its sign; zero outside of the image
+// but for the corners, which belong to top and bottom.
+template <int NR, class T>
+static inline void ring_line(const T* channel, const Shape& s, const Side& side, int64_t first, T* e) {
+  const T sign = side.end ? 1 : -1, three = sign * static_cast<T>(0.75), one = sign * static_cast<T>(0.25);
+  const int64_t size = 2 * side.size, origin = first / 2 - 2;  // of v
+  T v[NR / 2 + 4];
+  for (int64_t q = 0; q < NR / 2 + 4; ++q) {
+    const int64_t at = origin + q;
+    v[q] = line_value(channel, s, side, at < 0 ? 0 : at < side.size ? at : side.size - 1);
+  }
+  T up[NR + 4];  // from position first - 2 on
+  for (int64_t q = 1; q < NR / 2 + 3; ++q) {
+    up[2 * q - 2] = three * v[q] + one * v[q - 1];
+    up[2 * q - 1] = three * v[q] + one * v[q + 1];
+  }
+  for (int64_t t = 0; t < NR + 2; ++t) {
+    const int64_t position = first - 1 + t;
+    e[t] = position >= 0 && position < size ? up[t + 1] : 0;
+  }
+  for (int64_t position : {int64_t(-1), size})
+    if (!side.vertical && position >= first - 1 && position <= first + NR)
+      e[position - (first - 1)] = sign * corner_value(channel, s, side, position);
+}
+
 // The three fields of e at positions first .. last, at most NR, of all channels: [3][C][NR], zero from `last` on.
 template <int NR, class T>
 static void ring_fields(const T* image, const Shape& s, const Side& side, int64_t first, int64_t last, T* out) {
-  const T sign = side.end ? 1 : -1;
   const int64_t slot = s.C * NR, length = last - first;
   for (int64_t c = 0; c < s.C; ++c) {
-    const T* channel = image + c * s.H * s.W;
-    T e[NR + 2] = {};
-    for (int64_t t = 0; t < length + 2; ++t) {
-      const int64_t position = first - 1 + t;
-      const bool inside = position >= 0 && position < 2 * side.size;
-      if (inside || !side.vertical) e[t] = sign * ring_value(channel, s, side, position, inside);
-    }
+    T e[NR + 2];
+    ring_line<NR>(image + c * s.H * s.W, s, side, first, e);
     T* o = out + c * NR;
     for (int64_t t = 0; t < NR; ++t) {
       const bool in = t < length;
@@ -110,33 +137,30 @@ static void ring_fields(const T* image, const Shape& s, const Side& side, int64_
   }
 }
 
-// out[row - begin][NR] = sum over the three slots of weight[slot][row][depth] * fields[slot][depth][NR]
+// out[row][NR] = sum over the three slots of weight[slot][row][depth] * fields[slot][depth][NR]
 template <class Tile, class T = typename Tile::T>
-static void ring_products(const T* weight, const Side& side, int64_t rows, int64_t depth, const T* fields,
-                          int64_t first_tile, int64_t last_tile, T* out) {
-  const int64_t begin = Tile::tile_begin(rows, first_tile);
+static void ring_products(const T* weight, const Side& side, int64_t rows, int64_t depth, const T* fields, T* out) {
   for (int a = 0; a < 3; ++a)
-    for (int64_t t = first_tile; t < last_tile; ++t) {
+    for (int64_t t = 0; t < Tile::tiles(rows); ++t) {
       const int64_t row = Tile::tile_begin(rows, t), end = Tile::tile_begin(rows, t + 1);
       Tile::upto(static_cast<int>(end - row), depth, weight + (side.slots[a] * rows + row) * depth, depth,
-                 fields + a * depth * Tile::NR, out + (row - begin) * Tile::NR, Tile::NR, a > 0);
+                 fields + a * depth * Tile::NR, out + row * Tile::NR, Tile::NR, a > 0);
     }
 }
 
-// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W), for tiles of channels.
+// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W).
 template <class Tile, class T = typename Tile::T>
 static void ring_forward(const T* image, const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
-                         int64_t first_tile, int64_t last_tile, T* output, T* scratch) {
+                         T* output, T* scratch) {
   constexpr int NR = Tile::NR;
   T *fields = scratch, *sums = scratch + 3 * s.C * NR;
   for (int64_t begin = first; begin < last; begin += NR) {
     const int64_t end = begin + NR < last ? begin + NR : last;
     ring_fields<NR>(image, s, side, begin, end, fields);
-    ring_products<Tile>(packed, side, s.K, s.C, fields, first_tile, last_tile, sums);
-    const int64_t k0 = Tile::tile_begin(s.K, first_tile), k1 = Tile::tile_begin(s.K, last_tile);
-    for (int64_t k = k0; k < k1; ++k) {
+    ring_products<Tile>(packed, side, s.K, s.C, fields, sums);
+    for (int64_t k = 0; k < s.K; ++k) {
       T* to = output + k * 4 * s.H * s.W + side.output;
-      for (int64_t t = begin; t < end; ++t) to[t * side.output_step] += sums[(k - k0) * NR + (t - begin)];
+      for (int64_t t = begin; t < end; ++t) to[t * side.output_step] += sums[k * NR + (t - begin)];
     }
   }
 }
@@ -153,6 +177,17 @@ static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, c
     first = 2 * top > 0 ? 2 * top - 1 : 0;
     last = 2 * bottom < size ? 2 * bottom + 1 : size;
   }
+  const auto corner = [&](int64_t position, T value, auto add) {
+    const Padded at(position, side.size);
+    const Upsampled u0(at.repeated, side.size), u1(at.reflected, side.size);
+    add(side.near + u0.main * side.step, -three * value);
+    add(side.near + u0.other * side.step, -one * value);
+    if (s.padding == Padding::zeros) return;
+    add(side.near + u1.main * side.step, three * three * value);
+    add(side.near + u1.other * side.step, three * one * value);
+    add(side.far + u1.main * side.step, one * three * value);
+    add(side.far + u1.other * side.step, one * one * value);
+  };
   T *fields = scratch, *sums = scratch + 3 * s.K * NR;
   for (int64_t begin = first; begin < last; begin += NR) {
     const int64_t end = begin + NR < last ? begin + NR : last, slot = s.K * NR;
@@ -170,23 +205,29 @@ static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, c
         o[t + 2 * slot] = g[t] - g[t + 1];
       }
     }
-    ring_products<Tile>(packed, side, s.C, s.K, fields, 0, Tile::tiles(s.C), sums);
+    ring_products<Tile>(packed, side, s.C, s.K, fields, sums);
     for (int64_t c = 0; c < s.C; ++c) {
       T* channel = grad_input + c * s.H * s.W;
       const auto add = [&](int64_t offset, T value) {
         if (offset >= top * s.W && offset < bottom * s.W) channel[offset] += value;
       };
+      const int64_t origin = (begin + 1) / 2 - 2;
+      T v[NR / 2 + 4] = {};  // the gradient of the line that e is the upsampling of
       for (int64_t t = begin; t < end; ++t) {
         const T value = sums[c * NR + (t - begin)];
-        const Padded at(t, side.size);
-        const Upsampled u0(at.repeated, side.size), u1(at.reflected, side.size);
-        add(side.near + u0.main * side.step, -three * value);
-        add(side.near + u0.other * side.step, -one * value);
-        if (s.padding == Padding::zeros) continue;
-        add(side.near + u1.main * side.step, three * three * value);
-        add(side.near + u1.other * side.step, three * one * value);
-        add(side.far + u1.main * side.step, one * three * value);
-        add(side.far + u1.other * side.step, one * one * value);
+        if (t < 0 || t >= size) {
+          corner(t, value, add);
+          continue;
+        }
+        const Upsampled u(t, side.size);
+        v[u.main - origin] += three * value;
+        v[u.other - origin] += one * value;
+      }
+      for (int64_t q = 0; q < NR / 2 + 4; ++q) {
+        const int64_t at = (origin + q) * side.step;
+        if (origin + q < 0 || origin + q >= side.size) continue;
+        add(side.near + at, s.padding == Padding::zeros ? -v[q] : -one * v[q]);
+        if (s.padding != Padding::zeros) add(side.far + at, one * v[q]);
       }
     }
   }

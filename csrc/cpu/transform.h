@@ -30,8 +30,6 @@
 
 #include "tile.h"
 
-constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
-
 struct Region {
   int64_t row, col, rows, cols;
 };
@@ -55,6 +53,17 @@ static inline void each_stretch(const Region& region, int64_t first, int64_t las
 template <class T>
 static inline void fill_zero(T* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = 0;
+}
+
+template <class T>
+static inline void copy(const T* from, int64_t count, T* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] = from[i];
+}
+
+// A pixel beyond the border: zero, or as its neighbour.
+template <class T>
+static inline void border(T* out, const T* neighbour, int64_t count, bool zeros) {
+  for (int64_t i = 0; i < count; ++i) out[i] = zeros ? 0 : neighbour[i];
 }
 
 // Zeros in what the last panel of each slot has beyond `sites`.
@@ -153,36 +162,49 @@ static void input_fields(const T* image, const Shape& s, const Region& region, i
   });
 }
 
-// Columns col .. col + count of row `row` of one channel's gradient (2H, 2W), zero outside of the image; in the
-// gradient itself where they can be had there, else in `out`.
-template <class T>
-static inline const T* gradient_row(const T* grad, const Shape& s, int64_t row, int64_t col, int64_t count, T* out) {
-  const int64_t H = 2 * s.H, W = 2 * s.W;
-  if (row < 0 || row >= H) {
-    fill_zero(out, count);
-    return out;
+// The gradient of one channel, (2H, 2W), about the sites j .. j + length of row i, already combined along H: three
+// lines h[a] of the columns 2j - 2 .. 2j + 2 length + 1.  Bilinear: blurred along both.  Zero outside of the image.
+//
+// With b[r] the rows of the gradient, blurred along H for bilinear, `Combine` makes h of b[2i-1] .. b[2i+2]; those
+// outside of the image come as zero.  As blurring along W commutes with that, three lines are blurred in place of four.
+template <class T, class Combine>
+static inline void gradient_lines(const T* grad, const Shape& s, int64_t i, int64_t j, int64_t length, Combine combine,
+                                  T (*h)[2 * MAX_BLOCK + 4]) {
+  const int64_t H = 2 * s.H, W = 2 * s.W, col = 2 * j - 2, count = 2 * length + 4;
+  const auto row = [&](int64_t r) { return grad + (r < 0 ? 0 : r >= H ? H - 1 : r) * W + col; };
+  const T above = i > 0 ? 1 : 0, below = i + 1 < s.H ? 1 : 0;
+  const T *g0 = row(2 * i - 1), *g1 = row(2 * i), *g2 = row(2 * i + 1), *g3 = row(2 * i + 2);
+  const int64_t begin = j > 0 ? 0 : 2, end = j + length < s.W ? count : count - 2;  // those inside the image
+  T *h0 = h[0], *h1 = h[1], *h2 = h[2];
+  if (s.bilinear) {
+    const T *first = row(2 * i - 2), *last = row(2 * i + 3);
+#pragma omp simd
+    for (int64_t t = begin; t < end; ++t) {
+      const T b0 = above * ((first[t] + g1[t]) + 2 * g0[t]), b1 = (g0[t] + g2[t]) + 2 * g1[t],
+              b2 = (g1[t] + g3[t]) + 2 * g2[t], b3 = below * ((g2[t] + last[t]) + 2 * g3[t]);
+      combine(b0, b1, b2, b3, h0[t], h1[t], h2[t]);
+    }
+    for (int a = 0; a < 3; ++a) {
+      T* line = h[a];
+      if (begin > 0) line[1] = line[2];
+      if (end < count) line[end] = line[end - 1];
+      T previous[2 * MAX_BLOCK + 4];
+#pragma omp simd
+      for (int64_t t = 1; t < count - 1; ++t)
+        previous[t] = ((line[t - 1] + line[t + 1]) + 2 * line[t]) * static_cast<T>(0.0625);
+      for (int64_t t = 1; t < count - 1; ++t) line[t] = previous[t];
+    }
+  } else {
+#pragma omp simd
+    for (int64_t t = begin; t < end; ++t) combine(above * g0[t], g1[t], g2[t], below * g3[t], h0[t], h1[t], h2[t]);
   }
-  const int64_t begin = col < 0 ? -col : 0, end = col + count > W ? W - col : count;  // those inside the image
-  const T* mid = grad + row * W + col;
-  if (!s.bilinear && end - begin == count) return mid;
-  for (int64_t t = 0; t < begin; ++t) out[t] = 0;
-  for (int64_t t = end; t < count; ++t) out[t] = 0;
-  if (!s.bilinear) {
-    for (int64_t t = begin; t < end; ++t) out[t] = mid[t];
-    return out;
+  for (int a = 0; a < 3; ++a) {
+    if (begin > 0) h[a][1] = 0;
+    if (end < count) h[a][end] = 0;
   }
-  const T *up = row > 0 ? mid - W : mid, *down = row + 1 < H ? mid + W : mid;
-  const int64_t left = col + begin > 0 ? begin - 1 : begin, right = col + end < W ? end + 1 : end;
-  T blurred[2 * MAX_BLOCK + 4];  // along H, from column col - 1 on
-  for (int64_t t = left; t < right; ++t) blurred[t + 1] = (up[t] + down[t]) + 2 * mid[t];
-  if (left == begin) blurred[begin] = blurred[begin + 1];
-  if (right == end) blurred[end + 1] = blurred[end];
-  for (int64_t t = begin; t < end; ++t)
-    out[t] = ((blurred[t] + blurred[t + 2]) + 2 * blurred[t + 1]) * static_cast<T>(0.0625);
-  return out;
 }
 
-// The part of rows first .. last of one channel's gradient that gradient_row will read.
+// The part of one channel's gradient that gradient_lines will read.
 template <class T>
 static inline void prefetch_gradient(const T* grad, const Shape& s, int64_t first, int64_t last, int64_t col,
                                      int64_t count) {
@@ -199,20 +221,19 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
     const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
     for (int64_t k = 0; k < s.K; ++k) {
-      T rows[4][2 * MAX_BLOCK + 2], along_h[3][2 * MAX_BLOCK + 2];
+      T lines[3][2 * MAX_BLOCK + 4];
       if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i - 1, 2 * i + 3, 2 * j, 2 * length);
-      const T* g[4];  // rows 2i - 1 .. 2i + 2 from column 2j - 1 on
-      for (int r = 0; r < 4; ++r)
-        g[r] = gradient_row(grad + k * 4 * s.H * s.W, s, 2 * i - 1 + r, 2 * j - 1, 2 * length + 2, rows[r]);
-#pragma omp simd
-      for (int64_t t = 0; t < 2 * length + 2; ++t) {
-        along_h[0][t] = g[1][t] + g[2][t];
-        along_h[1][t] = even * g[1][t] - g[3][t];
-        along_h[2][t] = g[0][t] - odd * g[2][t];
-      }
+      gradient_lines(
+          grad + k * 4 * s.H * s.W, s, i, j, length,
+          [=](T b0, T b1, T b2, T b3, T& h0, T& h1, T& h2) {
+            h0 = b1 + b2;
+            h1 = even * b1 - b3;
+            h2 = b0 - odd * b2;
+          },
+          lines);
       for (int a = 0; a < 3; ++a) {
         T* channel = out + 3 * a * slot + k * NR;
-        const T* h = along_h[a];
+        const T* h = lines[a] + 1;
         each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
           differences_of(h + 2 * t, part, channel + panel * s.K * NR + lane, slot);
         });
@@ -227,77 +248,136 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
   });
 }
 
-// The gradients of the nine products of sites first .. last of a region, by rows: [slot][k][size]; zero from `last` on.
+// The gradients of the nine products of sites first .. last of a region, by rows: [slot][k][site].
 template <class T>
 static void product_gradients(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
-                              int64_t size, T* out) {
-  const int64_t slot = field_slot(s.K * size);
+                              T* out) {
+  const int64_t size = last - first, slot = field_slot(s.K * size);
   for (int64_t k = 0; k < s.K; ++k) {
     T* row = out + k * size;
-    for (int a = 0; a < 9; ++a) fill_zero(row + a * slot + (last - first), size - (last - first));
     each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
       if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i, 2 * i + 2, 2 * j, 2 * length);
-      T rows[2][2 * MAX_BLOCK];
-      const T* g[2];
-      for (int p = 0; p < 2; ++p)
-        g[p] = gradient_row(grad + k * 4 * s.H * s.W, s, 2 * i + p, 2 * j, 2 * length, rows[p]);
-      T* o = row + (site - first);
+      T lines[3][2 * MAX_BLOCK + 4];
+      gradient_lines(
+          grad + k * 4 * s.H * s.W, s, i, j, length,
+          [](T, T b1, T b2, T, T& h0, T& h1, T& h2) {
+            h0 = b1 + b2;
+            h1 = b1;
+            h2 = b2;
+          },
+          lines);
+      for (int a = 0; a < 3; ++a) {
+        T* o = row + 3 * a * slot + (site - first);
+        const T* h = lines[a] + 2;
 #pragma omp simd
-      for (int64_t t = 0; t < length; ++t) {
-        const T a = g[0][2 * t], b = g[0][2 * t + 1], c = g[1][2 * t], d = g[1][2 * t + 1];
-        o[t] = (a + b) + (c + d);
-        o[t + slot] = a + c;
-        o[t + 2 * slot] = b + d;
-        o[t + 3 * slot] = a + b;
-        o[t + 4 * slot] = a;
-        o[t + 5 * slot] = b;
-        o[t + 6 * slot] = c + d;
-        o[t + 7 * slot] = c;
-        o[t + 8 * slot] = d;
+        for (int64_t t = 0; t < length; ++t) {
+          const T even = h[2 * t], odd = h[2 * t + 1];
+          o[t] = even + odd;
+          o[t + slot] = even;
+          o[t + 2 * slot] = odd;
+        }
       }
     });
   }
 }
 
-// Panels of one slot [panel][channel][NR sites] turned into panels of channels [channel / NR][site][NR channels].
-template <int NR, class T>
-static void turn_panels(const T* in, int64_t channels, int64_t panels, T* out) {
-  for (int64_t c = 0; c < channels; c += NR) {
-    const int64_t count = channels - c < NR ? channels - c : NR;
-    T* block = out + c * panels * NR;
-    if (count < NR) fill_zero(block, panels * NR * NR);
-    for (int64_t p = 0; p < panels; ++p)
-      for (int64_t t = 0; t < NR; ++t)
-        for (int64_t i = 0; i < count; ++i) block[(p * NR + t) * NR + i] = in[(p * channels + c + i) * NR + t];
+// A line of `count` pixels of C channels, `plane` apart, turned into pixels of channels: [pixel][row], zero from C on.
+template <class Tile, class T = typename Tile::T>
+static void turn_line(const T* in, int64_t plane, int64_t C, int64_t count, int64_t row, T* out) {
+  constexpr int64_t LANES = Tile::LANES;
+  const int64_t whole_c = C / LANES * LANES, whole_t = count / LANES * LANES;
+  for (int64_t c = 0; c < whole_c; c += LANES)
+    for (int64_t t = 0; t < whole_t; t += LANES) Tile::transpose(in + c * plane + t, plane, out + t * row + c, row);
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t c = t < whole_t ? whole_c : 0; c < C; ++c) out[t * row + c] = in[c * plane + t];
+    fill_zero(out + t * row + C, row - C);
   }
 }
 
-// The nine weights (9, K, C), or (9, C, K) transposed, of rows k .. of a weight (K, C, 3, 3).
-template <class T>
-static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, T* out) {
-  for (int64_t k = 0; k < K; ++k) {
-    for (int64_t c = 0; c < C; ++c) {
-      double w[3][3], along_h[3][3];
-      for (int t = 0; t < 9; ++t) w[t / 3][t % 3] = static_cast<double>(weight[(k * C + c) * 9 + t]);
-      for (int b = 0; b < 3; ++b) {
-        along_h[0][b] = (w[0][b] + w[1][b]) + w[2][b];
-        along_h[1][b] = -w[0][b];
-        along_h[2][b] = w[2][b];
+// input_fields with the channels as vectors, for products that sum over the sites: [slot][channel / NR][site][NR].
+// Three lines are turned, `turned` holds 3 (MAX_BLOCK + 2) pixels, and nine fields made of them.
+template <class Tile, class T = typename Tile::T>
+static void turned_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last, T* turned,
+                          T* out) {
+  constexpr int64_t NR = Tile::NR;
+  const bool zeros = s.padding == Padding::zeros && !s.bilinear;
+  const int64_t row = (s.C + NR - 1) / NR * NR, sites = last - first, slot = field_slot(row * sites), plane = s.H * s.W;
+  each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
+    const int64_t line = (length + 2) * row;
+    for (int64_t r = 0; r < 3; ++r) {  // lines i - 1, i, i + 1 of the columns j - 1 .. j + length
+      T* to = turned + r * line;
+      const int64_t at = i + r - 1;
+      if (at < 0 || at >= s.H) {
+        if (zeros)
+          fill_zero(to, line);
+        else if (r == 2)
+          copy(turned + line, line, to);  // of the line above; that of the line below follows when it is there
+        continue;
       }
-      T* o = out + (transposed ? c * K + k : k * C + c);
-      for (int a = 0; a < 3; ++a) {
-        o[(3 * a) * K * C] = static_cast<T>((along_h[a][0] + along_h[a][1]) + along_h[a][2]);
-        o[(3 * a + 1) * K * C] = static_cast<T>(-along_h[a][0]);
-        o[(3 * a + 2) * K * C] = static_cast<T>(along_h[a][2]);
-      }
+      const int64_t from = j > 0 ? j - 1 : j, until = j + length < s.W ? j + length + 1 : j + length;
+      turn_line<Tile>(image + at * s.W + from, plane, s.C, until - from, row, to + (from - (j - 1)) * row);
+      if (j == 0) border(to, to + row, row, zeros);
+      if (j + length == s.W) border(to + (length + 1) * row, to + length * row, row, zeros);
+      if (r == 1 && i == 0 && !zeros) copy(to, line, turned);
     }
-  }
+    for (int64_t c = 0; c < row; c += NR)
+      for (int64_t t = 0; t < length; ++t) {
+        const T *up = turned + (t + 1) * row + c, *mid = up + line, *down = mid + line;
+        T* o = out + (c / NR * sites + site - first + t) * NR;
+#pragma omp simd
+        for (int64_t v = 0; v < NR; ++v) {
+          const T centre = mid[v], above = centre - up[v], below = down[v] - centre;
+          o[v] = centre;
+          o[v + slot] = centre - mid[v - row];
+          o[v + 2 * slot] = mid[v + row] - centre;
+          o[v + 3 * slot] = above;
+          o[v + 4 * slot] = above - (mid[v - row] - up[v - row]);
+          o[v + 5 * slot] = (mid[v + row] - up[v + row]) - above;
+          o[v + 6 * slot] = below;
+          o[v + 7 * slot] = below - (down[v - row] - mid[v - row]);
+          o[v + 8 * slot] = (down[v + row] - mid[v + row]) - below;
+        }
+      }
+  });
 }
 
-// The adjoint of pack_weight: the sums (9, K, ldc) of the products' gradients give the gradient (K, C, 3, 3).
+// The nine weights (9, K, C), or (9, C, K) transposed, of a weight (K, C, 3, 3), for the output channels k0 .. k1.
 template <class T>
-static void unpack_weight_gradient(const T* sums, int64_t K, int64_t C, int64_t ldc, T* grad_weight) {
-  for (int64_t k = 0; k < K; ++k) {
+static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, int64_t k0, int64_t k1, T* out) {
+  const int64_t slot = K * C, step = transposed ? K : 1;
+  for (int64_t k = k0; k < k1; ++k)
+    for (int64_t c0 = 0; c0 < C; c0 += MAX_BLOCK) {
+      const int64_t count = C - c0 < MAX_BLOCK ? C - c0 : MAX_BLOCK;
+      T w[9][MAX_BLOCK], packed[9][MAX_BLOCK];
+      for (int64_t c = 0; c < count; ++c)
+        for (int t = 0; t < 9; ++t) w[t][c] = weight[(k * C + c0 + c) * 9 + t];
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) {
+        const auto tap = [&](int t) { return static_cast<double>(w[t][c]); };
+        const double left = (tap(0) + tap(3)) + tap(6), right = (tap(2) + tap(5)) + tap(8);
+        const double top = (tap(0) + tap(1)) + tap(2), bottom = (tap(6) + tap(7)) + tap(8);
+        packed[0][c] = static_cast<T>((top + ((tap(3) + tap(4)) + tap(5))) + bottom);
+        packed[1][c] = static_cast<T>(-left);
+        packed[2][c] = static_cast<T>(right);
+        packed[3][c] = static_cast<T>(-top);
+        packed[4][c] = w[0][c];
+        packed[5][c] = -w[2][c];
+        packed[6][c] = static_cast<T>(bottom);
+        packed[7][c] = -w[6][c];
+        packed[8][c] = w[8][c];
+      }
+      T* o = transposed ? out + c0 * K + k : out + k * C + c0;
+      for (int a = 0; a < 9; ++a)
+        for (int64_t c = 0; c < count; ++c) o[a * slot + c * step] = packed[a][c];
+    }
+}
+
+// The adjoint of pack_weight: the sums (9, K, ldc) of the products' gradients give the gradient (K, C, 3, 3), for k0 ..
+// k1.
+template <class T>
+static void unpack_weight_gradient(const T* sums, int64_t K, int64_t C, int64_t ldc, int64_t k0, int64_t k1,
+                                   T* grad_weight) {
+  for (int64_t k = k0; k < k1; ++k) {
     for (int64_t c = 0; c < C; ++c) {
       const T* in = sums + k * ldc + c;
       T* out = grad_weight + (k * C + c) * 9;

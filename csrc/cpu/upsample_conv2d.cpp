@@ -112,10 +112,19 @@ const Kernels<T>& kernels() {
 }
 
 template <class T>
+Buffer<T> packed_weight(const Shape& shape, const T* weight, bool transposed) {
+  const Kernels<T>& kernel = kernels<T>();
+  Buffer<T> packed(kernel.packed_size(shape));
+  at::parallel_for(0, shape.K, 16, [&](int64_t begin, int64_t end) {
+    kernel.pack(shape, weight, transposed, begin, end, packed.get());
+  });
+  return packed;
+}
+
+template <class T>
 void forward(const Shape& shape, const T* input, const T* weight, const T* bias, T* output) {
   const Kernels<T>& kernel = kernels<T>();
-  const Buffer<T> packed(kernel.packed_size(shape));
-  kernel.pack(shape, weight, false, packed.get());
+  const Buffer<T> packed = packed_weight(shape, weight, false);
   for_each_item<T>(kernel.forward_items(shape), kernel.forward_scratch(shape), [&](int64_t item, T* scratch) {
     kernel.forward(shape, input, packed.get(), bias, output, item, scratch);
   });
@@ -124,8 +133,7 @@ void forward(const Shape& shape, const T* input, const T* weight, const T* bias,
 template <class T>
 void data_gradient(const Shape& shape, const T* grad, const T* weight, T* grad_input) {
   const Kernels<T>& kernel = kernels<T>();
-  const Buffer<T> packed(kernel.packed_size(shape));
-  kernel.pack(shape, weight, true, packed.get());
+  const Buffer<T> packed = packed_weight(shape, weight, true);
   for_each_item<T>(
       kernel.data_gradient_items(shape), kernel.data_gradient_scratch(shape),
       [&](int64_t item, T* scratch) { kernel.data_gradient(shape, grad, packed.get(), grad_input, item, scratch); });
@@ -148,7 +156,9 @@ void weight_gradient(const Shape& shape, const T* grad, const T* input, T* grad_
       });
     }
   });
-  kernel.finish(shape, total.get(), grad_weight, grad_bias);
+  at::parallel_for(0, shape.K, 16, [&](int64_t begin, int64_t end) {
+    kernel.finish(shape, total.get(), begin, end, grad_weight, grad_bias);
+  });
 }
 
 // ---- registered
