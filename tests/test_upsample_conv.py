@@ -35,7 +35,8 @@ SHAPES = [
     (1, 4, 65, 33, 17),
     (1, 3, 8, 65, 31),
     (1, 2, 3, 34, 130),
-    (1, 2, 128, 4, 190),  # bilinear: two strips of columns, the second narrower
+    (1, 2, 128, 4, 330),  # bilinear: two strips of columns, the second narrower
+    (1, 2, 9, 68, 504),  # an output of more than 4 MB
 ]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}  # norm-relative; worst seen 9e-15 and 7e-7
 
@@ -273,7 +274,7 @@ def test_meta_tensors_work_and_other_devices_are_refused():
 
 
 @needs_extension
-@pytest.mark.parametrize("shape", [(1, 20, 70, 40, 36), (2, 33, 9, 9, 50)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 20, 70, 40, 36), (2, 33, 9, 9, 50), (1, 2, 9, 68, 504)], ids=str)
 @kinds
 def test_bit_identical_for_any_number_of_threads(mode, padding_mode, shape):
     data = arguments(shape, torch.float32)
@@ -315,3 +316,41 @@ def test_environment_forces_kernels(value, expected):
     )
     assert expected in (result.stdout if value == expected else result.stderr)
     assert (result.returncode == 0) == (value == expected)
+
+
+MEASURE_SCRATCH = """
+import sys
+from pathlib import Path
+import torch
+from dip_fast.ops import upsample_conv2d
+
+def status(name):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return 1024 * int(line.split()[1])
+
+mode, mask, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(threads)
+x, w = torch.randn(1, 128, size, size), torch.randn(128, 128, 3, 3)
+g = torch.randn(1, 128, 2 * size, 2 * size)
+
+def run(x, w, g):
+    if mask == "":
+        return [upsample_conv2d(x, w, mode=mode, padding_mode="reflect")]
+    return torch.ops.dip_fast.upsample_conv2d_backward(g, x, w, mode, "reflect", [c == "1" for c in mask])
+
+run(x[:, :4, :8, :8].clone(), w[:4, :4].clone(), g[:, :4, :16, :16].clone())  # what is there once and for all
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+before = status("VmRSS")
+returned = sum(t.nbytes for t in run(x, w, g))
+print((status("VmHWM") - before - returned) / threads)
+"""
+
+
+@needs_extension
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be started again")
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("mask", ["", "100", "011"], ids=["forward", "data", "weight"])
+@pytest.mark.parametrize(("size", "threads"), [(64, 1), (200, 2)])
+def test_scratch_stays_below_two_megabytes_a_thread(mode, mask, size, threads):
+    command = [sys.executable, "-c", MEASURE_SCRATCH, mode, mask, str(size), str(threads)]
+    assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 2e6
