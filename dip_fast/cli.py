@@ -248,7 +248,7 @@ def export(
     overwrite: bool,
     as_json: bool,
     debug: bool,
-) -> None:
+) -> int:
     """Write the fitted network of RUN_DIR, a run's folder or its model.onnx, in another format.
 
     The new file is run and compared with the network before it is kept.  Exit codes: 0 done; 1 it drew another picture
@@ -261,13 +261,14 @@ def export(
     )
     if as_json:
         _print(json.dumps(written))
-        return
+        return 0
     if error := written.get("error"):
         _print(
             f"16-bit weights: off by {error['largest']:.2g} of the range at most, PSNR {error['psnr']:.1f} dB, "
             f"{error['fraction']:.2%} of the samples changed"
         )
     _print(f"model: {written['path']} ({written['bytes'] / 1e6:.1f} MB)\nreplay: {_replay_line(written)}")
+    return 0
 
 
 @cli.command()
@@ -286,7 +287,7 @@ def export(
 @click.option("--overwrite", is_flag=True, help="Replace the picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON summary, and nothing else.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def replay(as_json: bool, debug: bool, model: Path, **options: Any) -> None:
+def replay(as_json: bool, debug: bool, model: Path, **options: Any) -> int:
     """Draw the picture of MODEL, a file that dip-fast run or dip-fast export wrote.
 
     An ONNX file needs onnxruntime alone, not PyTorch.  Exit codes: 0 done, also where --verify finds a difference
@@ -307,6 +308,7 @@ def replay(as_json: bool, debug: bool, model: Path, **options: Any) -> None:
         _print("\n".join([*lines, *([f"result: {summary['result']}"] if summary["result"] else [])]))
     if summary["verdict"] == "differs":
         raise ReplayDiffersError(f"{model} does not draw the picture that it was kept for: {summary['text']}")
+    return 0
 
 
 @cli.command()

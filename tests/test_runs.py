@@ -137,8 +137,9 @@ def test_folder_holds_all_that_was_promised(dip, noisy):
     assert dip("run", noisy, *SHORT, "--snapshot-every", "2", "--reference", noisy, "--seed", "7").code == 0
     folder = Path("runs/noisy")
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
-        "result.png", "contact_sheet.png", "history.csv", "history.png", "run.json", "checkpoint.safetensors", "model.onnx",
-        "snapshots", "snapshots/iter_000002.png", "snapshots/iter_000004.png", "snapshots/iter_000006.png",
+        "result.png", "contact_sheet.png", "history.csv", "history.png", "run.json", "checkpoint.safetensors",
+        "model.onnx", "snapshots",
+        "snapshots/iter_000002.png", "snapshots/iter_000004.png", "snapshots/iter_000006.png",
     }  # fmt: skip
     for name in ("history.png", "contact_sheet.png", "snapshots/iter_000002.png"):
         with Image.open(folder / name) as image:
