@@ -111,6 +111,8 @@ class Kind:
             and kind.suffix in (".png", ".tif")
             and (kind.suffix == ".tif" or kind.dtype != "float32")
             and kind.orientation == 1
+            and math.isfinite(high - low)
+            and low < high
         )
         if not fits:
             raise ValueError("the description of the picture is damaged")
@@ -252,10 +254,11 @@ def unpack(text: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     try:
         stream = zlib.decompressobj()
         data = stream.decompress(base64.b64decode(text, validate=True), size)
+        more = stream.decompress(stream.unconsumed_tail, 1)  # 0 would mean: all
     except (binascii.Error, zlib.error, UnicodeEncodeError) as error:
         raise ValueError("packed samples are damaged") from error
-    if len(data) != size:
-        raise ValueError("packed samples are cut short")
+    if len(data) != size or more or not stream.eof:
+        raise ValueError("packed samples are not as many as they should be")
     planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, -1)
     numbers = np.ascontiguousarray(planes.T).view(f"<u{kind.itemsize}").astype(f"u{kind.itemsize}").reshape(shape)
     return np.cumsum(numbers, axis=1, dtype=numbers.dtype).view(kind)

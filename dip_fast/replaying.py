@@ -165,11 +165,15 @@ def _model(label: str, data: bytes, trust: bool) -> Model:
         kind = Kind.of(document["picture"])
         if program is not None and program.size != (kind.height, kind.width):
             raise ValueError("the picture is of another size")
-        if program is not None and program.channels != kind.channels:
-            raise ValueError("the picture has other channels")
+        if program is not None and (program.channels, program.value_range) != (kind.channels, kind.value_range):
+            raise ValueError("the picture has other channels, or another range")
+        if program is not None and program.known is not None and program.known[1].dtype != kind.dtype:
+            raise ValueError("the known pixels are of another kind")
         shape = (kind.height, kind.width)
         _check_metadata(document)
         pixels = unpack(blobs["pixels"], (*shape, kind.channels), kind.dtype)
+        if not np.isfinite(pixels).all():
+            raise ValueError("the pixels are no numbers")
         alpha = None if kind.alpha is None else unpack(blobs["alpha"], shape, kind.dtype)
         profile = base64.b64decode(blobs["icc_profile"], validate=True) if "icc_profile" in blobs else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, binascii.Error, MemoryError) as error:

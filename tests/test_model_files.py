@@ -300,7 +300,7 @@ def test_weights_in_16_bits_say_what_they_cost(ran, dip):
     assert written["error"] == half.metadata["fp16_error"]
     assert {array.dtype for array in half.program.arrays.values()} == {np.dtype(np.float16)}
     saved, arrays = len(whole.data) - len(half.data), half.program.arrays
-    assert saved > sum(array.nbytes for array in arrays.values()) - 100 * len(arrays)  # each has a node that widens it
+    assert saved > sum(array.nbytes for array in arrays.values()) - 150 * len(arrays)  # each has a node that widens it
     assert dip("replay", "run/model-fp16.onnx", "--verify").code == 0
     refused = dip("export", "run/model-fp16.onnx", "--format", "torchscript")
     assert (refused.code, "16-bit weights" in refused.err) == (2, True)
@@ -480,7 +480,7 @@ def test_fused_operators_in_torchscript(ran, dip):
     assert "ops.dip_fast.upsample_conv2d" in code("run/model-fused.pt")
     assert np.abs(opened.draw() - replaying.open_model("run/model.onnx").draw()).max() <= 2e-5 * 255
     assert dip("export", "run", "--format", "torchscript").code == 0
-    assert "dip_fast" not in code("run/model.pt")
+    assert "ops.dip_fast" not in code("run/model.pt")
 
 
 @pytest.mark.parametrize(
