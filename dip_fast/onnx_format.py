@@ -239,6 +239,8 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
     except Exception as error:  # protobuf's own kind, which differs between its implementations
         raise UsageError("it is damaged, or no ONNX model; get an intact copy") from error
     texts = {entry.key: entry.value for entry in model.metadata_props}
+    if not all(isinstance(text, str) for entry in texts.items() for text in entry):  # bytes where it is no UTF-8
+        raise UsageError("its metadata are damaged; get an intact copy")
     if METADATA not in texts:
         raise UsageError("it is no model that dip-fast wrote; open it with what made it")
     try:

@@ -256,6 +256,13 @@ def test_metadata_that_nest_without_end(refused, made):
     refused(edited(made[".onnx"], nest), "metadata are damaged")
 
 
+@pytest.mark.parametrize("part", [b"dip_fast.pixels", b"float_output", b"scale.reduce.conv.weight"])
+def test_text_that_is_no_utf8(refused, made, part):
+    data = made[".onnx"]
+    assert part in data
+    refused(data.replace(part, b"\xff" * len(part)))
+
+
 def test_packed_pixels_that_would_fill_the_memory(refused, made):
     import base64
     import zlib
