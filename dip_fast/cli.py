@@ -377,6 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _complain("stopped by the user", INTERRUPTED, arguments)
     except DipFastError as error:
         code = _complain(str(error), error.exit_code, arguments)
+    except ModuleNotFoundError as error:
+        code = _complain(f"{error.name} is missing; pip install it, or dip-fast with all it needs", 1, arguments)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         code = _complain(f"unexpected {text}; please report it with the output of --debug", 1, arguments)

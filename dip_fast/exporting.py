@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dip_fast import __version__
+from dip_fast import __version__, replaying
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Result
 from dip_fast.formats import FORMATS, SCHEMA, Difference, Kind, compare, digest, pack, tolerance
@@ -55,19 +54,6 @@ class Drawing:
     def samples(self) -> np.ndarray:
         """The picture, ``(H, W, C)`` in its dtype."""
         return to_dtype(self.output, np.dtype(self.kind.dtype))
-
-
-def require_onnxruntime() -> None:
-    """Refuse to begin what could not be ended.
-
-    Raises
-    ------
-    UsageError
-        If a library is missing.
-    """
-    for name in ("onnx", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise UsageError(f"{name} is missing, with which the result is drawn and kept; pip install {name}")
 
 
 def fold(result: Result, picture: Picture | None) -> tuple[Program, Kind, dict[str, str]]:
@@ -131,7 +117,7 @@ def draw(
     """
     import torch
 
-    from dip_fast import onnx_format, replaying, torch_program
+    from dip_fast import onnx_format, torch_program
 
     program, kind, blobs = fold(result, picture)
     facts = {
@@ -218,7 +204,7 @@ def write(
     import onnxruntime
     import torch
 
-    from dip_fast import onnx_format, replaying, torch_formats, torch_program
+    from dip_fast import onnx_format, torch_formats, torch_program
 
     if fused_ops and format_ != "torchscript":
         raise UsageError(f"--fused-ops is for torchscript files: {format_} has standard operators only; leave it out")
@@ -305,7 +291,7 @@ def read(path: Path) -> Drawing:
     UsageError
         If it is none.
     """
-    from dip_fast import onnx_format, replaying
+    from dip_fast import onnx_format
 
     model = replaying.open_model(path)
     assert model.program is not None
@@ -353,7 +339,7 @@ def convert(
     DipFastError
         As `write`.
     """
-    require_onnxruntime()
+    replaying.require("onnx", "onnxruntime")
     model = source / "model.onnx" if source.is_dir() else source
     if source.is_dir() and not model.exists():
         if not (source / "run.json").exists():
@@ -431,7 +417,7 @@ def export(
     >>> dip_fast.export(result, "model.onnx")  # doctest: +SKIP
     >>> image = dip_fast.replay("model.onnx")  # doctest: +SKIP
     """
-    require_onnxruntime()
+    replaying.require("onnx", "onnxruntime")
     target = Path(path)
     format_ = format_of(target)
     drawing = draw(result, picture)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib.util
 import io
 import json
 import os
@@ -84,6 +85,7 @@ class Model:
         else:
             if provider != "cpu":
                 raise UsageError(f"--provider {provider}: {self.format} files are drawn on the CPU; leave it out")
+            require("torch")
             from dip_fast import torch_formats
 
             output = torch_formats.run(self.format, self.data, self.label, fused=self.metadata.get("fused_ops") is True)
@@ -116,6 +118,19 @@ class Model:
             alpha_kind=kind.alpha or "unassalpha",
         )
         return pictures.encode_samples(samples, picture, suffix=suffix)
+
+
+def require(*libraries: str) -> None:
+    """Refuse to begin what could not be ended.
+
+    Raises
+    ------
+    UsageError
+        If a library is missing.
+    """
+    for name in libraries:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is missing, which drawing a model file needs; pip install {name}")
 
 
 def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
@@ -157,6 +172,7 @@ def _model(label: str, data: bytes, trust: bool) -> Model:
         format_, document, blobs = _read_archive(data, trust)
         program = None
     else:
+        require("onnx", "onnxruntime")
         from dip_fast import onnx_format
 
         format_ = "onnx"

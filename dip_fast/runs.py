@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dip_fast import __version__, checkpoints, devices, exporting, metrics, pictures, reporting
+from dip_fast import __version__, checkpoints, devices, exporting, metrics, pictures, replaying, reporting
 from dip_fast.contact_sheet import contact_sheet
 from dip_fast.degradations import Degradation, Identity, Mask
 from dip_fast.errors import DipFastError, UsageError
@@ -209,7 +209,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     DipFastError
         If the fit fails, or the result can be written nowhere.
     """
-    exporting.require_onnxruntime()
+    replaying.require("onnx", "onnxruntime")
     formats = ("onnx",) if request.export is None else request.export
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one of the two")

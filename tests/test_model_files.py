@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import dip_fast
-from dip_fast import exporting, onnx_format, replaying, torch_formats
+from dip_fast import onnx_format, replaying, torch_formats
 from dip_fast.errors import DipFastError
 from dip_fast.formats import FORMATS, compare, digest, pack, tolerance, unpack
 from dip_fast.presets import PRESETS
@@ -441,7 +441,7 @@ def test_missing_model_can_be_made_from_a_finished_run(ran, dip):
 
 def test_missing_library_is_told_before_the_fit(dip, monkeypatch):
     write("gray.png", *PICTURES["gray.png"])
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    monkeypatch.setattr(replaying.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
     refused = dip("run", "gray.png", *SHORT)
     assert refused.code == 2
     assert "pip install onnxruntime" in refused.err
@@ -636,6 +636,15 @@ def test_onnx_path_imports_no_torch(model):
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     assert ended.stdout.splitlines()[-1] == ""
+
+
+def test_file_of_the_first_schema_is_replayed_for_ever(dip):
+    # tests/data/model.onnx is of schema version 1: what `onnx_format.write` makes of its program must not change.
+    path = Path(__file__).parent / "data" / "model.onnx"
+    assert dip("replay", path, "--verify", "-o", "drawn.png").code == 0
+    assert dip_fast.replay(path).shape == (23, 31, 4)
+    with Image.open("drawn.png") as image:
+        assert image.info["icc_profile"]
 
 
 def test_engine_that_fails_is_one_line(model, dip, monkeypatch):
