@@ -59,7 +59,7 @@ class Formats(click.ParamType[tuple[str, ...]]):
             return ()
         for name in names:
             if name not in FORMAT_NAMES:
-                choices = [*FORMAT_NAMES, "none"]
+                choices = [*FORMAT_NAMES, "none alone"]
                 self.fail(f"{name!r} is not one of {', '.join(choices)}{_suggest(name, choices)}", param, ctx)
         return tuple(dict.fromkeys(names))
 
@@ -166,6 +166,8 @@ def run(
         raise UsageError("--json and a result on standard output exclude each other; name the picture's file")
     if from_stdin and resume and out is None:
         raise UsageError("--resume needs the run's folder when the picture comes from standard input; give --out")
+    if from_stdin and export and out is None:
+        raise UsageError("--export needs a folder when the result goes to standard output; give --out")
     keep_memory()
     from tqdm import tqdm
 

@@ -36,10 +36,10 @@ class Drawing:
         What goes into the metadata beside the picture.
     blobs : dict of str to str
         Alpha and ICC profile, as they are carried.
+    reference : ndarray
+        The same as ``output`` from PyTorch, within the tolerance.
     engine : str
         What drew it.
-    fault : str
-        What is wrong, where onnxruntime could not draw it: then plain PyTorch did.
     """
 
     program: Program
@@ -47,8 +47,8 @@ class Drawing:
     kind: Kind
     facts: dict[str, Any]
     blobs: dict[str, str]
+    reference: np.ndarray
     engine: str
-    fault: str = ""
 
     @property
     def samples(self) -> np.ndarray:
@@ -113,7 +113,11 @@ def draw(
     Returns
     -------
     Drawing
-        Its ``fault`` is empty unless onnxruntime failed or was beyond the tolerance, compared with PyTorch.
+
+    Raises
+    ------
+    DipFastError
+        If onnxruntime fails, or draws another picture than PyTorch does.
     """
     import torch
 
@@ -129,16 +133,12 @@ def draw(
         "dip_fast": __version__,
         "torch": torch.__version__,
     }
-    expected = torch_program.draw(program)
-    drawing = Drawing(program, expected, kind, facts, blobs, f"torch {torch.__version__}")
-    try:
-        output = replaying.run_onnx(onnx_format.write(program), threads=threads)
-        _require_alike(output, expected, kind, "onnxruntime")
-    except DipFastError as error:
-        return replace(drawing, fault=f"{error}; the result was drawn by PyTorch, and no model file is kept")
+    reference = torch_program.draw(program)
+    output = replaying.run_onnx(onnx_format.write(program), threads=threads)
+    _require_alike(output, reference, kind, "onnxruntime")
     import onnxruntime
 
-    return replace(drawing, output=output, engine=f"onnxruntime {onnxruntime.__version__}")
+    return Drawing(program, output, kind, facts, blobs, reference, f"onnxruntime {onnxruntime.__version__}")
 
 
 def _require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> Difference:
@@ -215,7 +215,7 @@ def write(
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise DipFastError("some weights are too large for 16 bits; leave out --fp16")
         program = replace(program, arrays=arrays)
-    expected = torch_program.draw(program)
+    expected = torch_program.draw(program) if fp16 else drawing.reference
 
     facts: dict[str, Any] = {
         "format": format_,
@@ -235,9 +235,9 @@ def write(
         document = json.dumps({"schema": SCHEMA, **facts}, allow_nan=False)
         return torch_formats.save(format_, program, torch_formats.texts(document, blobs), fused=fused_ops)
 
-    # Once without its hashes, to have them; the program in the file does not change by what stands beside it.
+    # What the file draws, for its own hashes; its program does not change by what stands beside it.
     if format_ == "onnx":
-        output = replaying.run_onnx(encode(facts, {}), threads=threads)
+        output = replaying.run_onnx(encode(facts, {}), threads=threads) if fp16 else drawing.output
         facts["drawn_by"] = f"onnxruntime {onnxruntime.__version__}, cpu"
     else:
         output = torch_formats.run(format_, encode(facts, {}), str(path), fused=fused_ops)
@@ -291,7 +291,7 @@ def read(path: Path) -> Drawing:
     UsageError
         If it is none.
     """
-    from dip_fast import onnx_format
+    from dip_fast import onnx_format, torch_program
 
     model = replaying.open_model(path)
     assert model.program is not None
@@ -301,7 +301,8 @@ def read(path: Path) -> Drawing:
     names = ("options", "seed", "steps", "best_step", "stop_reason", "dip_fast", "torch")
     facts = {name: model.metadata.get(name) for name in names}
     kept = {name: blob for name, blob in blobs.items() if name in ("alpha", "icc_profile")}
-    return Drawing(model.program, model.draw(), model.kind, facts, kept, str(model.metadata.get("drawn_by")))
+    output, reference = model.draw(), torch_program.draw(model.program)
+    return Drawing(model.program, output, model.kind, facts, kept, reference, str(model.metadata.get("drawn_by")))
 
 
 def convert(
@@ -421,7 +422,5 @@ def export(
     target = Path(path)
     format_ = format_of(target)
     drawing = draw(result, picture)
-    if drawing.fault:
-        raise DipFastError(drawing.fault)
     write(drawing, target, format_, fused_ops=fused_ops, fp16=fp16, license_=license)
     return target

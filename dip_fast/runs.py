@@ -330,20 +330,25 @@ def _finish(
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     settings = record["settings"]
     result = fit.result()
-    drawing = exporting.draw(
-        result,
-        picture,
-        options={**settings, "recipe": record["recipe"]},
-        seed=settings["seed"],
-        threads=settings["threads"],
-    )
-    result = replace(result, image=to_unit(drawing.output, picture.value_range))
-    samples = drawing.samples
+    drawing, samples = None, pictures.to_samples(result.image, picture)
+    try:
+        drawing = exporting.draw(
+            result,
+            picture,
+            options={**settings, "recipe": record["recipe"]},
+            seed=settings["seed"],
+            threads=settings["threads"],
+        )
+        samples = drawing.samples
+        result = replace(result, image=to_unit(drawing.output, picture.value_range))
+    except (DipFastError, ValueError, RuntimeError, MemoryError) as error:  # the fit is worth more
+        text = " ".join(str(error).split())
+        folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
     written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(samples, picture))
-    if drawing.fault:
-        folder.note(DipFastError(drawing.fault))
     models = []
-    for format_ in () if drawing.fault else formats:
+    for format_ in formats:
+        if drawing is None:
+            break
         target = folder.path / f"model{FORMATS[format_].suffix}"
         try:
             models.append(exporting.write(drawing, target, format_, threads=settings["threads"]))
@@ -364,7 +369,7 @@ def _finish(
         "psnr_input": None if reference is None else metrics.psnr(picture.image, reference),
         "ssim_input": None if reference is None else metrics.ssim(picture.image, reference),
         "sha256": _digest(samples),
-        "drawn_by": drawing.engine,
+        "drawn_by": f"torch {torch.__version__}" if drawing is None else drawing.engine,
         "models": models,
         "problems": folder.problems,
     }
