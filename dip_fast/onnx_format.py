@@ -26,12 +26,13 @@ OUTPUT = "picture"
 METADATA = "dip_fast"  # key of the JSON; the blobs follow as "dip_fast.<name>", in base64
 
 
-# Nearest x2 and a convolution with three taps w, in one dimension, is a transposed convolution of stride 2 with four:
-#   y[2i] = w0 x[i-1] + (w1 + w2) x[i]     y[2i+1] = (w0 + w1) x[i] + w2 x[i+1]
-# which is y[o] = sum_i x[i] k[o - 2i + 1] with k = (w2, w1 + w2, w0 + w1, w0).  Each row here makes one tap of k.  In
-# two dimensions 16 taps make four outputs, where the layers themselves take 36.  The file holds the nine; engines
-# make the sixteen when they load it.
-TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+# Nearest x2 and a convolution with three taps w, in one dimension, at the border between the pixels p-1 and p:
+#   y[2p-1] = (w0 + w1) x[p-1] + w2 x[p]     y[2p] = w0 x[p-1] + (w1 + w2) x[p]
+# So a convolution with 2x2 taps and four outputs for each one makes the four pixels around every corner, and
+# DepthToSpace puts them where they belong, with a ring of one pixel too many: 16 products for four outputs where the
+# layers themselves take 36.  The file holds the nine taps; engines make the sixteen when they load it.
+# TAPS[a, t, i]: part of w[i] in tap t of output a.
+TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
 
 _PADS = {"reflect": "reflect", "replicate": "edge"}
 
@@ -108,6 +109,9 @@ def _graph(program: Program) -> onnx.GraphProto:
     }
     if any(layer.kind == "upsample_conv2d" and layer.options["mode"] == "nearest" for layer in program.layers):
         graph.constant("upsampling/taps", TAPS)
+        graph.constant("upsampling/ones", np.ones(4, np.float32))
+        for part, pair in (("first", [1, 1]), ("last", [-1, -1]), ("axes", [2, 3])):
+            graph.constant(f"upsampling/{part}", np.array(pair))
     if any(_resizes(layer) for layer in program.layers):
         graph.constant("upsampling/scales", np.array([1, 1, 2, 2], np.float32))
     for layer in program.layers:
@@ -168,15 +172,10 @@ def _layer(graph: _Graph, layer: Layer, inputs: list[str], arrays: dict[str, np.
         strides = [options["stride"]] * 2
         return graph.node("Conv", [x, weight, bias], name, kernel_shape=kernel, strides=strides, pads=[padding] * 4)
     if kind == "conv_transpose":
-        return _transposed(graph, name, x, weight, bias, 1)
+        return graph.node("ConvTranspose", [x, weight, bias], name, kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4)
     if kind == "upsample_conv2d" and options["mode"] == "nearest":
-        kernel_ = graph.node(
-            "Einsum", [weight, "upsampling/taps", "upsampling/taps"], f"{name}/kernel", equation="kcij,ai,bj->ckab"
-        )
-        if options["padding_mode"] == "zeros":
-            return _transposed(graph, name, x, kernel_, bias, 1)
-        # Reflected or replicated, the upsampled image goes on as its outermost pixel, which is that of x.
-        return _transposed(graph, name, graph.pad(x, f"{name}/pad", 1, "replicate"), kernel_, bias, 3)
+        channels = arrays[f"{name}.weight"].shape[1]
+        return _upsample_conv(graph, name, x, weight, bias, options["padding_mode"], channels)
     if kind == "upsample_conv2d":
         x, padding = _upsampled(graph, f"{name}/upsample", x, "bilinear"), 1
         if options["padding_mode"] != "zeros":
@@ -200,8 +199,20 @@ def _layer(graph: _Graph, layer: Layer, inputs: list[str], arrays: dict[str, np.
     return graph.node("Sigmoid", [x], name)
 
 
-def _transposed(graph: _Graph, name: str, x: str, kernel: str, bias: str, padding: int) -> str:
-    return graph.node("ConvTranspose", [x, kernel, bias], name, kernel_shape=[4, 4], strides=[2, 2], pads=[padding] * 4)
+def _upsample_conv(graph: _Graph, name: str, x: str, weight: str, bias: str, padding_mode: str, channels: int) -> str:
+    """Add nearest x2 and a convolution 3x3 as a convolution 2x2; see `TAPS`."""
+    taps = graph.node("Einsum", [weight, *["upsampling/taps"] * 2], f"{name}/taps", equation="kcij,ati,buj->kabctu")
+    shape = graph.constant(f"{name}/shape", np.array([-1, channels, 2, 2]))
+    kernel = graph.node("Reshape", [taps, shape], f"{name}/kernel")
+    biases = graph.node("Einsum", [bias, "upsampling/ones"], f"{name}/biases", equation="k,a->ka")
+    flat = graph.node("Reshape", [biases, graph.constant(f"{name}/flat", np.array([-1]))], f"{name}/bias")
+    padding = 1
+    if padding_mode != "zeros":
+        # Reflected or replicated, the upsampled image goes on as its outermost pixel, which is that of x.
+        x, padding = graph.pad(x, f"{name}/pad", 1, "replicate"), 0
+    corners = graph.node("Conv", [x, kernel, flat], f"{name}/corners", kernel_shape=[2, 2], pads=[padding] * 4)
+    ringed = graph.node("DepthToSpace", [corners], f"{name}/ringed", blocksize=2, mode="CRD")
+    return graph.node("Slice", [ringed, "upsampling/first", "upsampling/last", "upsampling/axes"], name)
 
 
 def _upsampled(graph: _Graph, name: str, x: str, mode: str) -> str:

@@ -156,7 +156,9 @@ class Program:
         alive, most = {INPUT}, 0
         for i, layer in enumerate(self.layers):
             alive.add(layer.name)
-            most = max(most, sum(_pixels(shapes[name]) for name in alive))
+            # Doubling the sides goes through an array of four times the output, or copies of it.
+            aside = 2 * _pixels(shapes[layer.name]) if layer.kind in ("conv_transpose", "upsample_conv2d") else 0
+            most = max(most, aside + sum(_pixels(shapes[name]) for name in alive))
             alive -= {name for name in alive if last_use.get(name, len(self.layers)) <= i}
         return 8 * most + 4 * sum(array.size for array in self.arrays.values())
 

@@ -341,7 +341,7 @@ def _finish(
         )
         samples = drawing.samples
         result = replace(result, image=to_unit(drawing.output, picture.value_range))
-    except (DipFastError, ValueError, RuntimeError, MemoryError) as error:  # the fit is worth more
+    except Exception as error:  # whatever it is, the fit is worth more
         text = " ".join(str(error).split())
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
     written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(samples, picture))
