@@ -255,7 +255,10 @@ def write(
         raise DipFastError(f"{path} would be larger than a model file may be ({len(data) / 1e9:.1f} GB)")
     aside = path.with_name(f".dip-fast-{os.getpid()}-{path.name[-100:]}.tmp")
     try:
-        write_atomically(aside, data)
+        try:
+            write_atomically(aside, data)
+        except DipFastError as error:
+            raise DipFastError(str(error).replace(str(aside), str(path))) from error
         model = replaying.open_model(aside, trust=True)
         again = model.draw(threads=threads)
         _require_alike(again, expected, kind, f"{path} was not kept: the file")

@@ -492,6 +492,13 @@ def test_wrong_exports(dip, arguments):
     assert len(ended.err.splitlines()) == 1
 
 
+def test_file_that_cannot_be_written_is_named(ran, dip):
+    ran("nearest", "gray.png")
+    ended = dip("export", "run", "--format", "onnx", "-o", "nowhere/model.onnx")
+    assert ended.code == 1
+    assert "cannot write nowhere/model.onnx: No such file" in ended.err
+
+
 def test_formats_are_listed(dip):
     listed = dip("formats").out.decode()
     facts = json.loads(dip("formats", "--json").out)
