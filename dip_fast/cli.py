@@ -415,7 +415,9 @@ def _figures(summary: dict[str, Any]) -> str:
 def _replay_line(model: dict[str, Any]) -> str:
     """Give the command that draws a model's picture again."""
     path = model["path"] if not model["path"].startswith("-") else f"./{model['path']}"
-    return f"dip-fast replay {shlex.quote(path)}{'' if model['format'] == 'onnx' else ' --trust'}"
+    from dip_fast.formats import FORMATS
+
+    return f"dip-fast replay {shlex.quote(path)}{' --trust' if FORMATS[model['format']].runs_code else ''}"
 
 
 def _standard_input() -> bytes:

@@ -16,7 +16,7 @@ import numpy as np
 from dip_fast import __version__, replaying
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Result
-from dip_fast.formats import FORMATS, SCHEMA, Difference, Kind, compare, digest, pack, tolerance
+from dip_fast.formats import FORMATS, SCHEMA, Kind, compare, digest, pack, tolerance
 from dip_fast.pictures import Picture, write_atomically
 from dip_fast.program import Program
 from dip_fast.samples import from_unit, to_dtype
@@ -80,13 +80,15 @@ def fold(result: Result, picture: Picture | None) -> tuple[Program, Kind, dict[s
         # What is drawn over tells nothing of the picture but what the picture shows: unknown samples are left out.
         samples = np.where(mask, from_unit(image, kind.value_range, np.dtype(kind.dtype)), np.dtype(kind.dtype).type(0))
         known = mask, samples
-    blobs = {}
-    if picture is not None and picture.alpha is not None:
-        blobs["alpha"] = pack(picture.alpha)
-    if picture is not None and picture.icc_profile is not None:
-        blobs["icc_profile"] = base64.b64encode(picture.icc_profile).decode()
+    blobs = {} if picture is None else _carried(picture.alpha, picture.icc_profile)
     program = folding.fold(result.network, result.z, (height, width), kind.value_range, known)
     return program, kind, blobs
+
+
+def _carried(alpha: np.ndarray | None, icc_profile: bytes | None) -> dict[str, str]:
+    """Give what goes along with a picture as texts by name."""
+    blobs = {} if alpha is None else {"alpha": pack(alpha)}
+    return blobs if icc_profile is None else blobs | {"icc_profile": base64.b64encode(icc_profile).decode()}
 
 
 def draw(
@@ -141,7 +143,7 @@ def draw(
     return Drawing(program, output, kind, facts, blobs, reference, f"onnxruntime {onnxruntime.__version__}")
 
 
-def _require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> Difference:
+def _require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> None:
     """Refuse what is beyond the tolerance of two engines, in float and in samples.
 
     Raises
@@ -160,7 +162,6 @@ def _require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: s
             f"{name} drew another picture than PyTorch does: off by {largest:.2g} of the range "
             f"(allowed: {allowed['float']:g}); {difference.text()}"
         )
-    return difference
 
 
 def write(
@@ -294,16 +295,15 @@ def read(path: Path) -> Drawing:
     UsageError
         If it is none.
     """
-    from dip_fast import onnx_format, torch_program
+    from dip_fast import torch_program
 
     model = replaying.open_model(path)
     assert model.program is not None
     if model.metadata.get("weights") != "float32":
         raise UsageError(f"{path} holds 16-bit weights; export from the file with all of them")
-    _, _, blobs = onnx_format.read(model.data)
     names = ("options", "seed", "steps", "best_step", "stop_reason", "dip_fast", "torch")
     facts = {name: model.metadata.get(name) for name in names}
-    kept = {name: blob for name, blob in blobs.items() if name in ("alpha", "icc_profile")}
+    kept = _carried(model.alpha, model.icc_profile)
     output, reference = model.draw(), torch_program.draw(model.program)
     return Drawing(model.program, output, model.kind, facts, kept, reference, str(model.metadata.get("drawn_by")))
 

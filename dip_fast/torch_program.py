@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -129,6 +128,7 @@ def _buffer(name: str) -> str:
 
 
 @torch.no_grad()
-def draw(program: Program) -> Any:
+def draw(program: Program) -> np.ndarray:
     """Draw a program's picture with plain PyTorch on the CPU: float32 ndarray ``(H, W, C)``, in its range."""
-    return Drawing(program)().numpy()
+    picture: np.ndarray = Drawing(program)().numpy()
+    return picture
