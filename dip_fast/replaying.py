@@ -81,7 +81,11 @@ class Model:
                     f"cannot replay {self.label}: drawing it takes {needed / 1e9:.3g} GB of memory and "
                     f"{available / 1e9:.3g} GB are free; free some, or take a larger machine"
                 )
-            output = run_onnx(self.data, provider=provider, threads=threads, label=self.label)
+            from dip_fast import onnx_format
+
+            # Not the file's own bytes: nothing that two parsers could read in two ways reaches the engine.
+            data = onnx_format.write(self.program)
+            output = run_onnx(data, provider=provider, threads=threads, label=self.label)
         else:
             if provider != "cpu":
                 raise UsageError(f"--provider {provider}: {self.format} files are drawn on the CPU; leave it out")
