@@ -2,13 +2,14 @@
 # make test   set up .venv and run the tests against the installed wheel
 # make lint   ruff, ruff format, mypy, clang-format
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
+# make test-replay   replay an ONNX file where there is no PyTorch
 # make test-slow, make clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-slow test-cpp lint format clean
+.PHONY: run test test-slow test-cpp test-replay lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -37,16 +38,26 @@ test-cpp: .venv/requirements
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure
 
+# An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
+test-replay:
+	test -x .venv-replay/bin/python || $(PYTHON) -m venv .venv-replay
+	.venv-replay/bin/pip install --quiet --requirement requirements/replay.txt "setuptools>=77"
+	.venv-replay/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	! .venv-replay/bin/python -c "import torch" 2> /dev/null
+	@mkdir -p build
+	.venv-replay/bin/dip-fast replay tests/data/model.onnx --verify -o build/replayed.png --overwrite
+	.venv-replay/bin/python -c "import dip_fast; print(dip_fast.replay('tests/data/model.onnx').shape)"
+
 lint: .venv/requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
+	@find csrc examples/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format --dry-run --Werror
 
 format: .venv/requirements
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	@find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
+	@find csrc examples/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-replay build dist *.egg-info

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from dip_fast.api import denoise, inpaint
     from dip_fast.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.errors import DipFastError, UsageError
+    from dip_fast.exporting import export
     from dip_fast.fitting import Fit, Result, fit
     from dip_fast.ops.fuse import fuse, fusion_report
     from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
+    from dip_fast.replaying import replay
 
 __version__ = "0.1.0"
 
@@ -33,20 +35,24 @@ __all__ = [
     "UpsampleConv2d",
     "UsageError",
     "denoise",
+    "export",
     "fit",
     "fuse",
     "fusion_report",
     "inpaint",
+    "replay",
 ]
 
 _HOME = {
     "api": ("denoise", "inpaint"),
     "degradations": ("Degradation", "Identity", "Mask", "Operator"),
     "errors": ("DipFastError", "UsageError"),
+    "exporting": ("export",),
     "fitting": ("Fit", "Result", "fit"),
     "ops.fuse": ("fuse", "fusion_report"),
     "ops.modules": ("UpsampleConv2d",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
+    "replaying": ("replay",),
 }
 
 

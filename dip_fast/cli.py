@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import os
+import shlex
 import sys
 import tempfile
 import traceback
@@ -18,10 +19,11 @@ from typing import Any, NoReturn
 import click
 
 from dip_fast import __version__
-from dip_fast.errors import DipFastError, UsageError
+from dip_fast.errors import DipFastError, ReplayDiffersError, UsageError
 from dip_fast.presets import PRESETS
 
 INTERRUPTED = 130
+FORMAT_NAMES = ("onnx", "torchscript", "pt2")  # of dip_fast.formats, which imports numpy
 
 
 class Verbs(click.Group):
@@ -45,6 +47,23 @@ class Choice(click.Choice[str]):
         return f"{value!r} is not one of {', '.join(choices)}{_suggest(str(value), choices)}"
 
 
+class Formats(click.ParamType[tuple[str, ...]]):
+    """Names of formats with commas between them, or none."""
+
+    name = "formats"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse the names."""
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+        if names == ["none"]:
+            return ()
+        for name in names:
+            if name not in FORMAT_NAMES:
+                choices = [*FORMAT_NAMES, "none alone"]
+                self.fail(f"{name!r} is not one of {', '.join(choices)}{_suggest(name, choices)}", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dip-fast")
 def cli() -> None:
@@ -53,6 +72,7 @@ def cli() -> None:
     \b
     dip-fast run photo.png                     denoise
     dip-fast run photo.png --mask mask.png     fill in what the mask leaves black
+    dip-fast replay runs/photo/model.onnx      draw the result again, from the fitted network
     """
 
 
@@ -104,6 +124,12 @@ def cli() -> None:
 )
 @click.option("--composite/--no-composite", default=None, help="Keep the known pixels when inpainting.  [default: on]")
 @click.option("--keep-metadata", is_flag=True, default=None, help="Copy the EXIF data into the result.")
+@click.option(
+    "--export",
+    type=Formats(),
+    metavar="FORMATS",
+    help="Model files to write: onnx, torchscript, pt2, with commas between them, or none.  [default: onnx]",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -117,6 +143,7 @@ def run(
     mask: Path | None,
     reference: Path | None,
     fused: bool | None,
+    export: tuple[str, ...] | None,
     resume: bool,
     overwrite: bool,
     quiet: bool,
@@ -127,8 +154,9 @@ def run(
     """Restore PICTURE, one noisy or holed picture; - reads standard input and writes standard output.
 
     The folder of the run holds result.png (result.tif for TIFF and float pictures), snapshots of the iterates, a
-    contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, and a
-    checkpoint for --resume.  Ctrl-C ends the fit after its step; what there is by then is written.
+    contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, a
+    checkpoint for --resume, and model.onnx, which draws the result again: dip-fast replay, or onnxruntime alone.
+    Ctrl-C ends the fit after its step; what there is by then is written.
 
     Exit codes: 0 done; 1 failed, also where a file could not be written (the message says where the result is then);
     2 wrong usage or input; 130 stopped by the user.
@@ -138,6 +166,8 @@ def run(
         raise UsageError("--json and a result on standard output exclude each other; name the picture's file")
     if from_stdin and resume and out is None:
         raise UsageError("--resume needs the run's folder when the picture comes from standard input; give --out")
+    if from_stdin and export and out is None:
+        raise UsageError("--export needs a folder when the result goes to standard output; give --out")
     keep_memory()
     from tqdm import tqdm
 
@@ -158,6 +188,7 @@ def run(
         kept = out
         if from_stdin and out is None:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dip-fast-"))) / "stdin"
+            export = ()
         request = runs.Request(
             source=_standard_input() if from_stdin else Path(picture),
             said=said,
@@ -167,6 +198,7 @@ def run(
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
+            export=export,
         )
         summary = runs.run(request, say)
         result = Path(summary["result"])
@@ -181,7 +213,8 @@ def run(
     elif as_json:
         _print(json.dumps(summary, allow_nan=False))
     elif not quiet:
-        _print(f"{_figures(summary)}\nresult: {result}")
+        lines = [_figures(summary), f"result: {result}", *(f"replay: {_replay_line(m)}" for m in summary["models"])]
+        _print("\n".join(lines))
     if problems := summary["problems"]:
         where = f"the result is in {result}, " if kept or not from_stdin else ""
         raise DipFastError(f"{problems[0]}; {where}{len(problems)} files of the run could not be written")
@@ -190,6 +223,109 @@ def run(
     if kept or not from_stdin:
         say(f"stopped after step {summary['steps']}; go on with the same command and --resume")
     return INTERRUPTED
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=Choice(list(FORMAT_NAMES)), required=True, help="See dip-fast formats.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file.  [default: in the run's folder, model with the format's suffix]",
+)
+@click.option("--fp16", is_flag=True, help="Store the weights in 16 bits, and say what it costs.")
+@click.option("--fused-ops", is_flag=True, help="Call this project's operators: torchscript, for C++ users of them.")
+@click.option("--license", "license_", default="", metavar="TEXT", help="Your words on what may be done with the file.")
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON summary, and nothing else.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def export(
+    run_dir: Path,
+    format_: str,
+    out: Path | None,
+    fp16: bool,
+    fused_ops: bool,
+    license_: str,
+    overwrite: bool,
+    as_json: bool,
+    debug: bool,
+) -> int:
+    """Write the fitted network of RUN_DIR, a run's folder or its model.onnx, in another format.
+
+    The new file is run and compared with the network before it is kept.  Exit codes: 0 done; 1 it drew another picture
+    and was not kept, or could not be written; 2 wrong usage or input.
+    """
+    from dip_fast import exporting
+
+    written = exporting.convert(
+        run_dir, format_, out, fp16=fp16, fused_ops=fused_ops, license_=license_, overwrite=overwrite
+    )
+    if as_json:
+        _print(json.dumps(written))
+        return 0
+    if error := written.get("error"):
+        _print(
+            f"16-bit weights: off by {error['largest']:.2g} of the range at most, PSNR {error['psnr']:.1f} dB, "
+            f"{error['fraction']:.2%} of the samples changed"
+        )
+    _print(f"model: {written['path']} ({written['bytes'] / 1e6:.1f} MB)\nreplay: {_replay_line(written)}")
+    return 0
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The picture, .png or .tif; - is standard output.  [default: model-replay.png here; nothing with --verify]",
+)
+@click.option("--verify", is_flag=True, help="Compare with what was drawn when the file was written.")
+@click.option("--difference", type=click.Path(path_type=Path), metavar="PNG", help="With --verify: where it differs.")
+@click.option("--provider", type=Choice(["cpu", "cuda"]), default="cpu", help="Of onnxruntime.  [default: cpu]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of onnxruntime.  [default: all]")
+@click.option("--trust", is_flag=True, help="Open TorchScript and .pt2 files, which can run code of their writer's.")
+@click.option("--overwrite", is_flag=True, help="Replace the picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON summary, and nothing else.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def replay(as_json: bool, debug: bool, model: Path, **options: Any) -> int:
+    """Draw the picture of MODEL, a file that dip-fast run or dip-fast export wrote.
+
+    An ONNX file needs onnxruntime alone, not PyTorch.  Exit codes: 0 done, also where --verify finds a difference
+    within the tolerance that the file names for other machines; 1 failed; 2 wrong usage or input; 4 --verify finds
+    another picture.
+    """
+    from dip_fast import replaying
+
+    if as_json and options["out"] == Path("-"):
+        raise UsageError("--json and a picture on standard output exclude each other; name a file")
+    summary, picture = replaying.run(replaying.Request(path=model, **options))
+    if picture is not None:
+        _put(picture)
+    elif as_json:
+        _print(json.dumps(summary, allow_nan=False))
+    else:
+        lines = [f"verify: {summary['text']}"] if summary["verdict"] else []
+        _print("\n".join([*lines, *([f"result: {summary['result']}"] if summary["result"] else [])]))
+    if summary["verdict"] == "differs":
+        raise ReplayDiffersError(f"{model} does not draw the picture that it was kept for: {summary['text']}")
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def formats(as_json: bool) -> None:
+    """List the formats of model files: suffix, where they run, what replays them."""
+    from dataclasses import asdict
+
+    from dip_fast.formats import FORMATS
+
+    if as_json:
+        _print(json.dumps({name: asdict(format_) for name, format_ in FORMATS.items()}))
+        return
+    for name, format_ in FORMATS.items():
+        _print(f"{name}: {format_.suffix}, on {format_.device}; replayed by {format_.replayed_by}")
 
 
 @cli.command()
@@ -243,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _complain("stopped by the user", INTERRUPTED, arguments)
     except DipFastError as error:
         code = _complain(str(error), error.exit_code, arguments)
+    except ModuleNotFoundError as error:
+        code = _complain(f"{error.name} is missing; pip install it, or dip-fast with all it needs", 1, arguments)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         code = _complain(f"unexpected {text}; please report it with the output of --debug", 1, arguments)
@@ -272,6 +410,14 @@ def _figures(summary: dict[str, Any]) -> str:
         f"{summary['seconds']:.0f} s"
     )
     return "\n".join(lines)
+
+
+def _replay_line(model: dict[str, Any]) -> str:
+    """Give the command that draws a model's picture again."""
+    path = model["path"] if not model["path"].startswith("-") else f"./{model['path']}"
+    from dip_fast.formats import FORMATS
+
+    return f"dip-fast replay {shlex.quote(path)}{' --trust' if FORMATS[model['format']].runs_code else ''}"
 
 
 def _standard_input() -> bytes:

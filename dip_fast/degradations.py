@@ -25,7 +25,11 @@ class Degradation:
     target : Tensor
     size : tuple of int
     channels : int
+    kept : Tensor, optional
+        Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with y of the size of x.
     """
+
+    kept: Tensor | None = None
 
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None) -> None:
         if target.dim() != 4 or target.shape[0] != 1:
@@ -54,8 +58,8 @@ class Degradation:
         return haar_noise(self.target)
 
     def composite(self, x: Tensor) -> Tensor:
-        """Put back into ``x`` what is known for certain; nothing, unless a subclass knows better."""
-        return x
+        """Put back into ``x`` what is known for certain."""
+        return x if self.kept is None else torch.where(self.kept, self.target, x)
 
 
 class Identity(Degradation):
@@ -86,7 +90,7 @@ class Mask(Degradation):
         if not known.any():
             raise ValueError("known must hold at least one known pixel, got none")
         self.known = known
-        self.keeps_known = composite
+        self.kept = known if composite else None
 
     def apply(self, x: Tensor) -> Tensor:
         """Blank the unknown pixels."""
@@ -100,10 +104,6 @@ class Mask(Degradation):
     def noise(self) -> float:
         """Estimate the noise from the squares of four known pixels."""
         return haar_noise(self.target, self.known)
-
-    def composite(self, x: Tensor) -> Tensor:
-        """Put the known pixels back."""
-        return torch.where(self.known, self.target, x) if self.keeps_known else x
 
 
 class Operator(Degradation):

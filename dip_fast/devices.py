@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from dip_fast import networks
+from dip_fast import memory, networks
 from dip_fast.errors import UsageError
 from dip_fast.presets import Recipe
 
@@ -41,13 +38,7 @@ def available_bytes(device: torch.device) -> int:
     """Memory that a fit may take: free on the GPU, or available in the machine and in the process's control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # here, so that the functions on arrays do without it
-
-    available = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
-    return available
+    return memory.available_bytes()
 
 
 def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int], engine: str = "plain") -> int:

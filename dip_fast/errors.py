@@ -13,3 +13,9 @@ class UsageError(DipFastError, ValueError):
     """Wrong usage or wrong input, found before anything was written.  Exit code 2."""
 
     exit_code = 2
+
+
+class ReplayDiffersError(DipFastError):
+    """A model file that does not draw the picture that it was kept for.  Exit code 4."""
+
+    exit_code = 4

@@ -58,6 +58,9 @@ class Result:
         Spent in the loop.
     events : list of dict
         Losses that became NaN or jumped, and what was done.
+    kept : tuple of ndarray, optional
+        Where the image's pixels were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
+        float32 ``(H, W, C)``.
     """
 
     image: np.ndarray
@@ -69,6 +72,7 @@ class Result:
     stop_reason: str
     seconds: float
     events: list[dict[str, Any]]
+    kept: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Fit:
@@ -235,7 +239,16 @@ class Fit:
             stop_reason="interrupted" if self.interrupted else self.stop_reason,
             seconds=self.seconds,
             events=list(self.events),
+            kept=self._kept_pixels(),
         )
+
+    def _kept_pixels(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Give what the degradation puts back into the picture, channels last."""
+        kept = self.degradation.kept
+        if kept is None:
+            return None
+        mask, target = (tensor[0].permute(1, 2, 0).contiguous().cpu() for tensor in (kept, self.degradation.target))
+        return mask.numpy(), target.numpy()
 
     def state(self) -> State:
         """Copy all that the rest of the fit depends on."""

@@ -21,6 +21,8 @@ LIBRARIES = (
     "scikit-image",
     "matplotlib",
     "safetensors",
+    "onnx",
+    "onnxruntime",
 )
 
 

@@ -223,12 +223,31 @@ def encode_picture(image: np.ndarray, picture: Picture, *, suffix: str | None = 
     ValueError
         Where the image's channels, or its size beside an alpha, are not the picture's.
     """
+    return encode_samples(to_samples(image, picture), picture, suffix=suffix)
+
+
+def encode_samples(samples: np.ndarray, picture: Picture, *, suffix: str | None = None) -> bytes:
+    """Encode samples as `encode_picture` does an image.
+
+    Parameters
+    ----------
+    samples : numpy.ndarray
+        ``(H, W, C)``, of the picture's dtype and channels.
+    picture : Picture
+        Gives alpha, ICC profile and kept EXIF data.
+    suffix : str, optional
+        As for `encode_picture`.
+
+    Raises
+    ------
+    UsageError, ValueError
+        As `encode_picture`.
+    """
     suffix = (picture.suffix if suffix is None else suffix).lower()
     if suffix not in (".png", ".tif", ".tiff"):
         raise UsageError(f'results are not written as "{suffix}": name the file .png or .tif')
-    if image.ndim != 3 or image.shape[2] != picture.channels:
-        raise ValueError(f"image must be (H, W, {picture.channels}), got {image.shape}")
-    samples = to_samples(image, picture)
+    if samples.ndim != 3 or samples.shape[2] != picture.channels:
+        raise ValueError(f"image must be (H, W, {picture.channels}), got {samples.shape}")
     if picture.alpha is not None:
         if picture.alpha.shape != samples.shape[:2]:
             raise ValueError(f"image must be {picture.alpha.shape} as its alpha is, got {samples.shape[:2]}")

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dip_fast import __version__, checkpoints, devices, metrics, pictures, reporting
+from dip_fast import __version__, checkpoints, devices, exporting, metrics, pictures, replaying, reporting
 from dip_fast.contact_sheet import contact_sheet
 from dip_fast.degradations import Degradation, Identity, Mask
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Fit, Result, prepare
+from dip_fast.formats import FORMATS
 from dip_fast.pictures import Picture, write_atomically
 from dip_fast.progress import Progress
+from dip_fast.samples import to_unit
 from dip_fast.settings import Settings, complete, resumed
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -53,6 +55,8 @@ class Request:
         What the user said of the fields of `Settings`, and nothing else.
     mask, reference : Path, optional
     resume, overwrite, quiet : bool
+    export : tuple of str, optional
+        Formats of the model files to write; ONNX by default.
     """
 
     source: Path | bytes
@@ -63,6 +67,7 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     quiet: bool = False
+    export: tuple[str, ...] | None = None
 
 
 class Folder:
@@ -75,6 +80,7 @@ class Folder:
         "contact_sheet.png",
         "history.csv",
         "history.png",
+        *(f"model{format_.suffix}" for format_ in FORMATS.values()),
     )  # besides run.json and the snapshots
 
     def __init__(self, path: Path, say: Say) -> None:
@@ -151,9 +157,13 @@ class Folder:
         try:
             write_atomically(self.path / name, data)
         except DipFastError as error:
-            if not self.problems:
-                self.say(f"{error}; going on without it")
-            self.problems.append(str(error))
+            self.note(error)
+
+    def note(self, error: DipFastError) -> None:
+        """Remember what could not be written."""
+        if not self.problems:
+            self.say(f"{error}; going on without it")
+        self.problems.append(str(error))
 
     def write_result(self, name: str, data: bytes) -> Path:
         """Write the result here or, where that fails, wherever it can be written."""
@@ -199,6 +209,8 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     DipFastError
         If the fit fails, or the result can be written nowhere.
     """
+    replaying.require("onnx", "onnxruntime")
+    formats = ("onnx",) if request.export is None else request.export
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one of the two")
     path = request.out
@@ -218,7 +230,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
         inputs["reference"] = {"name": request.reference.name, "sha256": _digest(reference)}
     if request.resume:
         _require_same(stored, settings, inputs)
-        if summary := _done(stored, path):
+        if summary := _done(stored, path, request.export or ()):
             say("this run is done; nothing is left to resume")
             return summary
     else:
@@ -231,7 +243,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     fit = prepare(
         degradation, recipe, seed=settings.seed, device=device, engine=settings.engine, reference=_tensor(reference)
     )
-    folder.check_room(_bytes_on_disk(fit, settings))
+    folder.check_room(_bytes_on_disk(fit, settings, len(formats)))
 
     checkpoint = path / CHECKPOINT
     fresh = not (request.resume and checkpoint.exists())
@@ -266,7 +278,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
         if not fit.steps:  # stopped before there was anything to write
             raise KeyboardInterrupt
         recorder.checkpoint(fit)
-        return _finish(fit, folder, record, picture, reference)
+        return _finish(fit, folder, record, picture, reference, formats)
 
 
 def _first_lines(picture: Picture, settings: Settings) -> tuple[str, ...]:
@@ -308,12 +320,40 @@ class _Recorder:
 
 
 def _finish(
-    fit: Fit, folder: Folder, record: dict[str, Any], picture: Picture, reference: np.ndarray | None
+    fit: Fit,
+    folder: Folder,
+    record: dict[str, Any],
+    picture: Picture,
+    reference: np.ndarray | None,
+    formats: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Write the result first, then what explains it."""
+    """Write the result first, as the exported network draws it, then what explains and redraws it."""
+    settings = record["settings"]
     result = fit.result()
-    written = folder.write_result(f"result{picture.suffix}", pictures.encode_picture(result.image, picture))
-    samples = pictures.to_samples(result.image, picture)
+    drawing, samples = None, pictures.to_samples(result.image, picture)
+    try:
+        drawing = exporting.draw(
+            result,
+            picture,
+            options={**settings, "recipe": record["recipe"]},
+            seed=settings["seed"],
+            threads=settings["threads"],
+        )
+        samples = drawing.samples
+        result = replace(result, image=to_unit(drawing.output, picture.value_range))
+    except Exception as error:  # whatever it is, the fit is worth more
+        text = " ".join(str(error).split())
+        folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
+    written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(samples, picture))
+    models = []
+    for format_ in formats:
+        if drawing is None:
+            break
+        target = folder.path / f"model{FORMATS[format_].suffix}"
+        try:
+            models.append(exporting.write(drawing, target, format_, threads=settings["threads"]))
+        except DipFastError as error:
+            folder.note(error)
     summary = {
         "result": str(written),
         "folder": str(folder.path),
@@ -321,14 +361,16 @@ def _finish(
         "best_step": result.best_step,
         "stop_reason": result.stop_reason,
         "seconds": round(result.seconds, 3),
-        "device": record["settings"]["device"],
-        "engine": record["settings"]["engine"],
-        "seed": record["settings"]["seed"],
+        "device": settings["device"],
+        "engine": settings["engine"],
+        "seed": settings["seed"],
         "psnr": None if reference is None else metrics.psnr(result.image, reference),
         "ssim": None if reference is None else metrics.ssim(result.image, reference),
         "psnr_input": None if reference is None else metrics.psnr(picture.image, reference),
         "ssim_input": None if reference is None else metrics.ssim(picture.image, reference),
         "sha256": _digest(samples),
+        "drawn_by": f"torch {torch.__version__}" if drawing is None else drawing.engine,
+        "models": models,
         "problems": folder.problems,
     }
     folder.write("history.csv", reporting.history_csv(result.history))
@@ -345,22 +387,38 @@ def _finish(
     return summary
 
 
-def _done(stored: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Give the summary of a run that is done, with all that it should have left; nothing otherwise."""
+def _done(stored: dict[str, Any], path: Path, formats: tuple[str, ...]) -> dict[str, Any]:
+    """Give the summary of a run that is done, with all that it should have left; nothing otherwise.
+
+    Parameters
+    ----------
+    stored : dict
+        The record.
+    path : Path
+        The run's folder, which may have been moved.
+    formats : tuple of str
+        Of the model files that are now asked for by name.
+    """
     summary = stored.get("summary")
     if stored.get("status") != "done" or not isinstance(summary, dict) or summary.get("problems"):
         return {}
-    result = path / Path(summary["result"]).name  # the folder may have been moved
-    return summary | {"result": str(result), "folder": str(path)} if result.is_file() else {}
+    result = path / Path(summary["result"]).name
+    models = [model | {"path": str(path / Path(model["path"]).name)} for model in summary.get("models", ())]
+    wanted = {*(model["path"] for model in models), *(str(path / f"model{FORMATS[name].suffix}") for name in formats)}
+    if not result.is_file() or not all(Path(model).is_file() for model in wanted):
+        return {}
+    return summary | {"result": str(result), "folder": str(path), "models": models}
 
 
-def _bytes_on_disk(fit: Fit, settings: Settings) -> int:
-    """Estimate what the run writes at most: snapshots, result, and the checkpoint beside the one that it replaces."""
+def _bytes_on_disk(fit: Fit, settings: Settings, models: int) -> int:
+    """Estimate what the run writes at most: snapshots, result, models, the checkpoint beside the one it replaces."""
     weights = sum(parameter.nbytes for parameter in fit.network.parameters())
     image = 4 * fit.degradation.channels * math.prod(fit.degradation.size)
     state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
     snapshots = settings.iterations // settings.snapshot_every if settings.snapshot_every else 0
-    return 4 * state + snapshots * image // 4 + 2 * image + 2**20  # 2**20: sheet, plot and tables
+    model = 2 * weights + fit.z.codes.nbytes + 3 * image + 2**18
+    # 2**20: sheet, plot and tables
+    return 4 * state + snapshots * image // 4 + 2 * image + models * model + 2**20
 
 
 def _stored(path: Path) -> dict[str, Any]:

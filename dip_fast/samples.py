@@ -73,7 +73,24 @@ def from_unit(image: np.ndarray, limits: tuple[float, float], dtype: np.dtype) -
         Where `image` holds NaN.
     """
     low, high = limits
-    samples = low + np.asarray(image, np.float64) * (high - low)
+    return to_dtype(low + np.asarray(image, np.float64) * (high - low), dtype)
+
+
+def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Turn float samples, in the picture's range, into those of a file: what a model file's output becomes.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Floats of any shape.
+    dtype : dtype
+        Integers are rounded to nearest (`numpy.rint`) and clipped to what the dtype holds.
+
+    Raises
+    ------
+    ValueError
+        Where `samples` holds NaN.
+    """
     if np.isnan(samples).any():
         raise ValueError("image must not hold NaN")
     dtype = np.dtype(dtype)

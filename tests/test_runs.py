@@ -138,7 +138,8 @@ def test_folder_holds_all_that_was_promised(dip, noisy):
     folder = Path("runs/noisy")
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
         "result.png", "contact_sheet.png", "history.csv", "history.png", "run.json", "checkpoint.safetensors",
-        "snapshots", "snapshots/iter_000002.png", "snapshots/iter_000004.png", "snapshots/iter_000006.png",
+        "model.onnx", "snapshots",
+        "snapshots/iter_000002.png", "snapshots/iter_000004.png", "snapshots/iter_000006.png",
     }  # fmt: skip
     for name in ("history.png", "contact_sheet.png", "snapshots/iter_000002.png"):
         with Image.open(folder / name) as image:
@@ -467,7 +468,7 @@ def test_overwriting_replaces_the_run_and_keeps_what_is_the_users(dip, noisy):
     folder = Path("runs/noisy")
     assert {path.name for path in folder.iterdir()} == {
         "notes.txt", "result.tif", "contact_sheet.png", "history.csv", "history.png", "run.json",
-        "checkpoint.safetensors", "snapshots",
+        "checkpoint.safetensors", "snapshots", "model.onnx",
     }  # fmt: skip
     assert {path.name for path in (folder / "snapshots").iterdir()} == {"iter_000004.png", "iter_mine.png"}
 

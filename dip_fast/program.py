@@ -1,0 +1,267 @@
+"""The folded network as data: a list of layers, their arrays and the network input.  Needs numpy alone.
+
+A program draws one picture.  Every model file is written from one, and the ONNX file carries its outline, so that it
+can be read back.  `Program.check` is what stands between a file from anywhere and the machine's memory: it knows the
+shape of every value before anything is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MODES = ("nearest", "bilinear")
+PADDING_MODES = ("zeros", "reflect", "replicate")
+INPUT = "z"
+_NAME = re.compile(r"[a-z][a-z0-9_.]{1,200}")  # two characters at least: "z" is the input
+_MOST_LAYERS = 10_000
+_LARGEST_SIDE = 2**20  # of anything; products of four such sides still fit 64 bits twenty times over
+
+# By kind: number of inputs (None: two or more), options with what they may be, and whether it has weight and bias.
+KINDS: dict[str, tuple[int | None, dict[str, Any], bool]] = {
+    "conv": (1, {"stride": (1, 2), "padding": range(17), "padding_mode": PADDING_MODES}, True),
+    "conv_transpose": (1, {}, True),  # 4x4, stride 2, padding 1: doubles the sides
+    "upsample_conv2d": (1, {"mode": MODES, "padding_mode": PADDING_MODES}, True),  # 3x3, padding 1
+    "upsample": (1, {"mode": MODES}, False),
+    "average_pool": (1, {}, False),  # 2x2
+    "max_pool": (1, {}, False),
+    "affine": (1, {}, True),  # a factor and a summand for each channel
+    "concat": (None, {}, False),
+    "add": (2, {}, False),
+    "leaky_relu": (1, {"slope": float}, False),
+    "sigmoid": (1, {}, False),
+}
+
+Shape = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    Attributes
+    ----------
+    kind : str
+        A key of `KINDS`.
+    name : str
+        Of the layer and of its output; its arrays are ``<name>.weight`` and ``<name>.bias``.
+    inputs : tuple of str
+        Names of earlier layers, or ``"z"``.
+    options : dict
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A folded network with its input: it draws one picture.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+        In the order of computation; the last one draws the image.
+    arrays : dict of str to ndarray
+        float32, or float16 for storage (computed in float32).  Weights of ``conv`` are ``(out, in, k, k)``, of
+        ``conv_transpose`` ``(in, out, 4, 4)``, of ``affine`` ``(channels, 1, 1)``; a bias is ``(out,)``, of
+        ``affine`` as its weight.
+    codes : ndarray
+        ``(1, C, h, w)``, uint8 or int8; the network input is ``codes / denominator``.
+    denominator : int
+    size : tuple of int
+        Height and width of the picture: the middle of what the last layer draws.
+    value_range : tuple of float
+        What 0 and 1 of the drawn image stand for in the picture.
+    known : tuple of ndarray, optional
+        Where pixels are taken from the picture that was filled in, bool ``(H, W, 1)``, and its samples
+        ``(H, W, C)``, uint8, uint16 or float32.
+    """
+
+    layers: tuple[Layer, ...]
+    arrays: dict[str, np.ndarray]
+    codes: np.ndarray
+    denominator: int
+    size: tuple[int, int]
+    value_range: tuple[float, float]
+    known: tuple[np.ndarray, np.ndarray] | None = None
+
+    def outline(self) -> dict[str, Any]:
+        """All but the arrays, as JSON holds it."""
+        layers = [
+            {"kind": layer.kind, "name": layer.name, "inputs": list(layer.inputs), **layer.options}
+            for layer in self.layers
+        ]
+        return {
+            "layers": layers,
+            "denominator": self.denominator,
+            "size": list(self.size),
+            "value_range": list(self.value_range),
+        }
+
+    @classmethod
+    def of(cls, outline: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
+        """Put a program together again, and check it.
+
+        Parameters
+        ----------
+        outline : dict
+            As `outline` gave it, or anything at all.
+        arrays : dict of str to ndarray
+            Those of the program, and ``z``, ``known.mask`` and ``known.samples``.
+
+        Raises
+        ------
+        ValueError
+            If this is no program.
+        """
+        layers = []
+        for entry in outline["layers"]:
+            options = dict(entry)
+            layers.append(Layer(options.pop("kind"), options.pop("name"), tuple(options.pop("inputs")), options))
+        rest = dict(arrays)
+        codes = rest.pop(INPUT)
+        mask, samples = rest.pop("known.mask", None), rest.pop("known.samples", None)
+        height, width = outline["size"]
+        low, high = outline["value_range"]
+        program = cls(
+            layers=tuple(layers),
+            arrays=rest,
+            codes=codes,
+            denominator=outline["denominator"],
+            size=(height, width),
+            value_range=(low, high),
+            known=None if mask is None or samples is None else (mask, samples),
+        )
+        if (mask is None) != (samples is None):
+            raise ValueError("known pixels need both a mask and samples")
+        program.check()
+        return program
+
+    @property
+    def channels(self) -> int:
+        """Channels of the picture."""
+        return self.shapes()[self.layers[-1].name][0]
+
+    @property
+    def needed_bytes(self) -> int:
+        """Most memory that the values alive at once take, in float32, twice over for what an engine copies."""
+        shapes = self.shapes()
+        last_use = {name: i for i, layer in enumerate(self.layers) for name in layer.inputs}
+        alive, most = {INPUT}, 0
+        for i, layer in enumerate(self.layers):
+            alive.add(layer.name)
+            # Doubling the sides goes through an array of four times the output, or copies of it.
+            aside = 2 * _pixels(shapes[layer.name]) if layer.kind in ("conv_transpose", "upsample_conv2d") else 0
+            most = max(most, aside + sum(_pixels(shapes[name]) for name in alive))
+            alive -= {name for name in alive if last_use.get(name, len(self.layers)) <= i}
+        return 8 * most + 4 * sum(array.size for array in self.arrays.values())
+
+    def check(self) -> None:
+        """Raise a ValueError where anything does not fit anything else."""
+        codes, (height, width), (low, high) = self.codes, self.size, self.value_range
+        _require(codes.ndim == 4 and codes.shape[0] == 1 and codes.size > 0, "z must be (1, C, h, w)")
+        _require(codes.dtype in (np.uint8, np.int8), "z must hold 8 bits a value")
+        _require(_is_int(self.denominator) and 0 < self.denominator < 2**24, "the denominator of z must be positive")
+        _require(all(_is_int(side) and side > 0 for side in (height, width)), "the size must be positive")
+        for bound in (low, high):
+            _require(isinstance(bound, float) and abs(bound) <= float(np.finfo(np.float32).max), "the range is none")
+        _require(low < high, "the range is empty")
+        used = set()
+        for array in self.arrays.values():
+            _require(array.dtype in (np.float32, np.float16), "arrays must be of 16- or 32-bit floats")
+            _require(bool(np.isfinite(array).all()), "arrays must be finite")
+        shapes = self.shapes()
+        for layer in self.layers:
+            if KINDS[layer.kind][2]:
+                used |= {f"{layer.name}.weight", f"{layer.name}.bias"}
+        _require(used == self.arrays.keys(), "there are arrays that no layer uses")
+        channels, drawn_height, drawn_width = shapes[self.layers[-1].name]
+        _require(channels in (1, 3), "a picture has one channel or three")
+        _require(height <= drawn_height and width <= drawn_width, "the picture must lie in what is drawn")
+        if self.known is not None:
+            mask, samples = self.known
+            _require(mask.dtype == bool and mask.shape == (height, width, 1), "known.mask must be as the picture is")
+            _require(samples.shape == (height, width, channels), "known.samples must be as the picture is")
+            _require(samples.dtype in (np.uint8, np.uint16, np.float32), "known.samples must be a picture's")
+            _require(bool(np.isfinite(samples).all()), "known.samples must be finite")
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every value by its name, without computing any."""
+        _require(0 < len(self.layers) <= _MOST_LAYERS, "there must be layers")
+        _, channels, height, width = self.codes.shape
+        shapes: dict[str, Shape] = {INPUT: (channels, height, width)}
+        for layer in self.layers:
+            _require(isinstance(layer.kind, str) and layer.kind in KINDS, "there is no layer of such a kind")
+            count, options, has_arrays = KINDS[layer.kind]
+            _require(isinstance(layer.name, str) and _NAME.fullmatch(layer.name) is not None, "a name is no name")
+            _require(layer.name not in shapes, f"{layer.name} is there twice")
+            _require(len(layer.inputs) == count if count else len(layer.inputs) > 1, f"{layer.name}: inputs")
+            _require(all(name in shapes for name in layer.inputs), f"{layer.name}: an input comes later or never")
+            _require(layer.options.keys() == options.keys(), f"{layer.name}: options")
+            for option, allowed in options.items():
+                value = layer.options[option]
+                fits = isinstance(value, float) if allowed is float else type(value) in (int, str) and value in allowed
+                _require(fits and (allowed is not float or abs(value) <= 1), f"{layer.name}: {option}")
+            arrays = [self.arrays.get(f"{layer.name}.{part}") for part in ("weight", "bias")] if has_arrays else []
+            _require(all(array is not None for array in arrays), f"{layer.name}: its arrays are missing")
+            shape = _shape(layer, [shapes[name] for name in layer.inputs], *(a.shape for a in arrays if a is not None))
+            _require(all(0 < side <= _LARGEST_SIDE for side in shape), f"{layer.name}: its output is empty or huge")
+            shapes[layer.name] = shape
+        return shapes
+
+
+def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias: tuple[int, ...] = ()) -> Shape:
+    """Shape of a layer's output; raises where the arrays or the inputs do not fit."""
+    (channels, height, width), kind = inputs[0], layer.kind
+
+    def fits(expected: tuple[int, ...], out: int) -> None:
+        _require(weight == expected and bias == (out,), f"{layer.name}: shapes of its arrays")
+
+    if kind == "conv":
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        kernel, stride, padding = weight[2], layer.options["stride"], layer.options["padding"]
+        fits((weight[0], channels, kernel, kernel), weight[0])
+        _require(padding <= kernel // 2, f"{layer.name}: padding")
+        if layer.options["padding_mode"] == "reflect":
+            _require(padding < min(height, width), f"{layer.name}: nothing to reflect")
+        sides = [(side + 2 * padding - kernel) // stride + 1 for side in (height, width)]
+        return weight[0], sides[0], sides[1]
+    if kind == "conv_transpose":
+        _require(len(weight) == 4 and weight[1] > 0, f"{layer.name}: shape of its weight")
+        fits((channels, weight[1], 4, 4), weight[1])
+        return weight[1], 2 * height, 2 * width
+    if kind == "upsample_conv2d":
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        fits((weight[0], channels, 3, 3), weight[0])
+        return weight[0], 2 * height, 2 * width
+    if kind == "upsample":
+        return channels, 2 * height, 2 * width
+    if kind in ("average_pool", "max_pool"):
+        return channels, height // 2, width // 2
+    if kind == "affine":
+        _require(weight == bias == (channels, 1, 1), f"{layer.name}: shapes of its arrays")
+    elif kind == "concat":
+        _require(all(shape[1:] == (height, width) for shape in inputs), f"{layer.name}: sizes")
+        return sum(shape[0] for shape in inputs), height, width
+    elif kind == "add":
+        _require(inputs[0] == inputs[1], f"{layer.name}: sizes")
+    return channels, height, width
+
+
+def _pixels(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int
+
+
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise ValueError(text)

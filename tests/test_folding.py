@@ -1,0 +1,149 @@
+"""The folded network is the network: batch norm gone, the same picture."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from dip_fast import folding, networks, onnx_format, torch_program
+from dip_fast.network_input import draw
+from dip_fast.networks import Decoder, Hourglass, Skip
+from dip_fast.program import Layer, Program
+
+SIZE = (37, 45)
+
+NETWORKS = {
+    "nearest": lambda: Skip(5, 3, down=8, up=12, skip=4, scales=3, upsampling="nearest"),
+    "bilinear": lambda: Skip(5, 3, down=8, up=12, skip=4, scales=3, upsampling="bilinear"),
+    "zeros": lambda: Skip(5, 3, down=8, up=8, scales=2, upsampling="bilinear", padding_mode="zeros"),
+    "zeros-nearest": lambda: Skip(5, 3, down=8, up=8, scales=2, upsampling="nearest", padding_mode="zeros"),
+    "replicate": lambda: Skip(5, 3, down=8, up=8, scales=2, padding_mode="replicate"),
+    "average": lambda: Skip(5, 3, down=8, up=8, scales=2, downsampling="average"),
+    "max": lambda: Skip(5, 3, down=8, up=8, scales=2, downsampling="max"),
+    "no-branch": lambda: Skip(5, 3, down=8, up=8, skip=(0, 3), upsampling="nearest"),
+    "no-1x1": lambda: Skip(5, 3, down=8, up=8, scales=2, conv1x1=False),
+    "kernels": lambda: Skip(
+        5, 1, down=8, up=8, kernel_down=5, kernel_up=(5, 3, 1), kernel_skip=3, upsampling="nearest"
+    ),
+    "kernels-zeros": lambda: Skip(5, 1, down=8, up=8, kernel_up=(5, 3), padding_mode="zeros"),
+    "hourglass": lambda: Hourglass(5, 3),
+    "decoder": lambda: Decoder(5, 3, depth=3),
+}
+
+
+def made(case: str, seed: int = 0) -> tuple[networks.Network, Program]:
+    """A network whose scales are of both signs and whose shifts are not 0, and what it folds to."""
+    torch.manual_seed(seed)
+    network = NETWORKS[case]()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = torch.where(torch.rand_like(module.weight) < 0.3, -1, 1) * (
+                0.5 + torch.rand_like(module.weight)
+            )
+            module.bias.data = torch.randn_like(module.bias) / 2
+    z = draw("gaussian", 5, network.input_size(*SIZE), seed=seed)
+    return network, folding.fold(network, z, SIZE)
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_folded_network_draws_what_the_network_draws(case: str) -> None:
+    network, program = made(case)
+    z = torch.from_numpy(program.codes).float() / program.denominator
+    with torch.no_grad():
+        expected = networks.crop(network.double()(z.double()), *SIZE)[0].permute(1, 2, 0).numpy()
+    # Against the network in float64.  Worst seen: 1.2e-5, max pooling; the scale is that of the decoder, unbounded.
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(torch_program.draw(program), expected, rtol=0, atol=5e-5 * scale)
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_statistics_are_folded_into_convolutions(case: str) -> None:
+    _, program = made(case)
+    left = [layer.name for layer in program.layers if layer.kind == "affine"]
+    if case in ("zeros", "zeros-nearest", "kernels-zeros", "decoder", "max"):
+        assert left  # beside padding with zeros, and behind a maximum, they stay what they are
+    else:
+        assert not left
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_program_survives_its_file(case: str) -> None:
+    _, program = made(case)
+    data = onnx_format.write(program, {"picture": "none"}, {"blob": "text"})
+    model = onnx.load_model_from_string(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    again, metadata, blobs = onnx_format.read(data)
+    assert again.outline() == program.outline()
+    assert (metadata["picture"], blobs) == ("none", {"blob": "text"})
+    assert again.arrays.keys() == program.arrays.keys()
+    for name, array in program.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+    assert onnx_format.write(again, {"picture": "none"}, {"blob": "text"}) == data
+
+
+def test_folding_leaves_the_network_alone() -> None:
+    torch.manual_seed(1)
+    network = Skip(5, 3, down=8, up=8, scales=2).use("fused")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    folding.fold(network, draw("uniform", 5, (40, 48), seed=0), SIZE)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert network.scale.fused
+
+
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"one of skip, hourglass, decoder, got Conv2d"):
+        folding.fold(nn.Conv2d(1, 1, 1), draw("uniform", 1, (4, 4), seed=0), (4, 4))
+
+
+def upsampled(name: str, times: int) -> list[Layer]:
+    """Double the sides again and again."""
+    names = [name, *(f"u{i}" for i in range(times))]
+    return [Layer("upsample", new, (old,), {"mode": "nearest"}) for old, new in itertools.pairwise(names)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: {"size": (41, 10**6)}, "must lie in what is drawn"),
+        (lambda p: {"size": (0, 5)}, "size must be positive"),
+        (lambda p: {"denominator": 0}, "denominator"),
+        (lambda p: {"denominator": True}, "denominator"),
+        (lambda p: {"value_range": (1.0, 1.0)}, "range is empty"),
+        (lambda p: {"value_range": (0.0, float("inf"))}, "range is none"),
+        (lambda p: {"codes": p.codes.astype(np.float32)}, "8 bits"),
+        (lambda p: {"codes": p.codes[:, :4]}, "shapes of its arrays"),
+        (lambda p: {"arrays": p.arrays | {"more": np.zeros(3, np.float32)}}, "no layer uses"),
+        (lambda p: {"arrays": p.arrays | {"head.bias": np.full(3, np.nan, np.float32)}}, "finite"),
+        (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(3)}}, "16- or 32-bit floats"),
+        (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(4, np.float32)}}, "head: shapes"),
+        (lambda p: {"layers": ()}, "there must be layers"),
+        (lambda p: {"layers": (Layer("run", "xx", ("z",), {}),)}, "no layer of such a kind"),
+        (lambda p: {"layers": (Layer("sigmoid", "xx", ("yy",), {}),)}, "comes later or never"),
+        (lambda p: {"layers": (*p.layers, p.layers[-1])}, "there twice"),
+        (lambda p: {"layers": (*p.layers, Layer("sigmoid", "a/b", ("head",), {}))}, "a name is no name"),
+        (lambda p: {"layers": (*p.layers, Layer("leaky_relu", "xx", ("head",), {"slope": 1e9}))}, "xx: slope"),
+        (lambda p: {"layers": (*p.layers, Layer("add", "xx", ("head",), {}))}, "xx: inputs"),
+        (
+            lambda p: {"layers": (*p.layers, *upsampled("head", 20))},
+            "empty or huge",
+        ),
+        (lambda p: {"known": (np.zeros((*SIZE, 3), bool), np.zeros((*SIZE, 3), np.uint8))}, "known.mask"),
+        (lambda p: {"known": (np.zeros((*SIZE, 1), bool), np.zeros((*SIZE, 3), np.int32))}, "known.samples"),
+    ],
+)  # fmt: skip
+def test_what_is_no_program_is_refused(change: object, message: str) -> None:
+    _, program = made("no-1x1")
+    with pytest.raises(ValueError, match=message):
+        replace(program, **change(program)).check()  # type: ignore[operator]
+
+
+def test_memory_that_a_program_needs_is_known_without_running_it() -> None:
+    weights = {"big.weight": np.zeros((10_000, 1, 1, 1), np.float32), "big.bias": np.zeros(10_000, np.float32)}
+    layers = (Layer("conv", "big", ("z",), {"stride": 1, "padding": 0, "padding_mode": "zeros"}),)
+    program = Program(layers, weights, np.zeros((1, 1, 1000, 1000), np.uint8), 1, (1000, 1000), (0.0, 1.0))
+    assert program.needed_bytes > 4 * 10_000 * 1000 * 1000
