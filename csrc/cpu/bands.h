@@ -47,11 +47,11 @@ struct Passes {
   // Outputs that no cache would keep for their reader go past the caches.
   static bool streams(const Shape& s) { return 4 * s.N * s.K * s.H * s.W * int64_t(sizeof(T)) >= STREAMED; }
 
-  // Bands of at least one block and at most 1/64 of the rows; for bilinear of 32 rows, since each computes most of two
-  // more.
+  // Bands of at least one block and at most 1/64 of the rows; for bilinear, where each computes most of two rows more,
+  // of 32 rows, or fewer where threads would be left without any.
   static Bands forward_bands(const Shape& s) {
-    return {s.H, s.bilinear ? at_least(32, quotient_up(BLOCK, s.W))
-                            : at_least(quotient_up(BLOCK, s.W), quotient_up(s.H, 64))};
+    const int64_t block = quotient_up(BLOCK, s.W);
+    return {s.H, at_least(block, s.bilinear ? at_most(32, quotient_up(s.N * s.H, s.threads)) : quotient_up(s.H, 64))};
   }
   // Bilinear in strips of columns, so that the lines that Blur keeps stay below 640 kB whatever the width.
   static Bands strips(const Shape& s) { return {s.W, s.bilinear ? at_least(16, 163840 / (s.K * 4) - 10) : s.W}; }

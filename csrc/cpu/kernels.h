@@ -1,7 +1,8 @@
 // What the host wrapper knows of the kernels: shapes, and one table of functions for each instruction set.
 //
-// A pass is cut into items, a function of the shape alone; each item is worked on by one thread, and no two items write
-// to the same place.  Results are therefore the same for any number of threads.
+// A pass is cut into items; each item is worked on by one thread, and no two items write to the same place.  Sums that
+// cross items are cut by the shape alone, and what no other item enters is computed in the same way wherever the cut
+// is. Results are therefore the same for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,7 @@ struct Shape {
   int64_t N, C, K, H, W;  // input (N, C, H, W), weight (K, C, 3, 3), output (N, K, 2H, 2W)
   bool bilinear;
   Padding padding;
+  int64_t threads = 1;  // which share the work; no bit of a result depends on it
 };
 
 // All tensors are contiguous.  Scratch is counted in elements and aligned to 64 bytes.
