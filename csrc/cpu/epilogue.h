@@ -20,14 +20,15 @@ static inline void join_products(const T* product, int64_t slot, int64_t length,
   const bool past = stream && Tile::aligned(even) && Tile::aligned(odd);
   int64_t t = 0;
   for (; t + Tile::LANES <= length; t += Tile::LANES)
-    join(Tile::load, t, [past](T* to, const Vector& a, const Vector& b) {
-      Vector pair[2];
-      Tile::interleave(a, b, pair);
-      if (past)
-        Tile::stream(to, pair[0]), Tile::stream(to + Tile::LANES, pair[1]);
-      else
-        Tile::store(to, pair[0]), Tile::store(to + Tile::LANES, pair[1]);
-    });
+    join([](const T* from) { return Tile::load(from); }, t,
+         [past](T* to, const Vector& a, const Vector& b) {
+           Vector pair[2];
+           Tile::interleave(a, b, pair);
+           if (past)
+             Tile::stream(to, pair[0]), Tile::stream(to + Tile::LANES, pair[1]);
+           else
+             Tile::store(to, pair[0]), Tile::store(to + Tile::LANES, pair[1]);
+         });
   for (; t < length; ++t) join([](const T* from) { return *from; }, t, [](T* to, T a, T b) { to[0] = a, to[1] = b; });
 }
 
@@ -40,6 +41,7 @@ static inline void join_products(const T* product, int64_t slot, int64_t length,
 template <class Tile>
 struct Blur {
   using T = typename Tile::T;
+  using Vector = typename Tile::Vector;
   static constexpr int64_t LANES = Tile::LANES, CARRIED = LANES + 2;
 
   int64_t height;                   // of the low-resolution image
@@ -124,13 +126,16 @@ struct Blur {
       };
       const auto load = [](const T* from) { return *from; };
       const auto store = [](T* to, T value) { *to = value; };
+      // Lambdas, since functions would be called through pointers.
+      const auto loads = [](const T* from) { return Tile::load(from); };
+      const auto stores = [](T* to, const Vector& value) { Tile::store(to, value); };
+      const auto streams = [](T* to, const Vector& value) { Tile::stream(to, value); };
       int64_t t = begin;
       while (stream && t < end && !Tile::aligned(output + t)) one(t++, load, store, store);
-      for (; t + LANES <= end; t += LANES)
-        if (stream)
-          one(t, Tile::load, Tile::store, Tile::stream);
-        else
-          one(t, Tile::load, Tile::store, Tile::store);
+      if (stream)
+        for (; t + LANES <= end; t += LANES) one(t, loads, stores, streams);
+      else
+        for (; t + LANES <= end; t += LANES) one(t, loads, stores, stores);
       while (t < end) one(t++, load, store, store);
     }
 
