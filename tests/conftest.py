@@ -1,6 +1,7 @@
 """One thread for all tests: the tensors are tiny, and threads that wait for each other would take most of the time."""
 
 import io
+import signal
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 
 
 @pytest.fixture
