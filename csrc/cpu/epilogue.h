@@ -99,9 +99,6 @@ struct Blur {
   int64_t completed(int64_t known, bool last = false) const {
     return last ? known + 1 : clamped(known / LANES * LANES, 2 * from, known);
   }
-  static int64_t clamped(int64_t value, int64_t low, int64_t high) {
-    return value < low ? low : value > high ? high : value;
-  }
 
   struct Row {
     const T *even, *odd;  // the two rows of the nearest form, by column

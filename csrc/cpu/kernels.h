@@ -1,8 +1,8 @@
 // What the host wrapper knows of the kernels: shapes, and one table of functions for each instruction set.
 //
 // A pass is cut into items; each item is worked on by one thread, and no two items write to the same place.  Sums that
-// cross items are cut by the shape alone, and what no other item enters is computed in the same way wherever the cut
-// is. Results are therefore the same for any number of threads.
+// cross items are cut by the shape alone; all else is computed in the same way wherever the cut is.  Results are
+// therefore the same for any number of threads.
 #pragma once
 
 #include <cstdint>

@@ -13,6 +13,12 @@
 
 constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
 
+static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t clamped(int64_t value, int64_t low, int64_t high) { return at_least(low, at_most(high, value)); }
+static inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
+
 template <class T_, int LANES_, int MR_, int VECTORS_>
 struct Tile {
   using T = T_;
@@ -149,8 +155,8 @@ static void nine_products(const T* weight, int64_t rows, int64_t depth, const T*
     const T* b = panel + slot * field_slot(panels * depth * Tile::NR);
     for (int64_t d = 0; d < depth; d += CHAIN)
       for (int64_t p = 0; p < panels; ++p)
-        Tile::upto(static_cast<int>(count), depth - d < CHAIN ? depth - d : CHAIN,
-                   weight + (slot * rows + row) * depth + d, depth, b + (p * depth + d) * Tile::NR,
-                   out + slot * out_slot + p * Tile::NR, panels * Tile::NR, d > 0 || (out_slot == 0 && slot > 0));
+        Tile::upto(static_cast<int>(count), at_most(depth - d, CHAIN), weight + (slot * rows + row) * depth + d, depth,
+                   b + (p * depth + d) * Tile::NR, out + slot * out_slot + p * Tile::NR, panels * Tile::NR,
+                   d > 0 || (out_slot == 0 && slot > 0));
   }
 }

@@ -74,21 +74,22 @@ static inline void clear_last_panel(int64_t sites, int64_t channels, T* out) {
     fill_zero(out + slot * field_slot(panels * channels * NR) + (panels - 1) * channels * NR, channels * NR);
 }
 
-// Nine fields of `length` sites of one channel from three rows, each with a neighbour on either side.
-template <class T, class Length>
-static inline void fields_of(const T* up, const T* mid, const T* down, Length length, T* out, int64_t slot) {
+// Nine fields of `length` elements from three lines, whose neighbours along W lie `step` to either side.
+template <class T, class Length, class Step>
+static inline void fields_of(const T* up, const T* mid, const T* down, Length length, Step step, T* out, int64_t slot) {
 #pragma omp simd
   for (int64_t t = 0; t < length; ++t) {
+    const int64_t left = t - step, right = t + step;
     const T centre = mid[t], above = mid[t] - up[t], below = down[t] - mid[t];
     out[t] = centre;
-    out[t + slot] = centre - mid[t - 1];
-    out[t + 2 * slot] = mid[t + 1] - centre;
+    out[t + slot] = centre - mid[left];
+    out[t + 2 * slot] = mid[right] - centre;
     out[t + 3 * slot] = above;
-    out[t + 4 * slot] = above - (mid[t - 1] - up[t - 1]);
-    out[t + 5 * slot] = (mid[t + 1] - up[t + 1]) - above;
+    out[t + 4 * slot] = above - (mid[left] - up[left]);
+    out[t + 5 * slot] = (mid[right] - up[right]) - above;
     out[t + 6 * slot] = below;
-    out[t + 7 * slot] = below - (down[t - 1] - mid[t - 1]);
-    out[t + 8 * slot] = (down[t + 1] - mid[t + 1]) - below;
+    out[t + 7 * slot] = below - (down[left] - mid[left]);
+    out[t + 8 * slot] = (down[right] - mid[right]) - below;
   }
 }
 
@@ -149,7 +150,7 @@ static void input_fields(const T* image, const Shape& s, const Region& region, i
       }
       T* channel = out + c * NR;
       each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
-        fields_of(up + t, mid + t, down + t, part, channel + panel * s.C * NR + lane, slot);
+        fields_of(up + t, mid + t, down + t, part, Constant<1>(), channel + panel * s.C * NR + lane, slot);
       });
       const auto border = [&](int64_t t, int at, T sign) {
         const int64_t lane = site - first + t;
@@ -301,7 +302,7 @@ static void turned_fields(const T* image, const Shape& s, const Region& region, 
                           T* out) {
   constexpr int64_t NR = Tile::NR;
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
-  const int64_t row = (s.C + NR - 1) / NR * NR, sites = last - first, slot = field_slot(row * sites), plane = s.H * s.W;
+  const int64_t row = rounded_up(s.C, NR), sites = last - first, slot = field_slot(row * sites), plane = s.H * s.W;
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
     const int64_t line = (length + 2) * row;
     for (int64_t r = 0; r < 3; ++r) {  // lines i - 1, i, i + 1 of the columns j - 1 .. j + length
@@ -323,20 +324,7 @@ static void turned_fields(const T* image, const Shape& s, const Region& region, 
     for (int64_t c = 0; c < row; c += NR)
       for (int64_t t = 0; t < length; ++t) {
         const T *up = turned + (t + 1) * row + c, *mid = up + line, *down = mid + line;
-        T* o = out + (c / NR * sites + site - first + t) * NR;
-#pragma omp simd
-        for (int64_t v = 0; v < NR; ++v) {
-          const T centre = mid[v], above = centre - up[v], below = down[v] - centre;
-          o[v] = centre;
-          o[v + slot] = centre - mid[v - row];
-          o[v + 2 * slot] = mid[v + row] - centre;
-          o[v + 3 * slot] = above;
-          o[v + 4 * slot] = above - (mid[v - row] - up[v - row]);
-          o[v + 5 * slot] = (mid[v + row] - up[v + row]) - above;
-          o[v + 6 * slot] = below;
-          o[v + 7 * slot] = below - (down[v - row] - mid[v - row]);
-          o[v + 8 * slot] = (down[v + row] - mid[v + row]) - below;
-        }
+        fields_of(up, mid, down, Constant<NR>(), row, out + (c / NR * sites + site - first + t) * NR, slot);
       }
   });
 }
@@ -347,7 +335,7 @@ static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, 
   const int64_t slot = K * C, step = transposed ? K : 1;
   for (int64_t k = k0; k < k1; ++k)
     for (int64_t c0 = 0; c0 < C; c0 += MAX_BLOCK) {
-      const int64_t count = C - c0 < MAX_BLOCK ? C - c0 : MAX_BLOCK;
+      const int64_t count = at_most(C - c0, MAX_BLOCK);
       T w[9][MAX_BLOCK], packed[9][MAX_BLOCK];
       for (int64_t c = 0; c < count; ++c)
         for (int t = 0; t < 9; ++t) w[t][c] = weight[(k * C + c0 + c) * 9 + t];
