@@ -1,14 +1,16 @@
-"""Peak memory of three steps of each preset against the estimate that `dip-fast run` makes before it starts.
+"""Peak memory of a few steps of each preset, against the estimate that `dip-fast run` makes, and the time of a step.
 
     python benchmarks/memory.py [--sizes 256 512] [--presets quick paper]
 
 Each fit runs in a process of its own, as the command line runs it; the peak is the resident memory above that of the
-process before the fit.
+process before the fit.  The time is the median of five steps, after one.
 """
 
 import argparse
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -25,10 +27,17 @@ def measure(preset: str, size: int, engine: str) -> None:
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
     before = peak_bytes()
     fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe, engine=engine)
-    for _ in range(3):
+    seconds = []
+    for _ in range(6):
+        begin = time.perf_counter()
         fit.step()
+        seconds.append(time.perf_counter() - begin)
+    step = statistics.median(seconds[1:])
     peak = peak_bytes() - before
-    print(f"{preset:10} {engine:6} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f}")
+    print(
+        f"{preset:10} {engine:6} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f} "
+        f"{step:8.3f}"
+    )
 
 
 def peak_bytes() -> int:
@@ -46,7 +55,7 @@ def main() -> None:
     if options.one:
         measure(options.one[0], int(options.one[1]), options.one[2])
         return
-    print(f"{'preset':10} {'engine':6} {'size':>11} {'estimate MB':>10} {'peak MB':>10} {'ratio':>8}")
+    print(f"{'preset':10} {'engine':6} {'size':>11} {'estimate MB':>10} {'peak MB':>10} {'ratio':>8} {'step s':>8}")
     for preset in options.presets:
         for engine in ("plain",) if preset == "hourglass" else ("plain", "fused"):
             for size in options.sizes:
