@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cpu/kernels.h"
+#include "workspace.h"
 
 namespace {
 
@@ -42,4 +43,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "select_cpu_level", [](const std::string& name) { dip_fast::cpu::select(name.c_str()); },
       "Use other kernels from here on; ValueError for those that this CPU lacks.", pybind11::arg("name"));
+  m.def("hold_workspace", &dip_fast::workspace::hold, "Keep freed memory of images until it is released as often.");
+  m.def("release_workspace", &dip_fast::workspace::release, "The other half of hold_workspace.");
+  m.def("workspace_bytes", &dip_fast::workspace::kept_bytes, "Memory of images, free or in use.");
+  m.def("workspace_blocks", &dip_fast::workspace::system_blocks, "How often the system was asked for such memory.");
 }

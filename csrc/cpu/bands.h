@@ -11,21 +11,12 @@
 #pragma once
 
 #include "epilogue.h"
+#include "joint.h"
 #include "ring.h"
 #include "tile.h"
 #include "transform.h"
 
 constexpr int64_t BLOCK = MAX_BLOCK;
-// Bytes of output: at 8 MB 7% faster so, of whole steps nothing is seen (docs/notes/operator.md).
-constexpr int64_t STREAMED = 4 << 20;
-
-// Rows in bands: `rows` in each, the last may have fewer.
-struct Bands {
-  int64_t rows, count;
-  Bands(int64_t height, int64_t wanted) : rows(at_most(height, wanted)), count(quotient_up(height, rows)) {}
-  int64_t begin(int64_t band) const { return band * rows; }
-  int64_t end(int64_t band, int64_t height) const { return at_most(height, (band + 1) * rows); }
-};
 
 template <class Tile>
 struct Passes {
@@ -55,23 +46,28 @@ struct Passes {
 
   static int64_t forward_items(const Shape& s) { return s.N * forward_bands(s).count * strips(s).count; }
 
-  static int64_t forward_scratch(const Shape& s) {
+  // beside: the channels of the image beside, -1 where only the outputs are wanted.
+  static int64_t forward_scratch(const Shape& s, int64_t beside) {
+    const int64_t joint = beside < 0 ? 0 : rounded_up(Joint<Tile>::size(s, beside), 16);
     const int64_t ring = (3 * s.C + s.K) * NR, fields = 9 * field_slot(s.C * BLOCK);
-    return at_least(ring, fields + PRODUCTS + (s.bilinear ? Blur<Tile>::size(s.K, kept_line(s)) : 0));
+    return joint + at_least(ring, fields + PRODUCTS + (s.bilinear ? Blur<Tile>::size(s.K, kept_line(s)) : 0));
   }
 
-  // Calls epilogue(k, i, j, length, product, slot) with the nine products of each stretch of sites of a region.
-  template <class Epilogue>
+  // Calls epilogue(k, i, j, length, product, slot) with the nine products of each stretch of sites of a region, after
+  // block(first, last) for each block of these and tile(k0, k1) for each tile of output channels in it.
+  template <class Block, class OfTile, class Epilogue>
   static void products_of(const Shape& s, const T* image, const T* packed, const Region& region, int wanted, T* scratch,
-                          Epilogue epilogue) {
+                          Block block, OfTile of_tile, Epilogue epilogue) {
     T *fields = scratch, *products = scratch + 9 * field_slot(s.C * BLOCK);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
       input_fields<NR>(image, s, region, first, last, fields);
+      block(first, last);
       for (int64_t tile = 0; tile < Tile::tiles(s.K); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.K, tile), k1 = Tile::tile_begin(s.K, tile + 1), slot = (k1 - k0) * width;
         nine_products<Tile>(packed, s.K, s.C, fields, panels, tile, products, slot, wanted);
+        of_tile(k0, k1);
         for (int64_t k = k0; k < k1; ++k)
           each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
             epilogue(k, i, j, length, products + (k - k0) * width + (site - first), slot);
@@ -81,37 +77,91 @@ struct Passes {
   }
 
   static void forward(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
-                      T* scratch) {
-    forward_item(s, input, packed, bias, output, item, scratch);
+                      T* scratch, const Beside<T>* beside, Moments* moments) {
+    const Bands bands = forward_bands(s), strip = strips(s);
+    const int64_t across = item % strip.count, left = strip.begin(across), right = strip.end(across, s.W);
+    const int64_t n = item / strip.count / bands.count, band = item / strip.count % bands.count;
+    const int64_t top = bands.begin(band), bottom = bands.end(band, s.H);
+    const T* image = input + n * s.C * s.H * s.W;
+    T* to = output + n * s.K * 4 * s.H * s.W;
+    const Region region{top, left, bottom - top, right - left};
+    if (beside == nullptr) {
+      forward_region<false>(s, image, packed, bias, to, region, nullptr, scratch);
+    } else {
+      Joint<Tile> joint(s, *beside, streams(s), scratch);
+      forward_region<true>(s, image, packed, bias, to, region, &joint,
+                           scratch + rounded_up(Joint<Tile>::size(s, beside->channels), 16));
+      for (int64_t k = 0; k < s.K; ++k) moments[k] = joint.sums.moments(k, 4 * region.rows * region.cols);
+    }
     Tile::fence();
   }
 
-  static void forward_item(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
-                           T* scratch) {
-    const Bands bands = forward_bands(s), strip = strips(s);
-    const int64_t left = strip.begin(item % strip.count), right = strip.end(item % strip.count, s.W);
-    item /= strip.count;
-    const int64_t n = item / bands.count, band = item % bands.count;
-    const int64_t top = bands.begin(band), bottom = bands.end(band, s.H), plane = 4 * s.H * s.W;
-    const T* image = input + n * s.C * s.H * s.W;
-    output += n * s.K * plane;
+  // A region of one image.  JOINED: through lines to which `joint` adds its part before it writes them.
+  template <bool JOINED>
+  static void forward_region(const Shape& s, const T* image, const T* packed, const T* bias, T* output,
+                             const Region& region, Joint<Tile>* joint, T* scratch) {
+    const int64_t top = region.row, bottom = top + region.rows, left = region.col, right = left + region.cols,
+                  plane = 4 * s.H * s.W;
     const auto bias_of = [&](int64_t k) { return bias == nullptr ? T(0) : bias[k]; };
+    int64_t tile = 0, piece = 0;
+    const auto of_tile = [&](int64_t k0, int64_t k1) {
+      if constexpr (JOINED) joint->multiply(tile = k0, k1);
+    };
     if (!s.bilinear) {
-      products_of(s, image, packed, {top, 0, bottom - top, s.W}, 7, scratch,
+      const auto block = [&](int64_t first, int64_t last) {
+        if constexpr (!JOINED) return;
+        joint->begin();
+        each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
+          for (int64_t p = 0; p < 2; ++p) joint->add(2 * i + p, 2 * j, 2 * length);
+        });
+      };
+      products_of(s, image, packed, region, 7, scratch, block, of_tile,
                   [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
                     T* even = output + k * plane + 4 * i * s.W + 2 * j;
-                    join_products<Tile>(product, slot, length, bias_of(k), even, even + 2 * s.W, streams(s));
+                    if constexpr (!JOINED) {
+                      join_products<Tile>(product, slot, length, bias_of(k), even, even + 2 * s.W, streams(s));
+                    } else {
+                      T lines[2][2 * MAX_BLOCK];
+                      join_products<Tile>(product, slot, length, bias_of(k), lines[0], lines[1], false);
+                      for (int p = 0; p < 2; ++p) {
+                        joint->put(piece, k, k - tile, lines[p], output + k * plane);
+                        piece = (piece + 1) % joint->pieces;
+                      }
+                    }
                   });
       return;
     }
     const int64_t from = at_least(0, left - 1), until = at_most(s.W, right + 1), line = kept_line(s);
     T* kept = scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
     const Blur<Tile> blur{s.H,   top,  bottom,     from, until - from,         left,
-                          right, line, streams(s), kept, kept + 2 * s.K * line};
-    const auto rows = [&](int64_t first, int64_t last, int wanted) {
-      products_of(s, image, packed, {first, from, last - first, until - from}, wanted, scratch,
+                          right, line, !JOINED && streams(s), kept, kept + 2 * s.K * line};
+    const auto rows = [&](int64_t first_row, int64_t last_row, int wanted) {
+      const Region wider{first_row, from, last_row - first_row, until - from};
+      const auto block = [&](int64_t first, int64_t last) {
+        if constexpr (!JOINED) return;
+        joint->begin();
+        each_stretch(wider, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
+          const auto window = blur.window(i, j, length);
+          for (int64_t r = window.first; r < window.last; ++r)
+            if (window.start < window.stop) joint->add(r, window.start, window.stop - window.start);
+        });
+      };
+      products_of(s, image, packed, wider, wanted, scratch, block, of_tile,
                   [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
-                    blur(k, i, j, length, product, slot, bias_of(k), output + k * plane, 2 * s.W);
+                    if constexpr (!JOINED) {
+                      blur(k, i, j, length, product, slot, bias_of(k), output + k * plane + 4 * i * s.W, 2 * s.W);
+                    } else {
+                      constexpr int64_t PITCH = 2 * MAX_BLOCK + 2 * Blur<Tile>::CARRIED;
+                      T lines[3][PITCH];  // rows 2i - 1, 2i and 2i + 1
+                      const auto window = blur.window(i, j, length);
+                      blur(k, i, j, length, product, slot, bias_of(k), lines[1] - window.begin, PITCH);
+                      if (window.start >= window.stop) return;
+                      for (int64_t r = window.first; r < window.last; ++r) {
+                        joint->put(piece, k, k - tile, lines[r - 2 * i + 1] + (window.start - window.begin),
+                                   output + k * plane);
+                        piece = (piece + 1) % joint->pieces;
+                      }
+                    }
                   });
     };
     // Of the row above the band only the odd outputs are needed, and the even ones of that below.
@@ -119,12 +169,16 @@ struct Passes {
     rows(top, bottom, 7);
     if (bottom < s.H) rows(bottom, bottom + 1, 3);
     if (!has_ring(s)) return;
+    const auto ring = [&](const Side& side, int64_t first, int64_t last) {
+      ring_forward<Tile>(image, s, packed, side, first, last, output, scratch,
+                         JOINED ? joint->sums : MomentSums<Tile>());
+    };
     for (int index = 0; index < 4; ++index) {
       const Side side = side_of(s, index);
       if (side.vertical && (side.end ? right == s.W : left == 0))
-        ring_forward<Tile>(image, s, packed, side, 2 * top, 2 * bottom, output, scratch);
+        ring(side, 2 * top, 2 * bottom);
       else if (!side.vertical && (side.end ? bottom == s.H : top == 0))
-        ring_forward<Tile>(image, s, packed, side, 2 * left, 2 * right, output, scratch);
+        ring(side, 2 * left, 2 * right);
     }
   }
 

@@ -6,6 +6,18 @@
 #include "tile.h"
 #include "transform.h"
 
+// A line that is ready, to where it belongs; past the caches if `stream`.
+template <class Tile, class T = typename Tile::T>
+static inline void write_line(const T* line, int64_t count, T* to, bool stream) {
+  int64_t t = 0;
+  if (stream) {
+    for (; t < count && !Tile::aligned(to + t); ++t) to[t] = line[t];
+    for (; t + Tile::LANES <= count; t += Tile::LANES) Tile::stream(to + t, Tile::load(line + t));
+  }
+  for (; t + Tile::LANES <= count; t += Tile::LANES) Tile::store(to + t, Tile::load(line + t));
+  for (; t < count; ++t) to[t] = line[t];
+}
+
 // Rows 2i and 2i + 1 of one output channel, of `length` sites.
 template <class Tile, class T = typename Tile::T>
 static inline void join_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd, bool stream) {
@@ -54,17 +66,35 @@ struct Blur {
 
   static int64_t size(int64_t channels, int64_t line) { return channels * 2 * (line + CARRIED); }
 
-  // The sites j .. j + length of row i of one channel; `output` is that channel's, of rows `width` wide.
+  // Columns of the output, and of the rows 2i - 1 and 2i, that the sites j .. j + length of row i complete.
+  struct Window {
+    int64_t begin, end;    // all
+    int64_t start, stop;   // those that are written
+    int64_t first, last;   // rows that are written
+  };
+  Window window(int64_t i, int64_t j, int64_t length) const {
+    const int64_t begin = j == from ? 2 * j : completed(2 * j - 1),
+                  end = completed(2 * (j + length) - 1, j + length == from + cols);
+    const int64_t start = clamped(2 * left, begin, end);
+    return {begin,
+            end,
+            start,
+            clamped(2 * right, start, end),
+            at_least(2 * i - 1, 2 * top),
+            at_most(i == height - 1 ? 2 * i + 2 : 2 * i + 1, 2 * bottom)};
+  }
+
+  // The sites j .. j + length of row i of one channel.  `output` is where row 2i of it begins, of rows `width` wide.
   void operator()(int64_t channel, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot, T bias,
                   T* output, int64_t width) const {
-    const bool first = j == from, last = j + length == from + cols;
-    const int64_t begin = first ? 2 * j : completed(2 * j - 1), end = completed(2 * (j + length) - 1, last);
+    const bool at_begin = j == from;
+    const auto [begin, end, start, stop, first, last] = window(i, j, length);
     const int64_t count = 2 * length + CARRIED;
     T lines[2][2 * MAX_BLOCK + CARRIED + LANES];  // from column 2j - CARRIED on
     join_products<Tile>(product, slot, length, T(0), lines[0] + CARRIED, lines[1] + CARRIED, false);
     for (int p = 0; p < 2; ++p) {
       T *n = lines[p], *carry = carried + (2 * channel + p) * CARRIED;
-      if (first)
+      if (at_begin)
         n[CARRIED - 1] = n[CARRIED];
       else
         copy(carry, CARRIED, n);
@@ -76,23 +106,22 @@ struct Blur {
                   kept + 2 * channel * line - 2 * from,
                   line,
                   bias,
-                  output + 2 * i * width,
+                  output,
                   width,
                   stream && width % LANES == 0};
-    const int64_t start = clamped(2 * left, begin, end), stop = clamped(2 * right, start, end);
     row.template complete<false, false>(begin, start);
-    if (i < top)
+    if (first >= last)
       row.template complete<false, false>(start, stop);
     else if (i == 0)
       row.template complete<false, true, true>(start, stop);
-    else if (i == top)
+    else if (first == 2 * i)
       row.template complete<false, true>(start, stop);
-    else if (i == bottom)
+    else if (last == 2 * i)
       row.template complete<true, false>(start, stop);
     else
       row.template complete<true, true>(start, stop);
     row.template complete<false, false>(stop, end);
-    if (i == height - 1) row.close(start, stop);
+    if (last == 2 * i + 2) row.close(start, stop);
   }
 
   // How many columns can be written when `known` ones have a right neighbour.

@@ -23,6 +23,20 @@ struct Shape {
   int64_t threads = 1;  // which share the work; no bit of a result depends on it
 };
 
+// The count, the mean and the sum of the squared deviations of some values.
+struct Moments {
+  double count, mean, squares;
+};
+
+// A thin convolution beside upsample_conv2d, added where the outputs are formed: 3x3 taps of a padded image
+// (S, 2H + 2, 2W + 2).
+template <class T>
+struct Beside {
+  const T* image;
+  int64_t channels;  // S, may be 0
+  const T* weight;   // (K, 9 S) forward, (9 S, K) backward
+};
+
 // All tensors are contiguous.  Scratch is counted in elements and aligned to 64 bytes.
 template <class T>
 struct Kernels {
@@ -32,8 +46,11 @@ struct Kernels {
   void (*pack)(const Shape&, const T* weight, bool transposed, int64_t k0, int64_t k1, T* packed);
 
   int64_t (*forward_items)(const Shape&);
-  int64_t (*forward_scratch)(const Shape&);
-  void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch);
+  // beside and moments, one a channel, of the outputs of the item: both or neither; then the number of threads must be
+  // the same whatever it really is, as it decides where the items are cut.  forward_scratch: -1 channels for neither.
+  int64_t (*forward_scratch)(const Shape&, int64_t beside);
+  void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch,
+                  const Beside<T>* beside, Moments* moments);
 
   int64_t (*data_gradient_items)(const Shape&);
   int64_t (*data_gradient_scratch)(const Shape&);

@@ -13,6 +13,7 @@
 // at the corners u1 is reflected and u0 repeated.
 #pragma once
 
+#include "moments.h"
 #include "tile.h"
 #include "transform.h"
 
@@ -148,10 +149,10 @@ static void ring_products(const T* weight, const Side& side, int64_t rows, int64
     }
 }
 
-// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W).
+// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W), and to the moments of it.
 template <class Tile, class T = typename Tile::T>
 static void ring_forward(const T* image, const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
-                         T* output, T* scratch) {
+                         T* output, T* scratch, const MomentSums<Tile>& moments = {}) {
   constexpr int NR = Tile::NR;
   T *fields = scratch, *sums = scratch + 3 * s.C * NR;
   for (int64_t begin = first; begin < last; begin += NR) {
@@ -160,7 +161,12 @@ static void ring_forward(const T* image, const Shape& s, const T* packed, const 
     ring_products<Tile>(packed, side, s.K, s.C, fields, sums);
     for (int64_t k = 0; k < s.K; ++k) {
       T* to = output + k * 4 * s.H * s.W + side.output;
-      for (int64_t t = begin; t < end; ++t) to[t * side.output_step] += sums[k * NR + (t - begin)];
+      for (int64_t t = begin; t < end; ++t) {
+        T& value = to[t * side.output_step];
+        const T was = value;
+        value += sums[k * NR + (t - begin)];
+        if (moments.lanes != nullptr) moments.replace(k, was, value);
+      }
     }
   }
 }

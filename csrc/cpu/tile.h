@@ -1,9 +1,9 @@
 // The micro-kernel: a tile of ROWS x NR sums of products, held in registers.
 //
-//   out[i][j] (+)= sum over r of a[i * lda + r] * b[r * NR + j]      i < ROWS <= MR, j < NR
+//   out[i][j] (+)= sum over r of a[i * lda + r] * b[r * ldb + j]      i < ROWS <= MR, j < NR
 //
 // a is a matrix by rows, of which one element at a time is broadcast; b is a panel, whose rows of NR elements are
-// vectors.  With 16 vector registers (AVX2) a tile of 6 x 2 vectors takes 12 for the sums, 2 for b and 1 for a; two
+// vectors, mostly without a gap between them.  With 16 vector registers (AVX2) a tile of 6 x 2 vectors takes 12 for the sums, 2 for b and 1 for a; two
 // multiply-adds a cycle of latency 4 need 8 sums at least, so tiles of 4 or 5 rows still run at full rate, and rows are
 // dealt out evenly (see tile_begin) in place of a ragged last tile.
 //
@@ -13,11 +13,22 @@
 
 constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
 
-static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t clamped(int64_t value, int64_t low, int64_t high) { return at_least(low, at_most(high, value)); }
-static inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
+static constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static constexpr int64_t clamped(int64_t value, int64_t low, int64_t high) { return at_least(low, at_most(high, value)); }
+static constexpr int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
+
+// Bytes of output: at 8 MB 7% faster so, of whole steps nothing is seen (docs/notes/operator.md).
+constexpr int64_t STREAMED = 4 << 20;
+
+// Rows in bands: `rows` in each, the last may have fewer.
+struct Bands {
+  int64_t rows, count;
+  Bands(int64_t height, int64_t wanted) : rows(at_most(height, wanted)), count(quotient_up(height, rows)) {}
+  int64_t begin(int64_t band) const { return band * rows; }
+  int64_t end(int64_t band, int64_t height) const { return at_most(height, (band + 1) * rows); }
+};
 
 template <class T_, int LANES_, int MR_, int VECTORS_>
 struct Tile {
@@ -64,7 +75,7 @@ struct Tile {
 
   template <int ROWS>
   __attribute__((noinline)) static void only(int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo,
-                                             bool accumulate) {
+                                             bool accumulate, int64_t ldb) {
     Vector sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i)
@@ -74,7 +85,7 @@ struct Tile {
     for (int64_t r = 0; r < depth; ++r) {
       Vector row[VECTORS];
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) row[v] = load(b + r * NR + v * LANES);
+      for (int v = 0; v < VECTORS; ++v) row[v] = load(b + r * ldb + v * LANES);
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         const T value = a[i * lda + r];
@@ -92,11 +103,12 @@ struct Tile {
   }
 
   template <int ROWS = MR>
-  static void upto(int rows, int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo, bool accumulate) {
+  static void upto(int rows, int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo, bool accumulate,
+                   int64_t ldb = NR) {
     if (rows == ROWS)
-      only<ROWS>(depth, a, lda, b, out, ldo, accumulate);
+      only<ROWS>(depth, a, lda, b, out, ldo, accumulate, ldb);
     else if constexpr (ROWS > 1)
-      upto<ROWS - 1>(rows, depth, a, lda, b, out, ldo, accumulate);
+      upto<ROWS - 1>(rows, depth, a, lda, b, out, ldo, accumulate, ldb);
   }
 
   // LANES x LANES elements, rows `ldi` apart, to columns: exchanges halves, then quarters, and so on down to elements.

@@ -1,17 +1,10 @@
 // From tensors to pointers: checks, allocation, threads, registration.
+#include "upsample_conv2d.h"
+
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <atomic>
-#include <condition_variable>
-#include <cstdlib>
-#include <exception>
-#include <memory>
-#include <mutex>
 #include <tuple>
-
-#include "kernels.h"
 
 namespace dip_fast::cpu {
 namespace {
@@ -56,109 +49,14 @@ Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view 
   return shape;
 }
 
-// ---- memory and threads
-
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* data) const { std::free(data); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
-
-template <class T, class F>
-void for_each_item(int64_t items, int64_t scratch, F work) {
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    const Buffer<T> buffer(scratch);
-    for (int64_t item = begin; item < end; ++item) work(item, buffer.get());
-  });
-}
-
-// Lets items be committed in their order.  Items are handed out in order, so that the one that all others wait for is
-// always at work, however few threads there are.
-class Turns {
- public:
-  int64_t next() { return next_++; }
-  template <class F>
-  void commit(int64_t item, F work) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return turn_ == item; });
-    work();
-    ++turn_;
-    changed_.notify_all();
-  }
-
- private:
-  std::atomic<int64_t> next_{0};
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t turn_ = 0;
-};
-
-// ---- the operators for one dtype; all tensors are contiguous
-
-template <class T>
-const Kernels<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>)
-    return *level().float32;
-  else
-    return *level().float64;
-}
-
-template <class T>
-Buffer<T> packed_weight(const Shape& shape, const T* weight, bool transposed) {
-  const Kernels<T>& kernel = kernels<T>();
-  Buffer<T> packed(kernel.packed_size(shape));
-  at::parallel_for(0, shape.K, 16, [&](int64_t begin, int64_t end) {
-    kernel.pack(shape, weight, transposed, begin, end, packed.get());
-  });
-  return packed;
-}
+// ---- the operator for one dtype; all tensors are contiguous
 
 template <class T>
 void forward(const Shape& shape, const T* input, const T* weight, const T* bias, T* output) {
   const Kernels<T>& kernel = kernels<T>();
   const Buffer<T> packed = packed_weight(shape, weight, false);
-  for_each_item<T>(kernel.forward_items(shape), kernel.forward_scratch(shape), [&](int64_t item, T* scratch) {
-    kernel.forward(shape, input, packed.get(), bias, output, item, scratch);
-  });
-}
-
-template <class T>
-void data_gradient(const Shape& shape, const T* grad, const T* weight, T* grad_input) {
-  const Kernels<T>& kernel = kernels<T>();
-  const Buffer<T> packed = packed_weight(shape, weight, true);
-  for_each_item<T>(
-      kernel.data_gradient_items(shape), kernel.data_gradient_scratch(shape),
-      [&](int64_t item, T* scratch) { kernel.data_gradient(shape, grad, packed.get(), grad_input, item, scratch); });
-}
-
-template <class T>
-void weight_gradient(const Shape& shape, const T* grad, const T* input, T* grad_weight, T* grad_bias) {
-  const Kernels<T>& kernel = kernels<T>();
-  const int64_t size = kernel.sums_size(shape), items = kernel.weight_gradient_items(shape);
-  const Buffer<T> total(size);
-  std::fill_n(total.get(), size, T(0));
-  Turns turns;
-  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
-    const Buffer<T> sums(size), scratch(kernel.weight_gradient_scratch(shape));
-    for (int64_t item = turns.next(); item < items; item = turns.next()) {
-      kernel.weight_gradient(shape, grad, input, sums.get(), item, scratch.get());
-      turns.commit(item, [&] {
-        for (int64_t i = 0; i < size; ++i) total.get()[i] += sums.get()[i];
-      });
-    }
-  });
-  at::parallel_for(0, shape.K, 16, [&](int64_t begin, int64_t end) {
-    kernel.finish(shape, total.get(), begin, end, grad_weight, grad_bias);
+  for_each_item<T>(kernel.forward_items(shape), kernel.forward_scratch(shape, -1), [&](int64_t item, T* scratch) {
+    kernel.forward(shape, input, packed.get(), bias, output, item, scratch, nullptr, nullptr);
   });
 }
 

@@ -1,0 +1,207 @@
+// What is done to one channel at a time: reading an image that is kept as a convolution left it, padding it, and the
+// adjoints of both.
+#pragma once
+
+#include "transform.h"
+
+template <class T>
+struct Channels {
+  // Row of the image that row r of the copy shows, -1 for none.
+  static int64_t shown(const Spread& s, int64_t r, int64_t size) {
+    const int64_t at = r - s.before;
+    if (at >= 0 && at < size) return at;
+    if (s.padding == Padding::zeros || at < -1 || at > size) return -1;
+    if (s.padding == Padding::replicate) return at < 0 ? 0 : size - 1;
+    return at < 0 ? at_most(1, size - 1) : at_least(0, size - 2);
+  }
+
+  template <class Row>
+  static void spread_rows(const Spread& s, T* copy, T* line, Row row) {
+    const int64_t half = s.cols / 2;
+    for (int64_t r = 0; r < s.rows; ++r) {
+      T* to = copy + r * s.cols;
+      const int64_t i = shown(s, r, s.height);
+      if (i < 0) {
+        fill_zero(to, s.cols);
+        continue;
+      }
+      T* whole = s.split ? line : to;
+      row(i, whole + s.before);
+      const auto border = [&](int64_t first, int64_t last) {
+        for (int64_t q = first; q < last; ++q) {
+          const int64_t j = shown(s, q, s.width);
+          whole[q] = j < 0 ? 0 : whole[s.before + j];
+        }
+      };
+      border(0, s.before);
+      border(s.before + s.width, s.cols);
+      if (!s.split) continue;
+#pragma omp simd
+      for (int64_t j = 0; j < half; ++j) {
+        to[j] = line[2 * j];
+        to[half + j] = line[2 * j + 1];
+      }
+    }
+  }
+
+  static void spread(const Spread& s, const T* image, T scale, T shift, T slope, T* copy, T* line) {
+    spread_rows(s, copy, line,
+                [&](int64_t i, T* to) { activate(s.width, image + i * s.width, scale, shift, slope, to); });
+  }
+
+  static void spread_gradient(const Spread& s, const T* gradient, const T* output, T constant, T factor, T* copy,
+                              T* line) {
+    spread_rows(s, copy, line, [&](int64_t i, T* to) {
+      const T *g = gradient + i * s.width, *y = output + i * s.width;
+      if (output == nullptr) {
+        copy_of(g, s.width, to);
+        return;
+      }
+#pragma omp simd
+      for (int64_t t = 0; t < s.width; ++t) to[t] = g[t] + (constant + factor * y[t]);
+    });
+  }
+
+  static void copy_of(const T* from, int64_t count, T* to) {
+#pragma omp simd
+    for (int64_t t = 0; t < count; ++t) to[t] = from[t];
+  }
+
+  static void fold(const Spread& s, const T* copy, int64_t pitch, T* image) {
+    const auto add = [&](int64_t r, T* to) {
+      const T* from = copy + r * pitch;
+#pragma omp simd
+      for (int64_t t = 0; t < s.width; ++t) to[t] += from[s.before + t];
+      for (int64_t q : {s.before - 1, s.before + s.width}) {
+        const int64_t j = shown(s, q, s.width);
+        if (j >= 0) to[j] += from[q];
+      }
+    };
+    fill_zero(image, s.height * s.width);
+    for (int64_t i = 0; i < s.height; ++i) add(i + s.before, image + i * s.width);
+    for (int64_t r : {s.before - 1, s.before + s.height}) {
+      const int64_t i = shown(s, r, s.height);
+      if (i >= 0) add(r, image + i * s.width);
+    }
+  }
+
+  static void activate(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {
+#pragma omp simd
+    for (int64_t t = 0; t < count; ++t) {
+      const T u = scale * image[t] + shift;
+      activated[t] = u > 0 ? u : slope * u;
+    }
+  }
+
+  // Sums of up to 512 values are taken in T.
+  static constexpr int64_t CHUNK = 512;
+
+  static void activate_gradient(int64_t count, const T* grad, const T* image, double mean, T scale, T shift, T slope,
+                                T* grad_image, double* sums) {
+    const T m = static_cast<T>(mean);
+    sums[0] = sums[1] = 0;
+    for (int64_t first = 0; first < count; first += CHUNK) {
+      const int64_t last = at_most(count, first + CHUNK);
+      T plain = 0, with = 0;
+#pragma omp simd reduction(+ : plain, with)
+      for (int64_t t = first; t < last; ++t) {
+        const T x = image[t], g = grad[t], d = scale * x + shift > 0 ? g : slope * g;
+        plain += d;
+        with += d * (x - m);
+        grad_image[t] = scale * d;
+      }
+      sums[0] += plain;
+      sums[1] += with;
+    }
+  }
+
+  static void sums_with(int64_t count, const T* grad, const T* image, double mean, double* sums) {
+    const T m = static_cast<T>(mean);
+    sums[0] = sums[1] = 0;
+    for (int64_t first = 0; first < count; first += CHUNK) {
+      const int64_t last = at_most(count, first + CHUNK);
+      T plain = 0, with = 0;
+#pragma omp simd reduction(+ : plain, with)
+      for (int64_t t = first; t < last; ++t) {
+        plain += grad[t];
+        with += grad[t] * (image[t] - m);
+      }
+      sums[0] += plain;
+      sums[1] += with;
+    }
+  }
+
+  // Bilinear upsampling U takes each pixel 1.25 times and its neighbours 0.375 times, along each axis, in U^T U; the
+  // border is replicated.  Calls f with stretches of the lines that are made of image - mean along H.
+  template <class F>
+  static void each_upsampled(int64_t height, int64_t width, const T* image, T mean, F f) {
+    const T own = static_cast<T>(1.25), other = static_cast<T>(0.375);
+    T rows[CHUNK + 2];
+    for (int64_t i = 0; i < height; ++i) {
+      const T *mid = image + i * width, *up = i > 0 ? mid - width : mid, *down = i + 1 < height ? mid + width : mid;
+      for (int64_t first = 0; first < width; first += CHUNK) {
+        const int64_t length = at_most(width - first, CHUNK);
+        const int64_t begin = first > 0 ? -1 : 0, end = first + length < width ? length + 1 : length;
+#pragma omp simd
+        for (int64_t t = begin; t < end; ++t) {
+          const int64_t j = first + t;
+          rows[t + 1] = own * (mid[j] - mean) + other * ((up[j] - mean) + (down[j] - mean));
+        }
+        if (begin == 0) rows[0] = rows[1];
+        if (end == length) rows[length + 1] = rows[length];
+        f(i * width + first, length, own, other, rows + 1);
+      }
+    }
+  }
+
+  static void upsampled_moments(int64_t height, int64_t width, bool bilinear, const T* image, double* mean,
+                                double* variance) {
+    const int64_t count = height * width;
+    double total = 0, squares = 0;
+    for (int64_t first = 0; first < count; first += CHUNK) {
+      const int64_t last = at_most(count, first + CHUNK);
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t t = first; t < last; ++t) sum += image[t];
+      total += sum;
+    }
+    *mean = total / static_cast<double>(count);
+    const T m = static_cast<T>(*mean);
+    if (bilinear) {
+      each_upsampled(height, width, image, m, [&](int64_t at, int64_t length, T own, T other, const T* row) {
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < length; ++t)
+          sum += (image[at + t] - m) * (own * row[t] + other * (row[t - 1] + row[t + 1]));
+        squares += sum;
+      });
+      squares /= 4;
+    } else {
+      for (int64_t first = 0; first < count; first += CHUNK) {
+        const int64_t last = at_most(count, first + CHUNK);
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = first; t < last; ++t) sum += (image[t] - m) * (image[t] - m);
+        squares += sum;
+      }
+    }
+    *variance = squares / static_cast<double>(count);
+  }
+
+  static void normalise_gradient(int64_t height, int64_t width, bool bilinear, const T* grad, const T* image,
+                                 double mean, double factor, double constant, double by_deviation, T* out) {
+    const T m = static_cast<T>(mean), f = static_cast<T>(factor), k = static_cast<T>(constant);
+    if (bilinear) {
+      const T d = static_cast<T>(by_deviation / 4);
+      each_upsampled(height, width, image, m, [&](int64_t at, int64_t length, T own, T other, const T* row) {
+#pragma omp simd
+        for (int64_t t = 0; t < length; ++t)
+          out[at + t] = f * grad[at + t] + (k + d * (own * row[t] + other * (row[t - 1] + row[t + 1])));
+      });
+    } else {
+      const T d = static_cast<T>(by_deviation);
+#pragma omp simd
+      for (int64_t t = 0; t < height * width; ++t) out[t] = f * grad[t] + (k + d * (image[t] - m));
+    }
+  }
+};
