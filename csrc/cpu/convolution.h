@@ -27,7 +27,7 @@ struct Scheme;
 template <>
 struct Scheme<Form::pointwise> {
   static constexpr int SLOTS = 1, FIELDS = 1, PRODUCTS = 1;
-  static constexpr int64_t BLOCK = 64;
+  static constexpr int64_t BLOCK = 256;
   static constexpr int field(int) { return 0; }
   static constexpr int product(int) { return 0; }
   static constexpr bool adds(int) { return false; }
@@ -86,39 +86,51 @@ struct Convolution {
 
   static int64_t packed_size(const Lattice& s) { return S::SLOTS * s.inputs * s.outputs; }
 
-  // (slot, outputs, inputs), in double precision until they are stored.  Of an adjoint the weights are (inputs, outputs)
-  // and k counts the inputs; Winograd's taps are turned about, as the adjoint of a convolution is one with these.
+  // (slot, outputs, inputs) for the outputs k0 .. k1, in double precision until they are stored.  Of an adjoint the
+  // weights are (inputs, outputs, taps); Winograd's taps are turned about, as the adjoint of a convolution is one with
+  // these.
+  static constexpr int TAPS = F == Form::pointwise ? 1 : 9;
+  static constexpr int64_t STRIP = 64;
+
   static void pack(const Lattice& s, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed) {
-    const int64_t C = adjoint ? s.outputs : s.inputs, slot = s.inputs * s.outputs;
-    constexpr int TAPS = F == Form::pointwise ? 1 : 9;
+    const int64_t slot = s.inputs * s.outputs, step = adjoint ? s.outputs * TAPS : TAPS;
     for (int64_t k = k0; k < k1; ++k)
-      for (int64_t c = 0; c < C; ++c) {
-        const T* w = weight + (k * C + c) * TAPS;
-        T* to = packed + (adjoint ? c * s.inputs + k : k * C + c);
+      for (int64_t c0 = 0; c0 < s.inputs; c0 += STRIP) {
+        const int64_t count = at_most(s.inputs - c0, STRIP);
+        const T* from = weight + (adjoint ? k * TAPS : k * s.inputs * TAPS) + c0 * step;
+        T* to = packed + k * s.inputs + c0;
+        T w[TAPS][STRIP] = {};
+        for (int64_t c = 0; c < count; ++c)
+          for (int t = 0; t < TAPS; ++t) w[F == Form::winograd && adjoint ? TAPS - 1 - t : t][c] = from[c * step + t];
         if constexpr (F == Form::winograd) {
-          double rows[3][4];
-          for (int a = 0; a < 3; ++a) {
-            const auto tap = [&](int b) { return static_cast<double>(w[adjoint ? 8 - (3 * a + b) : 3 * a + b]); };
-            weights_of(tap(0), tap(1), tap(2), rows[a]);
-          }
+          double rows[3][4][STRIP], columns[4][STRIP];
+          for (int a = 0; a < 3; ++a) weights_of(w[3 * a], w[3 * a + 1], w[3 * a + 2], rows[a]);
           for (int b = 0; b < 4; ++b) {
-            double column[4];
-            weights_of(rows[0][b], rows[1][b], rows[2][b], column);
-            for (int a = 0; a < 4; ++a) to[(4 * a + b) * slot] = static_cast<T>(column[a]);
+            weights_of(rows[0][b], rows[1][b], rows[2][b], columns);
+            for (int a = 0; a < 4; ++a)
+              for (int64_t c = 0; c < count; ++c) to[c + (4 * a + b) * slot] = static_cast<T>(columns[a][c]);
           }
-        } else if constexpr (F == Form::strided_gradient) {
-          for (int i = 0; i < 9; ++i) to[i * slot] = w[S::taps[i]];
         } else {
-          for (int i = 0; i < TAPS; ++i) to[i * slot] = w[i];
+          for (int i = 0; i < TAPS; ++i) {
+            int tap = i;
+            if constexpr (F == Form::strided_gradient) tap = S::taps[i];
+            copy(w[tap], count, to + i * slot);
+          }
         }
       }
   }
 
-  static void weights_of(double w0, double w1, double w2, double* out) {
-    out[0] = w0;
-    out[1] = 0.5 * ((w0 + w2) + w1);
-    out[2] = 0.5 * ((w0 + w2) - w1);
-    out[3] = w2;
+  // Of a strip of weights.
+  template <class A>
+  static void weights_of(const A* w0, const A* w1, const A* w2, double (*out)[STRIP]) {
+#pragma omp simd
+    for (int64_t c = 0; c < STRIP; ++c) {
+      const double outer = static_cast<double>(w0[c]) + w2[c];
+      out[0][c] = w0[c];
+      out[1][c] = 0.5 * (outer + w1[c]);
+      out[2][c] = 0.5 * (outer - w1[c]);
+      out[3][c] = w2[c];
+    }
   }
 
   // ---- fields
@@ -142,8 +154,8 @@ struct Convolution {
       for (int64_t c = 0; c < s.inputs; ++c) {
         const T* from = input + c * plane + (SPLIT ? 2 * i : i) * row + j;
         T* channel = out + c * WIDTH;
-        if (c + 2 < s.inputs) {
-          constexpr int ROWS = F == Form::winograd ? 4 : F == Form::strided ? 3 : F == Form::pointwise ? 1 : 2;
+        if (F != Form::pointwise && c + 2 < s.inputs) {
+          constexpr int ROWS = F == Form::winograd ? 4 : F == Form::strided ? 3 : 2;
           for (int r = 0; r < ROWS; ++r)
             for (int64_t h = 0; h < (SPLIT ? 2 : 1); ++h) prefetch(from + 2 * plane + r * row + h * half, length + 1);
         }
@@ -183,19 +195,25 @@ struct Convolution {
               to[q + 3 * slot] = at[q];
             }
           } else {
-#pragma omp simd
-            for (int64_t q = 0; q < part; ++q) {
-              T lines[4][4];  // [window column][field along H]
+            const auto make = [&](auto load, int64_t q, auto store) {
+              decltype(load(at)) lines[4][4], made[4];  // lines: [window column][field along H]
               for (int b = 0; b < 4; ++b) {
                 const T* d = at + q + (b % 2) * half + b / 2;
-                winograd_fields(d[0], d[row], d[2 * row], d[3 * row], lines[b]);
+                winograd_fields(load(d), load(d + row), load(d + 2 * row), load(d + 3 * row), lines[b]);
               }
+#pragma GCC unroll 4
               for (int a = 0; a < 4; ++a) {
-                T made[4];
                 winograd_fields(lines[0][a], lines[1][a], lines[2][a], lines[3][a], made);
-                for (int b = 0; b < 4; ++b) to[q + (4 * a + b) * slot] = made[b];
+#pragma GCC unroll 4
+                for (int b = 0; b < 4; ++b) store(to + q + (4 * a + b) * slot, made[b]);
               }
-            }
+            };
+            const int64_t whole = part / LANES * LANES;
+            for (int64_t q = 0; q < whole; q += LANES)
+              make([](const T* from) { return Tile::load(from); }, q,
+                   [](T* to, const Vector& value) { Tile::store(to, value); });
+            for (int64_t q = whole; q < part; ++q)
+              make([](const T* from) { return *from; }, q, [](T* to, T value) { *to = value; });
           }
         });
       }
@@ -206,7 +224,7 @@ struct Convolution {
 
   // Bands of rows of sites, cut by the shape alone: 64 or fewer items of one block or more.
   static Bands bands(const Lattice& s) {
-    if (F == Form::pointwise) return {s.cols, rounded_up(at_least(16 * BLOCK, quotient_up(s.cols, 64)), BLOCK)};
+    if (F == Form::pointwise) return {s.cols, rounded_up(at_least(4 * BLOCK, quotient_up(s.cols, 64)), BLOCK)};
     return {s.rows, at_least(quotient_up(4 * BLOCK, s.cols), quotient_up(s.rows, 64))};
   }
   static int64_t items(const Lattice& s) { return bands(s).count; }
@@ -224,7 +242,7 @@ struct Convolution {
     const Bands band = bands(s);
     const int64_t across = F == Form::pointwise ? s.cols : s.rows, unit = F == Form::pointwise ? 1 : s.cols;
     const int64_t begin = band.begin(item) * unit, end = band.end(item, across) * unit;
-    const bool stream = s.outputs * s.height * s.width * int64_t(sizeof(T)) >= STREAMED;
+    const bool stream = streams<T>(s.outputs * s.height * s.width, s.width);
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t last = at_most(end, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR,
                     slot = slot_of<NR>(s, last - first);
@@ -232,6 +250,8 @@ struct Convolution {
       for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
         const int64_t product = (k1 - k0) * width;
+        if (F == Form::pointwise && last < end)
+          prefetch_ahead(input + last, s.cols, at_most(end - last, BLOCK), s.inputs, tile, Tile::tiles(s.outputs));
         for (int i = 0; i < S::SLOTS; ++i)
           for (int64_t d = 0; d < s.inputs; d += CHAIN)
             for (int64_t p = 0; p < panels; ++p)
@@ -253,10 +273,16 @@ struct Convolution {
     Tile::fence();
   }
 
+  // Part `part` of `parts` of a block of `count` pixels of C channels, which lie too far apart for the hardware to foresee
+  // them: asked for while products are made of the block before.
+  static void prefetch_ahead(const T* from, int64_t plane, int64_t count, int64_t C, int64_t part, int64_t parts) {
+    for (int64_t c = C * part / parts; c < C * (part + 1) / parts; ++c) prefetch(from + c * plane, count);
+  }
+
   // The outputs of the sites j .. j + length of row i of one channel.
   static void join(const Lattice& s, int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot,
                    T bias, T* output, const MomentSums<Tile>& sums, bool stream) {
-    T lines[2][2 * MAX_BLOCK];
+    T lines[2][at_least(2 * MAX_BLOCK, BLOCK)];
     if constexpr (!SQUARES) {
 #pragma omp simd
       for (int64_t t = 0; t < length; ++t) lines[0][t] = product[t] + bias;
@@ -362,42 +388,43 @@ struct Convolution {
             }
           }
       } else {
-        turn_line<Tile>(gradient + (i + 1) * row + j + 1, plane, s.outputs, length, K, turned);
         for (int64_t k = 0; k < K; k += NR)
-          for (int64_t t = 0; t < length; ++t)
-            for (int v = 0; v < NR; v += LANES)
-              Tile::store(out + (k / NR * sites + site - first + t) * NR + v, Tile::load(turned + t * K + k + v));
+          turn_line<Tile>(gradient + k * plane + (i + 1) * row + j + 1, plane, at_most(NR, s.outputs - k), length, NR,
+                          out + (k / NR * sites + site - first) * NR);
       }
     });
   }
 
-  static void finish(const Lattice& s, const T* total, int64_t k0, int64_t k1, T* grad_weight) {
+  // The gradient of the weights (outputs, inputs, 3, 3) of the inputs c0 .. c1.
+  static void finish(const Lattice& s, const T* total, int64_t c0, int64_t c1, T* grad_weight) {
     const int64_t K = row_of_sums(s), slot = s.inputs * K;
-    for (int64_t k = k0; k < k1; ++k)
-      for (int64_t c = 0; c < s.inputs; ++c) {
-        const T* in = total + c * K + k;
-        T* out = grad_weight + (k * s.inputs + c) * 9;
+    for (int64_t c = c0; c < c1; ++c)
+      for (int64_t k0 = 0; k0 < s.outputs; k0 += STRIP) {
+        const int64_t count = at_most(s.outputs - k0, STRIP);
+        const T* in = total + c * K + k0;
+        T w[9][STRIP];
         if constexpr (F == Form::winograd) {
-          T rows[4][3];
-          for (int a = 0; a < 4; ++a)
-            taps_of(in[4 * a * slot], in[(4 * a + 1) * slot], in[(4 * a + 2) * slot], in[(4 * a + 3) * slot], rows[a]);
-          for (int b = 0; b < 3; ++b) {
-            T column[3];
-            taps_of(rows[0][b], rows[1][b], rows[2][b], rows[3][b], column);
-            for (int a = 0; a < 3; ++a) out[3 * a + b] = column[a];
-          }
+          T rows[4][3][STRIP];
+          for (int a = 0; a < 4; ++a) taps_of(in + 4 * a * slot, slot, count, rows[a][0], STRIP);
+          for (int b = 0; b < 3; ++b) taps_of(rows[0][b], 3 * STRIP, count, w[b], 3 * STRIP);
         } else {
-          for (int i = 0; i < 9; ++i) out[i] = in[i * slot];
+          for (int i = 0; i < 9; ++i) copy(in + i * slot, count, w[i]);
         }
+        for (int64_t k = 0; k < count; ++k)
+          for (int i = 0; i < 9; ++i) grad_weight[((k0 + k) * s.inputs + c) * 9 + i] = w[i][k];
       }
   }
 
-  // The adjoint of weights_of.
-  static void taps_of(T m0, T m1, T m2, T m3, T* out) {
+  // The adjoint of weights_of, from four lines to three.
+  static void taps_of(const T* m, int64_t step, int64_t count, T* out, int64_t out_step) {
     const T half = static_cast<T>(0.5);
-    out[0] = m0 + half * (m1 + m2);
-    out[1] = half * (m1 - m2);
-    out[2] = half * (m1 + m2) + m3;
+#pragma omp simd
+    for (int64_t k = 0; k < count; ++k) {
+      const T m0 = m[k], m1 = m[k + step], m2 = m[k + 2 * step], m3 = m[k + 3 * step];
+      out[k] = m0 + half * (m1 + m2);
+      out[k + out_step] = half * (m1 - m2);
+      out[k + 2 * out_step] = half * (m1 + m2) + m3;
+    }
   }
 };
 
@@ -408,24 +435,23 @@ struct Pointwise {
   using T = typename Tile::T;
   using Forward = Convolution<Tile, Form::pointwise>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES;
-  static constexpr int64_t BLOCK = MAX_BLOCK, LD = BLOCK + 16;  // as no multiple of 4096 bytes lies between rows
+  static constexpr int64_t BLOCK = 128, LD = BLOCK + 16;  // as no multiple of 4096 bytes lies between rows
 
   static int64_t row_of_sums(const Lattice& s) { return rounded_up(s.inputs, NR); }
   static int64_t sums_size(const Lattice& s) { return s.outputs * row_of_sums(s) + s.outputs; }
   static int64_t scratch(const Lattice& s) {
-    return s.outputs * LD + s.inputs * LD + row_of_sums(s) * (2 * BLOCK) + Tile::MR * BLOCK + 2 * s.inputs * 2;
+    return (s.outputs + s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
   }
 
   static void gradient(const Lattice& s, const T* grad, const T* output, const T* constant, const T* factor,
                        const T* input, const Activation<T>& activation, const double* mean, const T* packed,
                        T* grad_input, double* input_sums, T* sums, int64_t item, T* scratch) {
     const int64_t K = s.outputs, C = s.inputs, plane = s.cols, row = row_of_sums(s);
-    T *g = scratch, *x = g + K * LD, *turned = x + C * LD, *panels = turned + row * BLOCK,
-      *products = panels + row * BLOCK;
+    T *g = scratch, *x = g + K * LD, *panels = x + C * LD, *products = panels + row * BLOCK;
     T* bias = sums + K * row;
     const Bands band = Forward::bands(s);
     const int64_t begin = band.begin(item), end = band.end(item, plane);
-    const bool stream = C * plane * int64_t(sizeof(T)) >= STREAMED;
+    const bool stream = streams<T>(C * plane, plane);
     fill_zero(bias, K);
     if (input_sums != nullptr) fill_zero(input_sums, 2 * C);
     for (int64_t first = begin; first < end; first += BLOCK) {
@@ -433,12 +459,10 @@ struct Pointwise {
       for (int64_t k = 0; k < K; ++k) {
         const T *from = grad + k * plane + first, *made = output + k * plane + first;
         T* to = g + k * LD;
-        if (k + 2 < K) prefetch(from + 2 * plane, count);
         if (output == nullptr) {
 #pragma omp simd
           for (int64_t t = 0; t < count; ++t) to[t] = from[t];
         } else {
-          if (k + 2 < K) prefetch(made + 2 * plane, count);
           const T a = constant[k], b = factor[k];
 #pragma omp simd
           for (int64_t t = 0; t < count; ++t) to[t] = from[t] + (a + b * made[t]);
@@ -452,7 +476,6 @@ struct Pointwise {
       for (int64_t c = 0; c < C; ++c) {
         const T* from = input + c * plane + first;
         T* to = x + c * LD;
-        if (c + 2 < C) prefetch(from + 2 * plane, count);
         if (activation.scale == nullptr)
           copy(from, count, to);
         else {
@@ -464,17 +487,22 @@ struct Pointwise {
           }
         }
       }
-      turn_line<Tile>(x, LD, C, count, row, turned);
-      for (int64_t c = 0; c < row; c += NR)
-        for (int64_t t = 0; t < count; ++t)
-          for (int v = 0; v < NR; v += LANES)
-            Tile::store(panels + c * count + t * NR + v, Tile::load(turned + t * row + c + v));
-      for (int64_t c = 0; c < row; c += NR)
+      const int64_t next = first + BLOCK, ahead = at_most(end - next, BLOCK);
+      for (int64_t c = 0; c < row; c += NR) {
+        turn_line<Tile>(x + c * LD, LD, at_most(NR, C - c), count, NR, panels + c * count);
         for (int64_t tile = 0; tile < Tile::tiles(K); ++tile) {
           const int64_t k0 = Tile::tile_begin(K, tile), k1 = Tile::tile_begin(K, tile + 1);
-          Tile::upto(static_cast<int>(k1 - k0), count, g + k0 * LD, LD, panels + c * count, sums + k0 * row + c, row,
-                     first > begin);
+          if (ahead > 0) {
+            const int64_t part = c / NR * Tile::tiles(K) + tile, parts = row / NR * Tile::tiles(K);
+            Forward::prefetch_ahead(grad + next, plane, ahead, K, part, parts);
+            if (output != nullptr) Forward::prefetch_ahead(output + next, plane, ahead, K, part, parts);
+            Forward::prefetch_ahead(input + next, plane, ahead, C, part, parts);
+          }
+          for (int64_t t = 0; t < count; t += CHAIN)
+            Tile::upto(static_cast<int>(k1 - k0), at_most(count - t, CHAIN), g + k0 * LD + t, LD,
+                       panels + c * count + t * NR, sums + k0 * row + c, row, first > begin || t > 0);
         }
+      }
       if (grad_input == nullptr) continue;
       for (int64_t tile = 0; tile < Tile::tiles(C); ++tile) {
         const int64_t c0 = Tile::tile_begin(C, tile), c1 = Tile::tile_begin(C, tile + 1);

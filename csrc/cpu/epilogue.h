@@ -6,6 +6,12 @@
 #include "tile.h"
 #include "transform.h"
 
+// Whether an image goes past the caches: rows that do not begin with a cache line would be written in parts of lines.
+template <class T>
+static inline bool streams(int64_t count, int64_t width) {
+  return count * static_cast<int64_t>(sizeof(T)) >= STREAMED && width * sizeof(T) % 64 == 0;
+}
+
 // A line that is ready, to where it belongs; past the caches if `stream`.
 template <class Tile, class T = typename Tile::T>
 static inline void write_line(const T* line, int64_t count, T* to, bool stream) {

@@ -96,7 +96,7 @@ struct JointGradient {
   static int64_t items(const Shape& s) { return bands(s).count; }
   static int64_t rows(const Shape& s) { return bands(s).rows; }
   static int64_t scratch(const Shape& s, int64_t channels) {
-    return (s.K + 2 * 9 * channels) * LD + 2 * row_of_sums(channels) * SEGMENT;
+    return (s.K + 2 * 9 * channels) * LD + row_of_sums(channels) * SEGMENT;
   }
 
   // local: the gradient of the rows of the padded image that the item's rows read, (S, rows + 2, 2W + 2).
@@ -106,9 +106,8 @@ struct JointGradient {
     const int64_t pitch = width + 2, padded = (2 * s.H + 2) * pitch;
     const Bands band = bands(s);
     const int64_t top = band.begin(item), bottom = band.end(item, 2 * s.H), part = (band.rows + 2) * pitch;
-    const bool stream = s.K * plane * int64_t(sizeof(T)) >= STREAMED;
-    T *g = scratch, *fields = g + s.K * LD, *made = fields + D * LD, *turned = made + D * LD,
-      *panels = turned + row * SEGMENT;
+    const bool stream = streams<T>(s.K * plane, width);
+    T *g = scratch, *fields = g + s.K * LD, *made = fields + D * LD, *panels = made + D * LD;
     fill_zero(sums, sums_size(s, S));
     fill_zero(local, S * part);
     for (int64_t r = top; r < bottom; ++r)
@@ -136,11 +135,8 @@ struct JointGradient {
         if (S == 0) continue;
         for (int64_t d = 0; d < D; ++d)
           copy(beside.image + d / 9 * padded + (r + d % 9 / 3) * pitch + first + d % 3, count, fields + d * LD);
-        turn_line<Tile>(fields, LD, D, count, row, turned);
         for (int64_t c = 0; c < row; c += NR)
-          for (int64_t t = 0; t < count; ++t)
-            for (int v = 0; v < NR; v += LANES)
-              Tile::store(panels + c * count + t * NR + v, Tile::load(turned + t * row + c + v));
+          turn_line<Tile>(fields + c * LD, LD, at_most(NR, D - c), count, NR, panels + c * count);
         for (int64_t c = 0; c < row; c += NR)
           for (int64_t tile = 0; tile < Tile::tiles(s.K); ++tile) {
             const int64_t k0 = Tile::tile_begin(s.K, tile), k1 = Tile::tile_begin(s.K, tile + 1);

@@ -70,8 +70,8 @@ constexpr Layers<T> layers_of() {
   table.weight_gradient = [](const Lattice& s, const T* input, const T* gradient, T* sums, int64_t item, T* scratch) {
     of_sums<T>(s.form, [&](auto conv) { conv.weight_gradient(s, input, gradient, sums, item, scratch); });
   };
-  table.finish = [](const Lattice& s, const T* total, int64_t k0, int64_t k1, T* grad_weight) {
-    of_sums<T>(s.form, [&](auto conv) { conv.finish(s, total, k0, k1, grad_weight); });
+  table.finish = [](const Lattice& s, const T* total, int64_t c0, int64_t c1, T* grad_weight) {
+    of_sums<T>(s.form, [&](auto conv) { conv.finish(s, total, c0, c1, grad_weight); });
   };
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;

@@ -70,7 +70,8 @@ struct Layers {
   // ---- convolutions; scratch is counted in elements
 
   int64_t (*packed_size)(const Lattice&);
-  // The weights (K, C, taps) as the products take them, for k0 .. k1; those of an adjoint have the channels exchanged.
+  // The weights (outputs, inputs, taps) as the products take them, for the outputs k0 .. k1; those of an adjoint come as
+  // they are of the convolution, with the channels exchanged.
   void (*pack)(const Lattice&, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed);
   int64_t (*items)(const Lattice&);
   int64_t (*scratch)(const Lattice&);
@@ -83,7 +84,8 @@ struct Layers {
   int64_t (*weight_gradient_scratch)(const Lattice&);
   int64_t (*sums_size)(const Lattice&);
   void (*weight_gradient)(const Lattice&, const T* input, const T* gradient, T* sums, int64_t item, T* scratch);
-  void (*finish)(const Lattice&, const T* total, int64_t k0, int64_t k1, T* grad_weight);
+  // For the inputs c0 .. c1.
+  void (*finish)(const Lattice&, const T* total, int64_t c0, int64_t c1, T* grad_weight);
 
   // pointwise: all gradients in one pass.  grad_input may be null; its sums are two a channel and item, of t and of
   // t (x - mean).  sums: those of the weight (outputs, inputs rounded up), then those of the bias.

@@ -186,7 +186,7 @@ void for_each_channel(int64_t channels, F work) {
 template <class T>
 Buffer<T> packed(const Lattice& s, const Tensor& weight, bool adjoint) {
   Buffer<T> to(layers<T>().packed_size(s));
-  at::parallel_for(0, weight.size(0), 4, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, s.outputs, 8, [&](int64_t begin, int64_t end) {
     layers<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
   });
   return to;
@@ -336,7 +336,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
                  [&](int64_t item, T* own, T* scratch) {
                    kernel.weight_gradient(s, input.get(), copy.get(), own, item, scratch);
                  });
-    at::parallel_for(0, K, 8, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, C, 8, [&](int64_t begin, int64_t end) {
       kernel.finish(s, total.get(), begin, end, grad_weight.data_ptr<T>());
     });
   }

@@ -15,7 +15,7 @@ class Layer(Fusible):
         self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample else nn.Identity()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm = batch_norm(channels)
-        self.fusible = upsample
+        self.obstacle = "" if upsample else "it does not upsample"
 
     def forward(self, x: Tensor) -> Tensor:
         """Draw the next layer: ``(N, channels, H, W)`` to the same or to twice the height and width."""

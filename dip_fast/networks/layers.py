@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +17,13 @@ class Fusible(nn.Module):
 
     Attributes
     ----------
-    fusible : bool
-        Whether these sizes and modes have one.
+    obstacle : str
+        Why these sizes and modes have none; empty if they have one.
     fused : bool
         Whether it is in use.
     """
 
-    fusible = True
+    obstacle = ""
     fused = False
 
 
@@ -36,9 +38,13 @@ class Network(nn.Module):
 
     multiple: int
 
+    def blocks(self) -> dict[str, str]:
+        """Blocks by name, with what stands against a fused form: nothing, where they have one."""
+        return {name: module.obstacle for name, module in self.named_modules() if isinstance(module, Fusible)}
+
     def fusible(self) -> list[str]:
         """Names of the blocks that have a fused form."""
-        return [name for name, module in self.named_modules() if isinstance(module, Fusible) and module.fusible]
+        return [name for name, obstacle in self.blocks().items() if not obstacle]
 
     def use(self, engine: str) -> Self:
         """Choose the engine: the same function of the same parameters, computed plainly or fused where it can be.
@@ -52,7 +58,7 @@ class Network(nn.Module):
             raise ValueError("engine must be plain for this network: no block of it has a fused form")
         for module in self.modules():
             if isinstance(module, Fusible):
-                module.fused = engine == "fused" and module.fusible
+                module.fused = engine == "fused" and not module.obstacle
         return self
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -60,12 +66,78 @@ class Network(nn.Module):
         return cover(height, self.multiple), cover(width, self.multiple)
 
 
+@dataclass
+class Raw:
+    """An image as a convolution left it, with what is still to be done to it.
+
+    Attributes
+    ----------
+    tensor : Tensor, (1, C, H, W)
+    statistics : Tensor, (2, C)
+        Mean and biased variance, float64.
+    norm : BatchNorm2d
+    slope : float
+        Of the LeakyReLU after it.
+    """
+
+    tensor: Tensor
+    statistics: Tensor
+    norm: nn.BatchNorm2d
+    slope: float
+
+    def finished(self) -> Tensor:
+        """Do it."""
+        return nn.functional.leaky_relu(self.norm(self.tensor), self.slope)
+
+
+Image = Tensor | Raw
+
+
+def finished(x: Image) -> Tensor:
+    """Give the image itself."""
+    return x.finished() if isinstance(x, Raw) else x
+
+
+def fits(x: Image) -> bool:
+    """Whether the fused blocks take it: one image, in float32 or float64."""
+    tensor = x.tensor if isinstance(x, Raw) else x
+    return tensor.shape[0] == 1 and tensor.dtype in (torch.float32, torch.float64)
+
+
+def as_read(x: Image, slope: float) -> Any:
+    """Give an image as the operators take it, which activate all that they read alike."""
+    from dip_fast import ops  # here, since it loads or builds the extension
+
+    if isinstance(x, Raw) and x.slope == slope:
+        return ops.Raw(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
+    return ops.Raw(finished(x))
+
+
+class _WithoutGradient(torch.autograd.Function):
+    """The first argument, as a function that does not depend on the others: they get gradients of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return (grads[0], *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors))
+
+
+def without_gradient(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Give x, and the parameters, on which it does not depend, gradients of zero in place of none."""
+    result: Tensor = _WithoutGradient.apply(x, *parameters)
+    return result
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm that always uses the statistics of the one image, in fitting and in inference."""
     return nn.BatchNorm2d(channels, EPSILON, track_running_stats=False)
 
 
-class Block(nn.Module):
+class Block(Fusible):
     """Convolution, pooling if any, batch norm, LeakyReLU or another activation: ``conv.*`` and ``norm.*``."""
 
     def __init__(
@@ -81,45 +153,36 @@ class Block(nn.Module):
         self.pool = pool
         self.norm = batch_norm(conv.out_channels)
         self.activation = activation or nn.LeakyReLU(negative_slope, inplace=True)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        if isinstance(conv, nn.ConvTranspose2d):
+            self.obstacle = "its convolution is transposed"
+        elif pool is not None:
+            self.obstacle = "it pools"
+        elif not isinstance(self.activation, nn.LeakyReLU):
+            self.obstacle = "its activation is no LeakyReLU"
+        elif (kernel, stride) not in ((1, 1), (3, 1), (3, 2)):
+            self.obstacle = f"its kernel is {kernel}x{kernel}" + (f" with stride {stride}" if stride > 1 else "")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Image) -> Image:
         """``(N, in, H, W)`` to ``(N, out, ...)``."""
-        return self.finish(self.conv(x))
+        if not (self.fused and fits(x)):
+            return self.finish(self.conv(finished(x)))
+        from dip_fast import ops  # here, since it loads or builds the extension
+
+        assert isinstance(self.activation, nn.LeakyReLU)
+        slope = self.activation.negative_slope
+        # Without the bias, which the batch norm would take away again.
+        convolved = ops.norm_conv2d(
+            as_read(x, slope), self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
+            padding_mode=str(self.conv.padding_mode),
+        )  # fmt: skip
+        return Raw(*convolved, self.norm, slope)
 
     def finish(self, convolved: Tensor) -> Tensor:
         """Do what follows the convolution."""
         pooled = convolved if self.pool is None else self.pool(convolved)
         result: Tensor = self.activation(self.norm(pooled))
         return result
-
-
-def normalise_upsampled(x: Tensor, mode: str, weight: Tensor, bias: Tensor) -> Tensor:
-    """Batch norm of the upsampled image, applied before the upsampling: ``up(result) = batch_norm(up(x))``.
-
-    Upsampling commutes with an affine map, since its weights sum to 1, so only the statistics have to be those of the
-    upsampled image; both come from the small one.  Every pixel weighs the same in the upsampled image, so the mean is
-    that of x; for nearest the variance is too.  For bilinear ``u = U x`` along each axis, and ``U^T U`` takes each
-    pixel 1.25 times and its two neighbours, replicated at the border, 0.375 times.  With x centred:
-
-        variance = <x, (U^T U, along both axes) x> / (number of pixels of u)
-
-    Parameters
-    ----------
-    x : Tensor
-        ``(1, C, H, W)``.
-    mode : {"nearest", "bilinear"}
-    weight, bias : Tensor
-        Of the batch norm, ``(C,)``.
-    """
-    if mode == "nearest":
-        return nn.functional.batch_norm(x, None, None, weight, bias, training=True)
-    centred = x - x.mean((0, 2, 3), keepdim=True)
-    padded = nn.functional.pad(centred, (1, 1, 1, 1), mode="replicate")
-    rows = 1.25 * padded[..., 1:-1, :] + 0.375 * (padded[..., :-2, :] + padded[..., 2:, :])  # (1, C, H, W + 2)
-    both = 1.25 * rows[..., 1:-1] + 0.375 * (rows[..., :-2] + rows[..., 2:])
-    variance = (centred * both).mean((0, 2, 3)) / 4
-    scale = weight * torch.rsqrt(variance + EPSILON)
-    return centred * scale[:, None, None] + bias[:, None, None]
 
 
 def cover(side: int, multiple: int, least: int = 2) -> int:

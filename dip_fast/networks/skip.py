@@ -8,12 +8,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dip_fast.networks.layers import Block, Fusible, Network, batch_norm, normalise_upsampled
+from dip_fast.networks.layers import (
+    Block,
+    Fusible,
+    Image,
+    Network,
+    Raw,
+    as_read,
+    batch_norm,
+    finished,
+    fits,
+    without_gradient,
+)
 
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 
 UPSAMPLING = ("nearest", "bilinear")
 DOWNSAMPLING = ("stride", "average", "max")
+MOST_THIN = 16  # channels of a skip branch whose convolution is computed beside that of the upsampled image
 
 
 class Scale(Fusible):
@@ -56,40 +68,46 @@ class Scale(Fusible):
         self.merge = Block(conv(skip + inner_channels, up, kernel_up), negative_slope)
         self.mix = Block(conv(up, up, 1), negative_slope) if conv1x1 else None
         self.skip_channels = skip
-        self.fusible = kernel_up == 3
+        self.merge.obstacle = "it is computed with what it merges"
+        if kernel_up != 3:
+            self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
+        elif skip > MOST_THIN:
+            self.obstacle = f"its skip branch has {skip} channels, more than {MOST_THIN}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Image) -> Image:
         """Draw this scale from ``x``, ``(N, in_channels, H, W)``."""
         deep = self.deepen(self.reduce(x))  # (N, down, H/2, W/2)
         if self.inner is not None:
             deep = self.inner(deep)
         skip = None if self.skip is None else self.skip(x)  # (N, skip, H, W)
-        join = self._join_fused if self.fused else self._join
-        merged = self.merge.finish(join(skip, deep))
+        merged = self._merge_fused(skip, deep) if self.fused and fits(deep) else self._merge(skip, deep)
         return merged if self.mix is None else self.mix(merged)
 
-    def _join(self, skip: Tensor | None, deep: Tensor) -> Tensor:
+    def _merge(self, skip: Image | None, deep: Image) -> Image:
         """Upsample, concatenate, normalise and convolve: ``(N, up, H, W)``."""
-        joined = self.upsample(deep)  # (N, inner_channels, H, W)
+        joined = self.upsample(finished(deep))
         if skip is not None:
-            joined = torch.cat((skip, joined), dim=1)
-        convolved: Tensor = self.merge.conv(self.norm(joined))
-        return convolved
+            joined = torch.cat((finished(skip), joined), dim=1)
+        return self.merge.finish(self.merge.conv(self.norm(joined)))
 
-    def _join_fused(self, skip: Tensor | None, deep: Tensor) -> Tensor:
-        """Do the same without the upsampled image: ``conv(cat(s, u)) = conv_s(s) + conv_u(u)``, normalised before."""
-        from dip_fast.ops import upsample_conv2d  # here, since it loads or builds the extension
+    def _merge_fused(self, skip: Image | None, deep: Image) -> Image:
+        """Do the same without the upsampled image: ``conv(cat(s, u)) = conv_s(s) + conv_u(u)``."""
+        from dip_fast import ops  # here, since it loads or builds the extension
 
-        conv, norm, n = self.merge.conv, self.norm, self.skip_channels
-        deep = normalise_upsampled(deep, self.upsample.mode, norm.weight[n:], norm.bias[n:])
-        joined = upsample_conv2d(
-            deep, conv.weight[:, n:], conv.bias, mode=self.upsample.mode, padding_mode=conv.padding_mode
-        )
-        if skip is None:
-            return joined
-        skip = nn.functional.batch_norm(skip, None, None, norm.weight[:n], norm.bias[:n], training=True)
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        return joined + nn.functional.conv2d(nn.functional.pad(skip, (1, 1, 1, 1), mode), conv.weight[:, :n])
+        conv, norm = self.merge.conv, self.norm
+        assert isinstance(self.merge.activation, nn.LeakyReLU)
+        slope = self.merge.activation.negative_slope
+        convolved = ops.norm_upsample_conv2d(
+            as_read(deep, slope), None if skip is None else as_read(skip, slope), norm.weight, norm.bias, conv.weight,
+            slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=str(conv.padding_mode),
+        )  # fmt: skip
+        return Raw(*convolved, self.merge.norm, slope)
+
+    def left_out(self) -> list[Tensor]:
+        """Biases that the fused form leaves out, since a batch norm takes them away again."""
+        convs = [block.conv for block in self.modules() if isinstance(block, Block) and block.fused]
+        convs += [scale.merge.conv for scale in self.modules() if isinstance(scale, Scale) and scale.fused]
+        return [conv.bias for conv in convs if conv.bias is not None]
 
 
 class Skip(Network):
@@ -203,7 +221,16 @@ class Skip(Network):
                 f"z must have sides that are multiples of {self.multiple} and at least {2 * self.multiple}, "
                 f"got {tuple(z.shape[-2:])}"
             )
-        return torch.sigmoid(self.head(self.scale(z)))
+        drawn = self.scale(z)
+        if isinstance(drawn, Raw):
+            from dip_fast import ops  # here, since it loads or builds the extension
+
+            drawn, _ = ops.norm_conv2d(
+                as_read(drawn, drawn.slope), self.head.weight, self.head.bias, slope=drawn.slope, eps=drawn.norm.eps
+            )
+        else:
+            drawn = self.head(drawn)
+        return torch.sigmoid(without_gradient(drawn, self.scale.left_out()))
 
     def load_original(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights of the original program's network, in order.

@@ -5,9 +5,14 @@ Used where the extension is absent, and by the tests as the truth to compare ker
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dip_fast.ops.norm_conv import Raw
 
 MODES = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "reflect", "replicate")
@@ -140,6 +145,66 @@ def upsample_conv2d_backward(
             to_input = aten.upsample_bilinear2d_backward(to_x, [H, W], input.shape, False, 2.0, 2.0)
     gradients = (to_input, to_weight, to_bias)
     return tuple(g if wanted else input.new_empty(0) for g, wanted in zip(gradients, mask, strict=True))  # type: ignore[return-value]
+
+
+def activated(image: Raw, slope: float, eps: float) -> Tensor:
+    """Normalise an image with its statistics, and activate it."""
+    if image.statistics is None or image.weight is None or image.bias is None:
+        return image.tensor
+    mean, variance = image.statistics.to(image.tensor.dtype)
+    scale = image.weight * torch.rsqrt(variance + eps)
+    return F.leaky_relu((image.tensor - mean[:, None, None]) * scale[:, None, None] + image.bias[:, None, None], slope)
+
+
+def statistics(image: Tensor) -> Tensor:
+    """Mean and biased variance of each channel of ``(1, C, H, W)``: ``(2, C)``, float64."""
+    variance, mean = torch.var_mean(image.double(), (0, 2, 3), correction=0)
+    return torch.stack((mean, variance))
+
+
+def norm_conv2d(
+    image: Raw,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    slope: float = 0.0,
+    eps: float = 1e-5,
+    stride: int = 1,
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor]:
+    """Define `dip_fast.ops.norm_conv.norm_conv2d`."""
+    x = activated(image, slope, eps)
+    if weight.shape[-1] == 3:
+        x = _padded(x, padding_mode)
+    output = F.conv2d(x, weight, bias, stride)
+    return output, statistics(output)
+
+
+def norm_upsample_conv2d(
+    deep: Raw,
+    skip: Raw | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    slope: float = 0.0,
+    eps: float = 1e-5,
+    mode: str = "nearest",
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor]:
+    """Define `dip_fast.ops.norm_conv.norm_upsample_conv2d`."""
+    align_corners = False if mode == "bilinear" else None
+    x = F.interpolate(activated(deep, slope, eps), scale_factor=2, mode=mode, align_corners=align_corners)
+    if skip is not None:
+        x = torch.cat((activated(skip, slope, eps), x), dim=1)
+    x = F.batch_norm(x, None, None, norm_weight, norm_bias, training=True, eps=eps)
+    output = F.conv2d(_padded(x, padding_mode), weight, bias)
+    return output, statistics(output)
+
+
+def _padded(x: Tensor, padding_mode: str) -> Tensor:
+    return F.pad(x, (1, 1, 1, 1), "constant" if padding_mode == "zeros" else padding_mode)
 
 
 def _check_same_kind(name: str, tensor: Tensor, input: Tensor) -> None:

@@ -1,0 +1,291 @@
+"""Convolutions of images that are kept as convolutions left them.
+
+``dip_fast::norm_conv2d`` and ``dip_fast::norm_upsample_conv2d`` take a raw image with its statistics and normalise and
+activate it where they read it; they give the raw output and its statistics.  No normalised, activated, padded,
+upsampled or concatenated image is kept, and each raw one is written once.  The statistics are tensors, so autograd
+carries the gradient of the batch norm through them.  `dip_fast.ops.reference` defines both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dip_fast.ops import extension
+
+CONV = "dip_fast::norm_conv2d"
+CONV_BACKWARD = "dip_fast::norm_conv2d_backward"
+JOIN = "dip_fast::norm_upsample_conv2d"
+JOIN_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
+
+
+class Raw(NamedTuple):
+    """An image before its batch norm and its activation.
+
+    Attributes
+    ----------
+    tensor : Tensor, (1, C, H, W)
+        float32 or float64.
+    statistics : Tensor, (2, C), optional
+        Mean and biased variance of each channel, float64; None for an image that is read as it is.
+    weight, bias : Tensor, (C,), optional
+        Of the batch norm.
+    """
+
+    tensor: Tensor
+    statistics: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def norm_conv2d(
+    image: Raw,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    slope: float = 0.0,
+    eps: float = 1e-5,
+    stride: int = 1,
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor]:
+    """Batch norm, LeakyReLU and convolution of the same size, or of half, and the statistics of what comes out.
+
+    Parameters
+    ----------
+    image : Raw
+        What is read.
+    weight : Tensor, (K, C, 1, 1) or (K, C, 3, 3)
+        As in ``nn.Conv2d``; 3x3 taps are padded by one pixel.
+    bias : Tensor, (K,), optional
+        A batch norm that follows takes any bias away again.
+    slope : float
+        Of the LeakyReLU.
+    eps : float
+        Added to the variance.
+    stride : {1, 2}
+        2 with 3x3 taps only.
+    padding_mode : {"zeros", "reflect", "replicate"}
+        What surrounds the activated image.
+
+    Returns
+    -------
+    output : Tensor, (1, K, H, W), or half the size, rounded up
+    statistics : Tensor, (2, K)
+        Mean and biased variance of each channel of the output, float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype or shape does not fit.
+    NotImplementedError
+        Where there are no kernels: other devices than the CPU.
+
+    Notes
+    -----
+    3x3 taps with stride 1 are Winograd's F(2x2, 3x3).  First derivatives only.
+
+    References
+    ----------
+    A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
+    """
+    return torch.ops.dip_fast.norm_conv2d(*image, weight, bias, slope, eps, stride, padding_mode)
+
+
+def norm_upsample_conv2d(
+    deep: Raw,
+    skip: Raw | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    slope: float = 0.0,
+    eps: float = 1e-5,
+    mode: str = "nearest",
+    padding_mode: str = "zeros",
+) -> tuple[Tensor, Tensor]:
+    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution 3x3; both read through their own norm.
+
+    Parameters
+    ----------
+    deep : Raw
+        ``(1, C, H, W)``.
+    skip : Raw, optional
+        ``(1, S, 2H, 2W)``, of few channels: its convolution is direct.
+    norm_weight, norm_bias : Tensor, (S + C,)
+        Of the batch norm between concatenation and convolution.
+    weight : Tensor, (K, S + C, 3, 3)
+    bias : Tensor, (K,), optional
+    slope, eps : float
+        Of the LeakyReLU before upsampling and concatenation; of all batch norms.
+    mode : {"nearest", "bilinear"}
+    padding_mode : {"zeros", "reflect", "replicate"}
+
+    Returns
+    -------
+    output : Tensor, (1, K, 2H, 2W)
+    statistics : Tensor, (2, K)
+        Of the output, float64.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As in `norm_conv2d`.
+
+    Notes
+    -----
+    The upsampled image is never made, see `upsample_conv2d`; its statistics come from the small one.  First derivatives
+    only.
+    """
+    return torch.ops.dip_fast.norm_upsample_conv2d(
+        *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode
+    )
+
+
+def _statistics(like: Tensor, channels: int) -> Tensor:
+    return like.new_empty((2, channels), dtype=torch.float64)
+
+
+def _fake_conv(
+    input: Tensor,
+    statistics: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: float,
+    eps: float,
+    stride: int,
+    padding_mode: str,
+) -> tuple[Tensor, Tensor]:
+    K = weight.shape[0]
+    size = (-(-side // stride) for side in input.shape[2:])
+    return input.new_empty((1, K, *size)), _statistics(input, K)
+
+
+def _wanted(like: Tensor, shape: Any, wanted: bool) -> Tensor:
+    return like.new_empty(shape if wanted else (0,))
+
+
+def _fake_conv_backward(
+    grad: Tensor,
+    grad_statistics: Tensor,
+    output: Tensor,
+    output_statistics: Tensor,
+    input: Tensor,
+    statistics: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    weight: Tensor,
+    slope: float,
+    eps: float,
+    stride: int,
+    padding_mode: str,
+    mask: list[bool],
+) -> tuple[Tensor, ...]:
+    of_norm = [
+        torch.empty_like(t) if t is not None and mask[0] else input.new_empty(0)
+        for t in (statistics, norm_weight, norm_bias)
+    ]
+    return (
+        _wanted(input, input.shape, mask[0]),
+        *of_norm,
+        _wanted(weight, weight.shape, mask[1]),
+        _wanted(weight, weight.shape[:1], mask[2]),
+    )
+
+
+def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, weight, _, slope, eps, stride, padding_mode = inputs
+    ctx.options = slope, eps, stride, padding_mode
+    ctx.save_for_backward(*output, *tensors, weight)
+
+
+def _conv_backward(ctx: Any, grad: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad
+    mask = [any(needs[:4]), needs[4], needs[5]]
+    gradients = torch.ops.dip_fast.norm_conv2d_backward(
+        grad, grad_statistics, *ctx.saved_tensors, *ctx.options, mask
+    )
+    return (*_only(gradients, needs), None, None, None, None)
+
+
+def _only(gradients: Any, needs: Any) -> tuple[Tensor | None, ...]:
+    return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
+
+
+def _fake_join(
+    deep: Tensor,
+    deep_statistics: Tensor | None,
+    deep_weight: Tensor | None,
+    deep_bias: Tensor | None,
+    skip: Tensor | None,
+    skip_statistics: Tensor | None,
+    skip_weight: Tensor | None,
+    skip_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: float,
+    eps: float,
+    mode: str,
+    padding_mode: str,
+) -> tuple[Tensor, Tensor]:
+    K = weight.shape[0]
+    return deep.new_empty((1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
+
+
+def _fake_join_backward(
+    grad: Tensor,
+    grad_statistics: Tensor,
+    output: Tensor,
+    output_statistics: Tensor,
+    deep: Tensor,
+    deep_statistics: Tensor | None,
+    deep_weight: Tensor | None,
+    deep_bias: Tensor | None,
+    skip: Tensor | None,
+    skip_statistics: Tensor | None,
+    skip_weight: Tensor | None,
+    skip_bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    slope: float,
+    eps: float,
+    mode: str,
+    padding_mode: str,
+    with_bias: bool,
+) -> list[Tensor]:
+    tensors = (
+        deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
+        norm_bias, weight,
+    )  # fmt: skip
+    like = [deep.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors]
+    return [*like, _wanted(weight, weight.shape[:1], with_bias)]
+
+
+def _save_join(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, _, slope, eps, mode, padding_mode = inputs
+    ctx.options = slope, eps, mode, padding_mode
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _join_backward(ctx: Any, grad: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad
+    gradients = torch.ops.dip_fast.norm_upsample_conv2d_backward(
+        grad, grad_statistics, *ctx.saved_tensors, *ctx.options, needs[11]
+    )
+    return (*_only(gradients, needs), None, None, None, None)
+
+
+if extension.load() is not None:  # without it the plain engine runs: there is nothing that these would save
+    torch.library.register_fake(CONV, _fake_conv)
+    torch.library.register_fake(CONV_BACKWARD, _fake_conv_backward)
+    torch.library.register_autograd(CONV, _conv_backward, setup_context=_save_conv)
+    torch.library.register_fake(JOIN, _fake_join)
+    torch.library.register_fake(JOIN_BACKWARD, _fake_join_backward)
+    torch.library.register_autograd(JOIN, _join_backward, setup_context=_save_join)
