@@ -1,98 +1,158 @@
 #include "workspace.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <iterator>
-#include <map>
+#include <memory>
 #include <mutex>
 #include <new>
+#include <set>
 #include <unordered_map>
 
 namespace dip_fast::workspace {
 namespace {
 
-struct State {
-  std::mutex mutex;
-  int64_t holders = 0, bytes = 0, asked = 0;
-  std::multimap<int64_t, void*> free;         // by size
-  std::unordered_map<void*, int64_t> in_use;  // sizes
+constexpr int64_t UNIT = 4096;                           // sizes are multiples of it
+constexpr int64_t SMALL = 1 << 20, SMALL_SEGMENT = 8 << 20;  // small blocks do not cut up the places of large ones
+
+// A piece of a segment, which is what the system gave; neighbours are those in the segment.
+struct Block {
+  char* begin;
+  int64_t size;
+  bool small, free;
+  Block *previous, *next;
 };
 
-State& state() {
-  static State* const made = new State;  // never destroyed: tensors may outlive the statics
-  return *made;
-}
-
-void free_all(State& s) {
-  for (const auto& [size, block] : s.free) {
-    s.bytes -= size;
-    std::free(block);
+struct Smaller {
+  bool operator()(const Block* a, const Block* b) const {
+    return a->size != b->size ? a->size < b->size : a->begin < b->begin;
   }
-  s.free.clear();
+};
+
+class Arena {
+ public:
+  void hold() {
+    const std::lock_guard lock(mutex_);
+    ++holders_;
+  }
+
+  void release() {
+    const std::lock_guard lock(mutex_);
+    if (--holders_ == 0) return_segments();
+  }
+
+  void* take(int64_t bytes) {
+    const int64_t size = (std::max<int64_t>(bytes, 1) + UNIT - 1) / UNIT * UNIT;
+    const bool small = size < SMALL;
+    const std::lock_guard lock(mutex_);
+    auto& free = free_[small];
+    Block wanted{nullptr, size, small, true, nullptr, nullptr};
+    const auto found = free.lower_bound(&wanted);
+    Block* block = found == free.end() ? segment(small ? SMALL_SEGMENT : size, small) : *found;
+    if (found != free.end()) free.erase(found);
+    if (block->size > size) {
+      auto* rest = new Block{block->begin + size, block->size - size, small, true, block, block->next};
+      if (rest->next != nullptr) rest->next->previous = rest;
+      block->next = rest;
+      block->size = size;
+      free.insert(rest);
+    }
+    block->free = false;
+    used_.emplace(block->begin, block);
+    return block->begin;
+  }
+
+  void give(void* begin) {
+    const std::lock_guard lock(mutex_);
+    const auto found = used_.find(begin);
+    Block* block = found->second;
+    used_.erase(found);
+    auto& free = free_[block->small];
+    if (block->next != nullptr && block->next->free) {
+      free.erase(block->next);
+      join(block, block->next);
+    }
+    if (block->previous != nullptr && block->previous->free) {
+      block = block->previous;
+      free.erase(block);
+      join(block, block->next);
+    }
+    block->free = true;
+    if (holders_ == 0 && whole(block))
+      return_segment(block);
+    else
+      free.insert(block);
+  }
+
+  int64_t bytes() {
+    const std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+
+  int64_t segments() {
+    const std::lock_guard lock(mutex_);
+    return segments_;
+  }
+
+ private:
+  static bool whole(const Block* block) { return block->previous == nullptr && block->next == nullptr; }
+
+  static void join(Block* block, Block* next) {
+    block->size += next->size;
+    block->next = next->next;
+    if (block->next != nullptr) block->next->previous = block;
+    delete next;
+  }
+
+  Block* segment(int64_t size, bool small) {
+    void* memory = std::aligned_alloc(UNIT, size);
+    if (memory == nullptr) {
+      return_segments();
+      memory = std::aligned_alloc(UNIT, size);
+    }
+    if (memory == nullptr) throw std::bad_alloc();
+    ++segments_;
+    bytes_ += size;
+    return new Block{static_cast<char*>(memory), size, small, true, nullptr, nullptr};
+  }
+
+  void return_segment(Block* block) {
+    bytes_ -= block->size;
+    std::free(block->begin);
+    delete block;
+  }
+
+  void return_segments() {
+    for (auto& free : free_)
+      for (auto at = free.begin(); at != free.end();) {
+        Block* block = *at;
+        if (!whole(block)) {
+          ++at;
+          continue;
+        }
+        at = free.erase(at);
+        return_segment(block);
+      }
+  }
+
+  std::mutex mutex_;
+  int64_t holders_ = 0, bytes_ = 0, segments_ = 0;
+  std::set<Block*, Smaller> free_[2];
+  std::unordered_map<void*, Block*> used_;
+};
+
+Arena& arena() {
+  static Arena* const made = new Arena;  // never destroyed: tensors may outlive the statics
+  return *made;
 }
 
 }  // namespace
 
-void hold() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  ++s.holders;
-}
-
-void release() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  if (--s.holders == 0) free_all(s);
-}
-
-int64_t kept_bytes() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  return s.bytes;
-}
-
-int64_t system_blocks() {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  return s.asked;
-}
-
-void* take(int64_t bytes) {
-  constexpr int64_t UNIT = 4096;
-  const int64_t wanted = (std::max<int64_t>(bytes, 1) + UNIT - 1) / UNIT * UNIT;
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  void* block = nullptr;
-  int64_t size = wanted;
-  // A block many times as large stays for those that need it.
-  if (const auto found = s.free.lower_bound(wanted); found != s.free.end() && found->first <= 8 * wanted) {
-    size = found->first, block = found->second;
-    s.free.erase(found);
-  } else {
-    block = std::aligned_alloc(64, wanted);
-    if (block == nullptr) {
-      free_all(s);
-      block = std::aligned_alloc(64, wanted);
-    }
-    if (block == nullptr) throw std::bad_alloc();
-    ++s.asked;
-    s.bytes += wanted;
-  }
-  s.in_use.emplace(block, size);
-  return block;
-}
-
-void give(void* block) {
-  State& s = state();
-  const std::lock_guard lock(s.mutex);
-  const auto found = s.in_use.find(block);
-  if (s.holders > 0) {
-    s.free.emplace(found->second, block);
-  } else {
-    s.bytes -= found->second;
-    std::free(block);
-  }
-  s.in_use.erase(found);
-}
+void hold() { arena().hold(); }
+void release() { arena().release(); }
+int64_t kept_bytes() { return arena().bytes(); }
+int64_t system_blocks() { return arena().segments(); }
+void* take(int64_t bytes) { return arena().take(bytes); }
+void give(void* block) { arena().give(block); }
 
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());

@@ -1,8 +1,9 @@
 // Memory for images, kept between the steps of a fit.
 //
 // The C library returns every large block to the system and faults it in again at the next step, which costs more than
-// some of the convolutions.  While somebody holds the workspace, freed blocks are kept and handed out again, the smallest
-// that is large enough first; when the last holder lets go, all of them are returned.
+// some of the convolutions.  While somebody holds the workspace, what is freed is kept and handed out again: the smallest
+// piece that is large enough, cut to size, and put together with its neighbours when it comes back.  When the last holder
+// lets go, all of it is returned.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -14,10 +15,10 @@ namespace dip_fast::workspace {
 
 void hold();
 void release();
-int64_t kept_bytes();     // in blocks that are free or in use
-int64_t system_blocks();  // how often the system was asked for one
+int64_t kept_bytes();     // taken from the system, free or in use
+int64_t system_blocks();  // how often the system was asked
 
-void* take(int64_t bytes);  // aligned to 64 bytes
+void* take(int64_t bytes);  // aligned to a page
 void give(void* block);
 
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);

@@ -131,6 +131,7 @@ class Fit:
         self.options = options
         self.reference = None if reference is None else reference.to(self.device)
 
+        self._workspace = _workspace(self.network)
         self._input = z.tensor(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
@@ -378,6 +379,15 @@ class Fit:
                 f"{fault} at step {step}, as it did {MOST_FALLBACKS} times before at ever smaller learning rates; "
                 "look at the picture for values that do not belong there"
             )
+
+
+def _workspace(network: networks.Network) -> object:
+    """Give what keeps the memory of the fused engine between steps, while it is referred to."""
+    if not network.is_fused():
+        return None
+    from dip_fast.ops.workspace import Workspace  # here, since it loads or builds the extension
+
+    return Workspace()
 
 
 def prepare(

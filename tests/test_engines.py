@@ -11,7 +11,6 @@ from dip_fast import networks
 from dip_fast.degradations import Identity
 from dip_fast.fitting import fit
 from dip_fast.networks import Decoder, Hourglass, Network, Skip
-from dip_fast.networks.layers import normalise_upsampled
 from dip_fast.presets import FitOptions, Recipe
 
 NETWORKS = {
@@ -21,6 +20,12 @@ NETWORKS = {
     "replicate": (lambda: Skip(5, 3, down=8, up=8, scales=2, padding_mode="replicate"), (1, 5, 8, 12)),
     "no-branch": (lambda: Skip(5, 3, down=8, up=8, skip=(0, 3), upsampling="bilinear"), (1, 5, 8, 12)),
     "one-unfused": (lambda: Skip(5, 3, down=8, up=8, kernel_up=(5, 3), upsampling="nearest"), (1, 5, 8, 12)),
+    "pooled": (
+        lambda: Skip(5, 3, down=8, up=8, downsampling=("average", "max"), upsampling="nearest", kernel_skip=(3, 1)),
+        (1, 5, 8, 12),
+    ),
+    "wide-branch": (lambda: Skip(5, 3, down=8, up=8, skip=(17, 16), conv1x1=False), (1, 5, 8, 12)),
+    "kernels": (lambda: Skip(5, 3, down=8, up=8, scales=2, kernel_down=5, kernel_skip=5), (1, 5, 16, 24)),
     "decoder": (lambda: Decoder(8, 3, depth=3), (1, 8, 4, 5)),
 }
 
@@ -53,33 +58,70 @@ def test_fused_is_the_same_function(case: str) -> None:
         )
 
 
-@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [(1, 2), (3, 1), (5, 7)])
-def test_statistics_of_the_upsampled_image_come_from_the_small_one(mode: str, size: tuple[int, int]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    x = 7 + torch.rand(1, 4, *size, generator=generator, dtype=torch.float64)
-    weight, bias = torch.rand(2, 4, generator=generator, dtype=torch.float64)
-    up = torch.nn.Upsample(scale_factor=2, mode=mode)
-    expected = torch.nn.functional.batch_norm(up(x), None, None, weight, bias, training=True)
-    torch.testing.assert_close(up(normalise_upsampled(x, mode, weight, bias)), expected, rtol=0, atol=1e-12)
-
-
-def test_fused_engine_runs_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_engine_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     from dip_fast import ops
 
     calls = []
-    real = ops.upsample_conv2d
-    monkeypatch.setattr(ops, "upsample_conv2d", lambda *a, **k: calls.append(a[0].shape) or real(*a, **k))
+    for name in ("norm_conv2d", "norm_upsample_conv2d"):
+        real = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
     network = Skip(5, 3, down=8, up=8, kernel_up=(5, 3), upsampling="nearest")
-    assert network.fusible() == ["scale.inner"]
+    assert {name: why for name, why in network.blocks().items() if why} == {
+        "scale": "its kernel is 5x5",
+        "scale.merge": "it is computed with what it merges",
+        "scale.inner.merge": "it is computed with what it merges",
+    }
     network.use("fused")(torch.rand(1, 5, 8, 12))
-    assert calls == [(1, 8, 2, 3)]
+    # skip, reduce, deepen and mix at both scales, the head; the merge of the inner scale.
+    assert calls.count("norm_conv2d") == 9
+    assert calls.count("norm_upsample_conv2d") == 1
+    calls.clear()
     network.use("plain")(torch.rand(1, 5, 8, 12))
-    assert len(calls) == 1
+    assert not calls
+
+
+@pytest.mark.parametrize("case", ["nearest", "bilinear", "no-branch", "one-unfused", "pooled"])
+def test_biases_before_a_batch_norm_have_no_gradient(case: str) -> None:
+    make, shape = NETWORKS[case]
+    network = make().use("fused")
+    network(torch.rand(shape)).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        if name.endswith("deepen.conv.bias"):
+            assert not parameter.grad.any(), name
+
+
+def test_two_images_run_in_the_plain_form() -> None:
+    torch.manual_seed(0)
+    network = Skip(5, 3, down=8, up=8, scales=2).double()
+    z = torch.rand(2, 5, 8, 12, dtype=torch.float64)
+    assert torch.equal(network.use("fused")(z), network.use("plain")(z))
+
+
+def test_fused_step_gives_the_same_bits_for_any_number_of_threads() -> None:
+    recipe = Recipe(
+        "skip",
+        {"down": 16, "up": 16, "scales": 3, "upsampling": "bilinear"},
+        4,
+        "uniform",
+        FitOptions(iterations=3, consolidation=2),
+    )
+    y = torch.rand(1, 3, 150, 130, generator=torch.Generator().manual_seed(2))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(fit(Identity(y), recipe, engine="fused"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.history["loss"], results[0].history["loss"])
+        np.testing.assert_array_equal(other.image, results[0].image)
 
 
 def test_network_without_a_fusible_block_refuses_the_fused_engine() -> None:
-    for network in (Hourglass(), Skip(4, 3, down=4, up=4, kernel_up=5)):
+    for network in (Hourglass(), Skip(4, 3, down=4, up=4, kernel_up=5, kernel_down=5, kernel_skip=5, conv1x1=False)):
         assert network.fusible() == []
         with pytest.raises(ValueError, match="no block of it has a fused form"):
             network.use("fused")

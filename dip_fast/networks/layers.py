@@ -61,6 +61,10 @@ class Network(nn.Module):
                 module.fused = engine == "fused" and not module.obstacle
         return self
 
+    def is_fused(self) -> bool:
+        """Whether a block runs in its fused form."""
+        return any(isinstance(module, Fusible) and module.fused for module in self.modules())
+
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
         return cover(height, self.multiple), cover(width, self.multiple)
