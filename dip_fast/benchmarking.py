@@ -309,7 +309,7 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
         except UsageError as error:
             if settings.engines is not None:
                 raise
-            say(f"fused is left out: {error}")
+            say(f"left out, fused: {error}")
             wanted = tuple(name for name in wanted if name != "fused")
     for recipe, size in itertools.product(recipes, settings.sizes):
         for name in wanted:
@@ -347,7 +347,7 @@ def _compile_ahead(groups: list[list[Job]], deadline: float | None, say: Callabl
         return groups
     room = devices.available_bytes(torch.device(waiting[0].device)) // max(map(_needed_bytes, waiting))
     most = max(1, min(os.cpu_count() or 1, int(room)))
-    say(f"torch.compile of {len(waiting)} networks")
+    say(f"compiling for torch.compile, which takes minutes the first time: {len(waiting)} in all")
     left_out: set[str] = set()
     with contextlib.ExitStack() as stack:
         running: dict[connection.Connection | Any, tuple[Worker, Job]] = {}
@@ -362,7 +362,7 @@ def _compile_ahead(groups: list[list[Job]], deadline: float | None, say: Callabl
             if not ready:
                 late = [*(job for _, job in running.values()), *waiting]
                 for job in late:
-                    say(f"{job} is left out: its network was not compiled in time; allow more seconds")
+                    say(f"left out, {job}: its network was not compiled in time; allow more seconds")
                 left_out |= {str(job) for job in late}
                 for worker, _ in running.values():
                     worker.kill()
@@ -372,7 +372,7 @@ def _compile_ahead(groups: list[list[Job]], deadline: float | None, say: Callabl
                 try:
                     worker.receive()
                 except DipFastError as error:
-                    say(f"{job} is left out: {_short(error)}")
+                    say(f"left out, {_short(error)}")
                     left_out.add(str(job))
                 worker.close()
     return [[job for job in group if str(job) not in left_out] for group in groups]

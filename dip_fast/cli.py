@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import itertools
 import json
 import logging
 import os
@@ -58,19 +59,19 @@ class Lists(click.Command):
         """Repeat the option before each of its values, which is what click parses."""
         names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         given: list[str] = []
-        last = ""
-        for word in args:
-            name, _, values = word.partition("=")
-            if word in names:
-                last = word
-            elif name in names:
-                last = ""
+        option = ""  # whose values the next words are
+        for word, following in itertools.pairwise([*args, "--"]):
+            name, equals, values = word.partition("=")
+            if name in names and equals:
                 given += [f"{name}={value}" for value in values.split(",")]
-            elif last and not word.startswith("-"):
-                given += [f"{last}={value}" for value in word.split(",")]
+                option = ""
+            elif name in names and not following.startswith("-"):
+                option = name
+            elif option and not word.startswith("-"):
+                given += [f"{option}={value}" for value in word.split(",")]
             else:
-                given += [word]
-                last = ""
+                given.append(word)
+                option = ""
         return super().parse_args(ctx, given)
 
 
@@ -417,7 +418,7 @@ def bench(
     as_json: bool,
     debug: bool,
     **options: Any,
-) -> None:
+) -> int:
     """Compare the engines: time of a whole fitting step, and peak memory.
 
     Each runs in a process of its own, and they take turns, a step each: fused, as dip-fast run has it; plain, which is
@@ -453,11 +454,11 @@ def bench(
         found = benchmarking.profile(settings, say)
         if as_json:
             _print(json.dumps(found))
-            return
+            return 0
         _print(benchmarking.machine_line(found))
         for profile in found["profiles"]:
             _print("\n".join(["", *benchmarking.profile_lines(profile)]))
-        return
+        return 0
     records: list[dict[str, Any]] = []
     for group in benchmarking.measure(settings, say):
         if not as_json:
@@ -473,6 +474,7 @@ def bench(
                 file.write(benchmarking.plot(records))
         except OSError as error:
             raise DipFastError(f"cannot write {plot}: {error.strerror}") from error
+    return 0
 
 
 @cli.command()
