@@ -269,7 +269,7 @@ def plot(records: Sequence[Mapping[str, Any]]) -> bytes:
         axis.set_ylabel(label)
         axis.grid(axis="y", alpha=0.3)
     axes[0].legend()
-    axes[0].set_title(f"preset {records[0]['preset']}, {records[0]['threads']} threads", fontsize="medium")
+    axes[0].set_title(f"preset {records[0]['preset']}, threads: {records[0]['threads']}", fontsize="medium")
     axes[-1].set_xticks(range(len(places)), places)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=100)
