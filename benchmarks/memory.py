@@ -11,13 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 
 def measure(preset: str, size: int, engine: str) -> None:
     import torch
 
-    from dip_fast import cli, devices
+    from dip_fast import cli, devices, memory
     from dip_fast.degradations import Identity
     from dip_fast.fitting import prepare
     from dip_fast.presets import PRESETS
@@ -25,7 +24,7 @@ def measure(preset: str, size: int, engine: str) -> None:
     cli.keep_memory()
     recipe = PRESETS[preset].recipe
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
-    before = peak_bytes()
+    before = memory.peak_bytes()
     fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe, engine=engine)
     seconds = []
     for _ in range(6):
@@ -33,17 +32,11 @@ def measure(preset: str, size: int, engine: str) -> None:
         fit.step()
         seconds.append(time.perf_counter() - begin)
     step = statistics.median(seconds[1:])
-    peak = peak_bytes() - before
+    peak = memory.peak_bytes() - before
     print(
         f"{preset:10} {engine:6} {size:5}x{size:<5} {estimate / 1e6:10.0f} {peak / 1e6:10.0f} {estimate / peak:8.2f} "
         f"{step:8.3f}"
     )
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process; getrusage may give that of the process which started it."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])
 
 
 def main() -> None:

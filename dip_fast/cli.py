@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from dip_fast.errors import DipFastError, ReplayDiffersError, UsageError
 from dip_fast.presets import PRESETS
 
 INTERRUPTED = 130
+BENCH_ENGINES = ("fused", "plain", "plain-retained", "compile")  # of dip_fast.benchmarking, which imports torch
 FORMAT_NAMES = ("onnx", "torchscript", "pt2")  # of dip_fast.formats, which imports numpy
 
 
@@ -45,6 +47,32 @@ class Choice(click.Choice[str]):
         """Say which values there are."""
         choices = [str(choice) for choice in self.choices]
         return f"{value!r} is not one of {', '.join(choices)}{_suggest(str(value), choices)}"
+
+
+class Lists(click.Command):
+    """A command whose options of several values take them at once too: ``--sizes 256 512`` or ``--sizes 256,512``.
+
+    It has no arguments, so that every word after such an option, up to the next option, is a value of it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, which is what click parses."""
+        names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        given: list[str] = []
+        option = ""  # whose values the next words are
+        for word, following in itertools.pairwise([*args, "--"]):
+            name, equals, values = word.partition("=")
+            if name in names and equals:
+                given += [f"{name}={value}" for value in values.split(",")]
+                option = ""
+            elif name in names and not following.startswith("-"):
+                option = name
+            elif option and not word.startswith("-"):
+                given += [f"{option}={value}" for value in word.split(",")]
+            else:
+                given.append(word)
+                option = ""
+        return super().parse_args(ctx, given)
 
 
 class Formats(click.ParamType[tuple[str, ...]]):
@@ -343,6 +371,112 @@ def presets(as_json: bool) -> None:
         _print(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
 
 
+@cli.command(cls=Lists)
+@click.option(
+    "--sizes",
+    type=click.IntRange(min=16),
+    multiple=True,
+    default=(256, 512),
+    metavar="N ...",
+    help="Sides of the square pictures.  [default: 256 512]",
+)
+@click.option("--upsampling", type=Choice(["nearest", "bilinear", "both"]), default="both", help="[default: both]")
+@click.option(
+    "--preset",
+    type=Choice([name for name, preset in PRESETS.items() if preset.recipe.network == "skip"]),
+    default="paper",
+    help="[default: paper]",
+)
+@click.option(
+    "--engines",
+    type=Choice(list(BENCH_ENGINES)),
+    multiple=True,
+    metavar="NAME ...",
+    help="fused, plain, plain-retained, compile.  [default: all that can be had]",
+)
+@click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), metavar="S", help="Time that all of it may take.  [default: 540]"
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Measured steps an engine, in place of a time.")
+@click.option(
+    "--profile", "profiled", is_flag=True, help="Say where the time of the fused step goes, and how near its floor is."
+)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the figures as bars.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and nothing else there.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def bench(
+    upsampling: str,
+    engines: tuple[str, ...],
+    seconds: float | None,
+    steps: int | None,
+    profiled: bool,
+    plot: Path | None,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> int:
+    """Compare the engines: time of a whole fitting step, and peak memory.
+
+    Each runs in a process of its own, and they take turns, a step each: fused, as dip-fast run has it; plain, which is
+    plain PyTorch; plain-retained, the same with freed memory kept by the allocator; and plain under torch.compile,
+    which needs minutes the first time.  Ratios are to fused.
+
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 130 stopped by the user.
+    """
+    if seconds is not None and steps is not None:
+        raise UsageError("--seconds and --steps exclude each other; give one of the two")
+    if profiled:
+        for name, given in (("--plot", plot), ("--engines", engines), ("--seconds", seconds is not None)):
+            if given:
+                raise UsageError(f"--profile and {name} exclude each other; leave one of the two out")
+    if plot is not None:
+        _require_new_png(plot)
+    from dip_fast import benchmarking
+
+    if seconds is not None:
+        options["seconds"] = seconds
+    settings = benchmarking.Settings(
+        upsampling=("nearest", "bilinear") if upsampling == "both" else (upsampling,),
+        engines=tuple(dict.fromkeys(engines)) or None,
+        steps=steps,
+        **{**options, "sizes": tuple(dict.fromkeys(options["sizes"]))},
+    )
+
+    def say(line: str) -> None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr)
+
+    if profiled:
+        found = benchmarking.profile(settings, say)
+        if as_json:
+            _print(json.dumps(found))
+            return 0
+        _print(benchmarking.machine_line(found))
+        for profile in found["profiles"]:
+            _print("\n".join(["", *benchmarking.profile_lines(profile)]))
+        return 0
+    records: list[dict[str, Any]] = []
+    for group in benchmarking.measure(settings, say):
+        if not as_json:
+            if not records:
+                _print(benchmarking.machine_line({**benchmarking.machine(), **group[0]}))
+            _print("\n".join(benchmarking.table(group, head=not records)))
+        records += group
+    if as_json:
+        _print(json.dumps(records))
+    if plot is not None:
+        try:
+            with plot.open("xb") as file:
+                file.write(benchmarking.plot(records))
+        except OSError as error:
+            raise DipFastError(f"cannot write {plot}: {error.strerror}") from error
+    return 0
+
+
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(as_json: bool) -> None:
@@ -442,6 +576,16 @@ def _put(data: bytes) -> None:
         # What is left in the buffer would raise once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise DipFastError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _require_new_png(path: Path) -> None:
+    """Refuse a plot that could not be written, before the minutes of measuring."""
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--plot {path}: the plot is a PNG file; give a name that ends in .png")
+    if path.exists():
+        raise UsageError(f"{path} exists; give --plot another name, or remove it")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def _shown(name: str) -> dict[str, Any]:

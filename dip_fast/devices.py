@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,18 @@ def choose(name: str) -> torch.device:
         why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable GPU"
         raise UsageError(f"--device cuda: {why} (torch {torch.__version__}); use --device cpu or see dip-fast info")
     return torch.device(name)
+
+
+def require_threads(threads: int) -> None:
+    """Refuse more threads than there are cores: they would only wait for each other, minutes for a step.
+
+    Raises
+    ------
+    UsageError
+    """
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        raise UsageError(f"--threads {threads}: this machine has {cores} cores; give no more than that")
 
 
 def describe(device: torch.device) -> str:

@@ -15,3 +15,9 @@ def available_bytes() -> int:
     with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
         available = min(available, int(limit.read_text()) - int(used.read_text()))
     return available
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; getrusage may give that of the process which started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])

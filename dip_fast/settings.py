@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -61,9 +60,7 @@ def complete(said: dict[str, Any], *, mask: bool) -> Settings:
         raise UsageError("--task inpaint needs --mask MASK.png, white where the picture is known")
     if task == "denoise" and mask:
         raise UsageError("--task denoise has no use for --mask; take --task inpaint")
-    cores = os.cpu_count() or 1
-    if said.get("threads", 1) > cores:  # they would only wait for each other, minutes for a step
-        raise UsageError(f"--threads {said['threads']}: this machine has {cores} cores; give no more than that")
+    devices.require_threads(said.get("threads", 1))
     device = devices.choose(said.get("device", "auto")).type
     preset = said.get("preset") or default(said.get("network"), device)
     recipe = PRESETS[preset].recipe

@@ -78,7 +78,7 @@ def test_script_is_the_same_program():
         assert ended.stdout == f"dip-fast, version {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["presets"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["bench", "--help"], ["presets"]])
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys, atexit\n"
