@@ -53,3 +53,16 @@ def _obstacle(network: Network, device: torch.device) -> str:
     from dip_fast.ops import extension  # here, since it loads or builds the extension
 
     return "" if extension.load() is not None else extension.info().reason
+
+
+def describe(network: Network) -> str:
+    """Say how many blocks of a network have a fused form, and why the others have none."""
+    blocks = network.blocks()
+    left = {name: why for name, why in blocks.items() if why}
+    if not left:
+        return f"all {len(blocks)} blocks"
+    reasons: dict[str, list[str]] = {}
+    for name, why in left.items():
+        reasons.setdefault(why, []).append(name)
+    plain = "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
+    return f"{len(blocks) - len(left)} of {len(blocks)} blocks ({plain})"

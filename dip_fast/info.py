@@ -9,8 +9,9 @@ from typing import Any
 import psutil
 import torch
 
-from dip_fast import __version__
+from dip_fast import __version__, engines, networks
 from dip_fast.ops import extension
+from dip_fast.presets import PRESETS, Recipe
 
 LIBRARIES = (
     "numpy",
@@ -44,6 +45,7 @@ def collect() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "engines": ["plain", "fused"] if build.module else ["plain"],
         "operators": _operators(build),
+        "fused": {name: _fused(preset.recipe) for name, preset in PRESETS.items()},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     }
 
@@ -58,6 +60,12 @@ def _operators(build: extension.Extension) -> dict[str, Any]:
         "compiler": build.record["compiler"],
         "kernels": f"{build.module.cpu_level()} of {'/'.join(build.module.cpu_levels())}",
     }
+
+
+def _fused(recipe: Recipe) -> str:
+    """Say which blocks of a preset's network have a fused form; which they are shows on the meta device."""
+    with torch.device("meta"):
+        return engines.describe(networks.build(recipe.network, recipe.in_channels, 3, **recipe.network_options))
 
 
 def _version(name: str) -> str | None:

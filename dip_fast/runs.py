@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dip_fast import __version__, checkpoints, devices, exporting, metrics, pictures, replaying, reporting
+from dip_fast import __version__, checkpoints, devices, engines, exporting, metrics, pictures, replaying, reporting
 from dip_fast.contact_sheet import contact_sheet
 from dip_fast.degradations import Degradation, Identity, Mask
 from dip_fast.errors import DipFastError, UsageError
@@ -262,7 +262,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     }
     with contextlib.closing(folder), _interruptible(fit, quiet=request.quiet):
         folder.open(record, fresh=fresh)
-        for line in _first_lines(picture, settings):
+        for line in _first_lines(picture, settings, engines.describe(fit.network)):
             say(line)
         if request.resume:
             say("there is no checkpoint yet: starting again" if fresh else f"resumed after step {fit.steps}")
@@ -281,13 +281,14 @@ def run(request: Request, say: Say) -> dict[str, Any]:
         return _finish(fit, folder, record, picture, reference, formats)
 
 
-def _first_lines(picture: Picture, settings: Settings) -> tuple[str, ...]:
+def _first_lines(picture: Picture, settings: Settings, fused_blocks: str) -> tuple[str, ...]:
     """Say what is restored, how, and where."""
     height, width = picture.size
     depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
     device = devices.describe(torch.device(settings.device))
     return (
-        f"device {device}, engine {settings.engine} (torch {torch.__version__})",
+        f"device {device}, engine {settings.engine} (torch {torch.__version__})"
+        + (f", {fused_blocks}" if settings.engine == "fused" else ""),
         f"{picture.name}: {width}x{height}, {'gray' if picture.channels == 1 else 'RGB'}, {depth}; "
         f"{settings.task}, preset {settings.preset}, seed {settings.seed}",
         *picture.notes,

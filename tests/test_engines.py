@@ -66,11 +66,7 @@ def test_fused_engine_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> Non
         real = getattr(ops, name)
         monkeypatch.setattr(ops, name, lambda *a, real=real, name=name, **k: calls.append(name) or real(*a, **k))
     network = Skip(5, 3, down=8, up=8, kernel_up=(5, 3), upsampling="nearest")
-    assert {name: why for name, why in network.blocks().items() if why} == {
-        "scale": "its kernel is 5x5",
-        "scale.merge": "it is computed with what it merges",
-        "scale.inner.merge": "it is computed with what it merges",
-    }
+    assert {name: why for name, why in network.blocks().items() if why} == {"scale": "its kernel is 5x5"}
     network.use("fused")(torch.rand(1, 5, 8, 12))
     # skip, reduce, deepen and mix at both scales, the head; the merge of the inner scale.
     assert calls.count("norm_conv2d") == 9

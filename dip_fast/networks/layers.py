@@ -17,13 +17,14 @@ class Fusible(nn.Module):
 
     Attributes
     ----------
-    obstacle : str
-        Why these sizes and modes have none; empty if they have one.
+    obstacle : str or None
+        Why these sizes and modes have none; empty if they have one.  None for a part of another block, which has it or
+        not.
     fused : bool
         Whether it is in use.
     """
 
-    obstacle = ""
+    obstacle: str | None = ""
     fused = False
 
 
@@ -40,7 +41,8 @@ class Network(nn.Module):
 
     def blocks(self) -> dict[str, str]:
         """Blocks by name, with what stands against a fused form: nothing, where they have one."""
-        return {name: module.obstacle for name, module in self.named_modules() if isinstance(module, Fusible)}
+        blocks = ((name, module) for name, module in self.named_modules() if isinstance(module, Fusible))
+        return {name: block.obstacle for name, block in blocks if block.obstacle is not None}
 
     def fusible(self) -> list[str]:
         """Names of the blocks that have a fused form."""
@@ -58,7 +60,7 @@ class Network(nn.Module):
             raise ValueError("engine must be plain for this network: no block of it has a fused form")
         for module in self.modules():
             if isinstance(module, Fusible):
-                module.fused = engine == "fused" and not module.obstacle
+                module.fused = engine == "fused" and module.obstacle == ""
         return self
 
     def is_fused(self) -> bool:

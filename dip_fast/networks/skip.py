@@ -68,7 +68,7 @@ class Scale(Fusible):
         self.merge = Block(conv(skip + inner_channels, up, kernel_up), negative_slope)
         self.mix = Block(conv(up, up, 1), negative_slope) if conv1x1 else None
         self.skip_channels = skip
-        self.merge.obstacle = "it is computed with what it merges"
+        self.merge.obstacle = None
         if kernel_up != 3:
             self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
         elif skip > MOST_THIN:
