@@ -28,4 +28,6 @@ TORCH_LIBRARY(dip_fast, m) {
       "Tensor deep, Tensor? deep_statistics, Tensor? deep_weight, Tensor? deep_bias, Tensor? skip, "
       "Tensor? skip_statistics, Tensor? skip_weight, Tensor? skip_bias, Tensor norm_weight, Tensor norm_bias, "
       "Tensor weight, float slope, float eps, str mode, str padding_mode, bool with_bias) -> Tensor[]");
+  // z plus normal noise that depends on seed, step and place alone.
+  m.def("perturb(Tensor z, float deviation, int seed, int step) -> Tensor");
 }

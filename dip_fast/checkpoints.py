@@ -11,7 +11,7 @@ from safetensors.torch import save
 from dip_fast.errors import UsageError
 from dip_fast.fitting import Fit, State
 
-FORMAT = "dip-fast checkpoint 1"
+FORMAT = "dip-fast checkpoint 2"
 NOW, KEPT = WHICH = ("now", "kept")
 
 

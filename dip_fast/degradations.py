@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dip_fast.reductions import mean_square, total
+
 
 class Degradation:
     """Known forward operator and the damaged picture it gave.
@@ -51,7 +53,7 @@ class Degradation:
 
     def data_term(self, x: Tensor) -> Tensor:
         """Mean squared error of A(x) against y, a scalar."""
-        return torch.nn.functional.mse_loss(self.apply(x), self.target)
+        return mean_square(self.apply(x) - self.target)
 
     def noise(self) -> float:
         """Estimate the standard deviation of the noise in y, in units of its range [0, 1]."""
@@ -90,6 +92,7 @@ class Mask(Degradation):
         if not known.any():
             raise ValueError("known must hold at least one known pixel, got none")
         self.known = known
+        self._values = int(known.sum()) * self.channels
         self.kept = known if composite else None
 
     def apply(self, x: Tensor) -> Tensor:
@@ -99,7 +102,7 @@ class Mask(Degradation):
     def data_term(self, x: Tensor) -> Tensor:
         """Mean squared error over the known pixels, a scalar: comparable between masks."""
         squares = ((x - self.target) * self.known).square()
-        return squares.sum() / (self.known.sum() * self.channels)
+        return total(squares) / self._values
 
     def noise(self) -> float:
         """Estimate the noise from the squares of four known pixels."""

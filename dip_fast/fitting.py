@@ -18,6 +18,7 @@ from dip_fast.degradations import Degradation
 from dip_fast.errors import DipFastError
 from dip_fast.network_input import NetworkInput, draw
 from dip_fast.presets import FitOptions, Recipe
+from dip_fast.reductions import mean_square
 from dip_fast.stopping import MovingVariance
 
 KEEP_EVERY = 50  # steps between the states that a loss gone wrong falls back to
@@ -93,7 +94,7 @@ class Fit:
     degradation : Degradation
     options : FitOptions
     seed : int
-        Of the perturbations.
+        Of the perturbations, each of which is a function of it and of the number of the step.
     device : device or str
     reference : Tensor, optional
         Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
@@ -124,6 +125,8 @@ class Fit:
         device: torch.device | str = "cpu",
         reference: Tensor | None = None,
     ) -> None:
+        from dip_fast.ops import perturb  # here, since it loads or builds the extension
+
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.z = z
@@ -135,7 +138,8 @@ class Fit:
         self._input = z.tensor(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._perturb = perturb
+        self._seed = seed
         self._average = MovingAverage(options.averaging, options.averaging_window)  # weights, then iterate
         self._best: list[Tensor] = []  # the average as it was at the minimum of the variance
         self._consolidated: list[Tensor] = []
@@ -188,8 +192,7 @@ class Fit:
 
         z = self._input
         if self._perturbation:
-            noise = torch.randn(z.shape, generator=self._generator, device=self.device)
-            z = noise.mul_(self._perturbation).add_(z)
+            z = self._perturb(z, self._perturbation, self._seed, step)
         x = networks.crop(self.network(z), *self.degradation.size)
         data_term = self.degradation.data_term(x)
         loss = data_term.item()
@@ -203,8 +206,8 @@ class Fit:
         self.steps = step
         self.iterate = x.detach()
         self._average.update((*self._parameters.values(), self.iterate), step)
-        if self._variance.update(self.iterate, step):
-            self._best = [value.clone() for value in self._average.values]
+        if self._variance.update(self.iterate, step) and self.options.stop == "auto":
+            self._keep_best()
         self.rows.append((step, loss, learning_rate, self._variance.value, self._psnr(self.iterate)))
         keep = step % KEEP_EVERY == 0
         # A gradient can overflow under a finite loss; the next loss would tell too late.
@@ -269,7 +272,6 @@ class Fit:
         }
         if self._variance.mean is not None:
             tensors["variance.mean"] = self._variance.mean.clone()
-        tensors["generator"] = self._generator.get_state()
         tensors["history"] = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
         numbers = {
             "steps": self.steps,
@@ -306,7 +308,6 @@ class Fit:
         self._variance.mean = None if mean is None else mean.to(self.device, copy=True)
         for name, value in zip(VARIANCE, numbers["variance"], strict=True):
             setattr(self._variance, name, value)
-        self._generator.set_state(tensors["generator"].cpu())
         self.rows = [tuple(row) for row in tensors["history"].tolist()]
         self.seconds = numbers["seconds"]
         self.stop_reason = numbers["stop_reason"]
@@ -338,7 +339,7 @@ class Fit:
             x = networks.crop(output, *self.degradation.size)
             optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
             optimizer.zero_grad(set_to_none=True)
-            nn.functional.mse_loss(x, picture).backward()
+            mean_square(x - picture).backward()
             optimizer.step()
             self.consolidation_steps += 1
             self.seconds += time.perf_counter() - started
@@ -351,7 +352,15 @@ class Fit:
         """PSNR in dB at data range 1; NaN without a reference."""
         if self.reference is None:
             return math.nan
-        return -10 * math.log10(max(nn.functional.mse_loss(image.clamp(0, 1), self.reference).item(), 2.0**-48))
+        error = mean_square(image.clamp(0, 1) - self.reference).item()
+        return -10 * math.log10(max(error, 2.0**-48))
+
+    def _keep_best(self) -> None:
+        """Keep the averages of now, in the memory of the last ones."""
+        if self._best:
+            torch._foreach_copy_(self._best, self._average.values)
+        else:
+            self._best = [value.clone() for value in self._average.values]
 
     def _weights_are_finite(self) -> bool:
         return all(bool(parameter.isfinite().all()) for parameter in self._parameters.values())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.averaging import kept
+from dip_fast.reductions import mean_square
 
 ALPHA = 0.1  # weight of the newest iterate, as in the paper
 IGNORED_STEPS = 100  # the first iterates travel far: their variance says nothing
@@ -50,7 +51,7 @@ class MovingVariance:
             self.mean = iterate.clone()
             return False
         difference = iterate - self.mean
-        self.variance = (1 - ALPHA) * (self.variance + ALPHA * difference.square().mean().item())
+        self.variance = (1 - ALPHA) * (self.variance + ALPHA * mean_square(difference).item())
         self.mean.add_(difference, alpha=ALPHA)
         old = self.variance if math.isnan(self.value) else self.value
         self.value = old + (1 - kept(*AVERAGED, step)) * (self.variance - old)

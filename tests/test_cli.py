@@ -544,21 +544,24 @@ def _cut(data):
     return data[: len(data) // 2]
 
 
-def _other_format(data):
-    return data.replace(b"dip-fast checkpoint 1", b"dip-fast checkpoint 9")
-
-
 def _other_tensor(data):
     return data.replace(b'"now/network.', b'"now/netw0rk.')
 
 
-@pytest.mark.parametrize("damage", [_cut, _other_format, _other_tensor, lambda data: b"", lambda data: b"pickle" * 99])
+@pytest.mark.parametrize("damage", [_cut, _other_tensor, lambda data: b"", lambda data: b"pickle" * 99])
 def test_damaged_checkpoint_is_refused(dip, stopped, damage):
     path = Path("runs/noisy/checkpoint.safetensors")
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     assert_not_resumed(dip(*stopped), "checkpoint.safetensors", "--overwrite")
     assert path.read_bytes() == damaged
+
+
+def test_checkpoint_of_another_version_is_refused(dip, stopped):
+    path = Path("runs/noisy/checkpoint.safetensors")
+    assert b"dip-fast checkpoint 2" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"dip-fast checkpoint 2", b"dip-fast checkpoint 1"))
+    assert_not_resumed(dip(*stopped), "is not a checkpoint of this version", "--overwrite")
 
 
 def test_checkpoint_of_another_network_is_refused(dip, stopped):

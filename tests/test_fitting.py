@@ -12,7 +12,8 @@ from dip_fast import network_input
 from dip_fast.averaging import MovingAverage
 from dip_fast.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.errors import DipFastError
-from dip_fast.fitting import KEEP_EVERY, fit, prepare
+from dip_fast.fitting import KEEP_EVERY, Fit, fit, prepare
+from dip_fast.networks import Network
 from dip_fast.presets import FitOptions, Recipe
 from dip_fast.stopping import ALPHA, IGNORED_STEPS, MovingVariance
 
@@ -226,7 +227,7 @@ def test_perturbation_is_fresh_at_each_step() -> None:
 
 def test_consolidation_brings_the_network_to_the_averaged_picture() -> None:
     def distance(consolidation: int) -> float:
-        run = prepare(Identity(target()), tiny(iterations=200, consolidation=consolidation))
+        run = prepare(Identity(target()), tiny(iterations=200, consolidation=consolidation, stop="never"))
         run.run()
         picture = run._average.values[-1]
         return torch.nn.functional.mse_loss(run.draw(), picture).item()
@@ -234,16 +235,15 @@ def test_consolidation_brings_the_network_to_the_averaged_picture() -> None:
     assert distance(20) < 0.5 * distance(0)
 
 
+def quiet_at_step_8(self: MovingVariance, iterate: Tensor, step: int) -> bool:
+    self.value = abs(step - 8) + 1.0
+    if not self.value < self.best:
+        return False
+    self.best, self.best_step = self.value, step
+    return True
+
+
 def test_variance_stops_the_fit_and_chooses_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dip_fast.stopping.IGNORED_STEPS", 3)
-
-    def quiet_at_step_8(self: MovingVariance, iterate: Tensor, step: int) -> bool:
-        self.value = abs(step - 8) + 1.0
-        if not self.value < self.best:
-            return False
-        self.best, self.best_step = self.value, step
-        return True
-
     monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
     recipe = tiny(iterations=40, patience=0.25, consolidation=0)
     averages: dict[int, list[Tensor]] = {}
@@ -256,6 +256,77 @@ def test_variance_stops_the_fit_and_chooses_the_answer(monkeypatch: pytest.Monke
 
     never = fit(Identity(target()), replace(recipe, options=replace(recipe.options, stop="never")))
     assert (never.steps, never.best_step, never.stop_reason) == (40, 40, "iterations")
+
+
+# --- the loop's own parts -----------------------------------------------------------------------------------------
+
+
+class Scaled(Network):
+    """z times a weight: each value is a function of one value, so that all sums are the loop's own."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = torch.nn.Parameter(torch.rand(1, channels, height, width, generator=generator))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.weight
+
+
+def scaled(degradation: Degradation, **options: object) -> Fit:
+    height, width = degradation.size
+    z = network_input.draw("uniform", 3, (height + height % 2, width + width % 2), seed=0)
+    network = Scaled(*z.codes.shape[1:])
+    return Fit(network, z, degradation, replace(OPTIONS, **options), seed=9, reference=target(height, width))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (333, 451)])
+@pytest.mark.parametrize("kind", ["identity", "mask", "operator"])
+def test_no_bit_of_the_loop_depends_on_the_number_of_threads(kind: str, height: int, width: int) -> None:
+    y = target(height, width)
+    degradation = {
+        "identity": lambda: Identity(y),
+        "mask": lambda: Mask(y, y[:, :1] < 0.7),
+        "operator": lambda: Operator(lambda x: x[..., ::2], y[..., ::2], size=(height, width)),
+    }[kind]()
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            runs.append(scaled(degradation, iterations=3, averaging=0.9))
+            runs[-1].run()
+    finally:
+        torch.set_num_threads(before)
+    assert np.ptp(runs[0].history()["loss"]) > 0
+    for run in runs[1:]:
+        for name, values in run.history().items():
+            np.testing.assert_array_equal(values, runs[0].history()[name], err_msg=name)
+        for name, tensor in run.state().tensors.items():
+            np.testing.assert_array_equal(tensor, runs[0].state().tensors[name], err_msg=name)
+        assert torch.equal(run.draw(), runs[0].draw())
+
+
+def test_best_averages_are_kept_in_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
+    run = scaled(Identity(target()))
+    places = set()
+    for step in range(1, 13):
+        run.step()
+        places.add(tuple(value.data_ptr() for value in run._best))
+        if step <= 8:
+            kept = [value.clone() for value in run._average.values]
+        assert all(torch.equal(a, b) for a, b in zip(run._best, kept, strict=True))
+    assert len(places) == 1
+    assert places != {tuple(value.data_ptr() for value in run._average.values)}
+
+
+def test_fit_that_does_not_stop_by_itself_keeps_no_best_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
+    run = scaled(Identity(target()), stop="never")
+    run.run()
+    assert run._best == []
+    assert run.result().best_step == 20
 
 
 # --- states and trouble ------------------------------------------------------------------------------------------

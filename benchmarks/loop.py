@@ -1,0 +1,93 @@
+"""Time of what a step does besides the network: each part of the loop, by the functions that `Fit.step` calls.
+
+    python benchmarks/loop.py [--presets quick paper] [--size 512] [--threads 2] [--step]
+
+Median and least of 25 calls after three, in milliseconds; what is not done at each step is given as its share of one.
+With --step, whole steps as well, and the parts as a share of them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from dip_fast import cli, reporting
+from dip_fast.degradations import Identity, Mask
+from dip_fast.fitting import KEEP_EVERY, Fit, prepare
+from dip_fast.presets import PRESETS
+
+SNAPSHOT_EVERY = 100  # the default of dip-fast run
+
+
+def milliseconds(part: Callable[[], object], calls: int = 25, each: int = 1) -> torch.Tensor:
+    """Median and least time of a part that is done once in so many steps."""
+    seconds = []
+    for _ in range(calls + 3):
+        begin = time.perf_counter()
+        part()
+        seconds.append(time.perf_counter() - begin)
+    return 1e3 / each * torch.tensor([statistics.median(seconds[3:]), min(seconds[3:])])
+
+
+def parts(fit: Fit, mask: Mask) -> dict[str, torch.Tensor]:
+    """Time each part, of a fit that has made a step."""
+    x = fit.iterate.clone().requires_grad_()
+    for parameter in fit._parameters.values():
+        parameter.grad = torch.full_like(parameter, 1e-6)
+
+    def compare(degradation: Identity | Mask) -> None:
+        term = degradation.data_term(x)
+        term.item()
+        term.backward()
+        x.grad = None
+
+    def preview() -> bytes:
+        return reporting.preview(fit.iterate[0].permute(1, 2, 0).cpu().numpy())
+
+    measured = {
+        "perturbation": milliseconds(lambda: fit._perturb(fit._input, 0.03, 1, 2)),
+        "loss and its gradient": milliseconds(lambda: compare(fit.degradation)),
+        "optimiser": milliseconds(fit._optimizer.step),
+        "averages": milliseconds(lambda: fit._average.update((*fit._parameters.values(), fit.iterate), 50)),
+        "stopping statistic": milliseconds(lambda: fit._variance.update(fit.iterate, 50)),
+        "best averages": milliseconds(fit._keep_best),
+        f"state, 1 step in {KEEP_EVERY}": milliseconds(fit.state, 5, KEEP_EVERY),
+        f"snapshot, 1 step in {SNAPSHOT_EVERY}": milliseconds(preview, 3, SNAPSHOT_EVERY),
+    }
+    measured["together"] = torch.stack([*measured.values()]).sum(0)
+    measured["(loss of a mask)"] = milliseconds(lambda: compare(mask))
+    measured["(PSNR, with a reference)"] = milliseconds(lambda: fit._psnr(fit.iterate))
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["quick", "paper"])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--step", action="store_true")
+    options = parser.parse_args()
+    cli.keep_memory()
+    torch.set_num_threads(options.threads)
+    size = options.size, options.size
+    picture = torch.rand(1, 3, *size)
+    mask = Mask(picture, torch.rand(1, 1, *size) < 0.5)
+
+    columns = {}
+    for name in options.presets:
+        fit = prepare(Identity(picture), PRESETS[name].recipe, reference=picture)
+        fit.step()
+        columns[name] = parts(fit, mask)
+        if options.step:
+            columns[name]["whole step"] = milliseconds(fit.step, 3)
+            columns[name]["together, of it, %"] = 100 * columns[name]["together"] / columns[name]["whole step"]
+    print(f"{options.size}x{options.size}, {options.threads} threads, torch {torch.__version__}; median and least, ms")
+    print(f"{'':28}" + "".join(f"{name:>18}" for name in columns))
+    for part in next(iter(columns.values())):
+        print(f"{part:28}" + "".join("{:10.2f}{:8.2f}".format(*column[part].tolist()) for column in columns.values()))
+
+
+if __name__ == "__main__":
+    main()
