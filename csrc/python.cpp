@@ -2,9 +2,10 @@
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 
-#include <atomic>
+#include <optional>
 
 #include "cpu/kernels.h"
+#include "cpu/threads.h"
 #include "workspace.h"
 
 namespace {
@@ -33,6 +34,10 @@ pybind11::list cpu_levels() {
   return names;
 }
 
+struct OwnThreads {
+  std::optional<dip_fast::cpu::Own> own;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -43,6 +48,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "select_cpu_level", [](const std::string& name) { dip_fast::cpu::select(name.c_str()); },
       "Use other kernels from here on; ValueError for those that this CPU lacks.", pybind11::arg("name"));
+  pybind11::class_<OwnThreads>(m, "OwnThreads",
+                               "While entered, operators called by this thread have their own threads.")
+      .def(pybind11::init<>())
+      .def("__enter__", [](OwnThreads& self) { self.own.emplace(); })
+      .def("__exit__", [](OwnThreads& self, const pybind11::args&) { self.own.reset(); });
   m.def("hold_workspace", &dip_fast::workspace::hold, "Keep freed memory of images until it is released as often.");
   m.def("release_workspace", &dip_fast::workspace::release, "The other half of hold_workspace.");
   m.def("workspace_bytes", &dip_fast::workspace::kept_bytes, "Memory of images, free or in use.");

@@ -11,7 +11,7 @@
 namespace dip_fast::workspace {
 namespace {
 
-constexpr int64_t UNIT = 4096;                           // sizes are multiples of it
+constexpr int64_t UNIT = 4096;                               // sizes are multiples of it
 constexpr int64_t SMALL = 1 << 20, SMALL_SEGMENT = 8 << 20;  // small blocks do not cut up the places of large ones
 
 // A piece of a segment, which is what the system gave; neighbours are those in the segment.

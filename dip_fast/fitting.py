@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,7 @@ class Fit:
         self.options = options
         self.reference = None if reference is None else reference.to(self.device)
 
-        self._workspace = _workspace(self.network)
+        self._workspace, self._threads = _workspace(self.network), _threads(self.network)
         self._input = z.tensor(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
@@ -185,6 +186,10 @@ class Fit:
 
     def step(self) -> None:
         """Make one step: perturb z, draw, compare, update the weights and what is known of them."""
+        with self._threads:
+            self._step()
+
+    def _step(self) -> None:
         started = time.perf_counter()
         step = self.steps + 1
         learning_rate = self._learning_rate_factor * self.options.learning_rate_at(step)
@@ -225,7 +230,7 @@ class Fit:
 
     def draw(self) -> Tensor:
         """Draw the answer so far at the unperturbed z, ``(1, C, H, W)``, known pixels put back."""
-        with torch.no_grad():
+        with torch.no_grad(), self._threads:
             output = torch.func.functional_call(self.network, self._answer(), (self._input,))
             return self.degradation.composite(networks.crop(output, *self.degradation.size))
 
@@ -335,12 +340,13 @@ class Fit:
         optimizer = torch.optim.Adam(weights, fused=True)
         while self.consolidation_steps < self.options.consolidation_steps and not self.interrupted:
             started = time.perf_counter()
-            output = torch.func.functional_call(self.network, named, (self._input,))
-            x = networks.crop(output, *self.degradation.size)
-            optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
-            optimizer.zero_grad(set_to_none=True)
-            mean_square(x - picture).backward()
-            optimizer.step()
+            with self._threads:
+                output = torch.func.functional_call(self.network, named, (self._input,))
+                x = networks.crop(output, *self.degradation.size)
+                optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
+                optimizer.zero_grad(set_to_none=True)
+                mean_square(x - picture).backward()
+                optimizer.step()
             self.consolidation_steps += 1
             self.seconds += time.perf_counter() - started
             for callback in callbacks:
@@ -397,6 +403,15 @@ def _workspace(network: networks.Network) -> object:
     from dip_fast.ops.workspace import Workspace  # here, since it loads or builds the extension
 
     return Workspace()
+
+
+def _threads(network: networks.Network) -> AbstractContextManager[Any]:
+    """Give what a step runs in: threads of the operators' own, where there is hardly anything beside them."""
+    if not network.is_fused() or any(network.blocks().values()):
+        return nullcontext()
+    from dip_fast.ops.workspace import own_threads  # here, since it loads or builds the extension
+
+    return own_threads()
 
 
 def prepare(

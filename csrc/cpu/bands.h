@@ -133,8 +133,8 @@ struct Passes {
     }
     const int64_t from = at_least(0, left - 1), until = at_most(s.W, right + 1), line = kept_line(s);
     T* kept = scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
-    const Blur<Tile> blur{s.H,   top,  bottom,     from, until - from,         left,
-                          right, line, !JOINED && streams(s), kept, kept + 2 * s.K * line};
+    const Blur<Tile> blur{
+        s.H, top, bottom, from, until - from, left, right, line, !JOINED && streams(s), kept, kept + 2 * s.K * line};
     const auto rows = [&](int64_t first_row, int64_t last_row, int wanted) {
       const Region wider{first_row, from, last_row - first_row, until - from};
       const auto block = [&](int64_t first, int64_t last) {

@@ -1,6 +1,7 @@
 // Convolutions as sums of products: fields of a block of sites -> products over channels -> outputs and their moments.
 //
-// Winograd's F(2, 3), one dimension: two outputs y0 y1 of four inputs d0 .. d3 and three taps w0 w1 w2, by four products
+// Winograd's F(2, 3), one dimension: two outputs y0 y1 of four inputs d0 .. d3 and three taps w0 w1 w2, by four
+// products
 //
 //   field            weight                  y0 = m0 + m1 + m2
 //   d0 - d2          w0                      y1 = m1 - m2 - m3
@@ -146,8 +147,7 @@ struct Convolution {
                      T* out) {
     const int64_t panels = quotient_up(last - first, WIDTH), slot = slot_of<WIDTH>(s, last - first);
     if ((last - first) % WIDTH != 0)
-      for (int f = 0; f < S::FIELDS; ++f)
-        fill_zero(out + f * slot + (panels - 1) * s.inputs * WIDTH, s.inputs * WIDTH);
+      for (int f = 0; f < S::FIELDS; ++f) fill_zero(out + f * slot + (panels - 1) * s.inputs * WIDTH, s.inputs * WIDTH);
     const int64_t half = s.cols + 1, row = SPLIT ? 2 * half : F == Form::pointwise ? s.cols : s.cols + 1;
     const int64_t height = SPLIT ? 2 * s.rows + 2 : F == Form::pointwise ? s.rows : s.rows + 1, plane = height * row;
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
@@ -273,8 +273,8 @@ struct Convolution {
     Tile::fence();
   }
 
-  // Part `part` of `parts` of a block of `count` pixels of C channels, which lie too far apart for the hardware to foresee
-  // them: asked for while products are made of the block before.
+  // Part `part` of `parts` of a block of `count` pixels of C channels, which lie too far apart for the hardware to
+  // foresee them: asked for while products are made of the block before.
   static void prefetch_ahead(const T* from, int64_t plane, int64_t count, int64_t C, int64_t part, int64_t parts) {
     for (int64_t c = C * part / parts; c < C * (part + 1) / parts; ++c) prefetch(from + c * plane, count);
   }

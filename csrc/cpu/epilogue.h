@@ -74,9 +74,9 @@ struct Blur {
 
   // Columns of the output, and of the rows 2i - 1 and 2i, that the sites j .. j + length of row i complete.
   struct Window {
-    int64_t begin, end;    // all
-    int64_t start, stop;   // those that are written
-    int64_t first, last;   // rows that are written
+    int64_t begin, end;   // all
+    int64_t start, stop;  // those that are written
+    int64_t first, last;  // rows that are written
   };
   Window window(int64_t i, int64_t j, int64_t length) const {
     const int64_t begin = j == from ? 2 * j : completed(2 * j - 1),

@@ -82,8 +82,8 @@ struct Joint {
   }
 };
 
-// The first part of the way back: the gradient of the outputs' raw values, g + constant + factor y, written out, and the
-// gradients of the thin convolution and of the bias, which read it once.
+// The first part of the way back: the gradient of the outputs' raw values, g + constant + factor y, written out, and
+// the gradients of the thin convolution and of the bias, which read it once.
 template <class Tile>
 struct JointGradient {
   using T = typename Tile::T;

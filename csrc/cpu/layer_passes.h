@@ -56,9 +56,8 @@ constexpr Layers<T> layers_of() {
   table.scratch = [](const Lattice& s) { return of_form<T>(s.form, [&](auto conv) { return conv.scratch(s); }); };
   table.convolve = [](const Lattice& s, const T* input, const Activation<T>& activation, const T* packed, const T* bias,
                       T* output, Moments* moments, int64_t item, T* scratch) {
-    of_form<T>(s.form, [&](auto conv) {
-      conv.convolve(s, input, activation, packed, bias, output, moments, item, scratch);
-    });
+    of_form<T>(s.form,
+               [&](auto conv) { conv.convolve(s, input, activation, packed, bias, output, moments, item, scratch); });
   };
   table.weight_gradient_items = [](const Lattice& s) {
     return of_sums<T>(s.form, [&](auto conv) { return conv.weight_gradient_items(s); });

@@ -1,5 +1,5 @@
-// What the host wrapper knows of the kernels of whole layers: convolutions with the batch norm and the activation before
-// them in their prologue, and the statistics of what they write in their epilogue.
+// What the host wrapper knows of the kernels of whole layers: convolutions with the batch norm and the activation
+// before them in their prologue, and the statistics of what they write in their epilogue.
 //
 // An image is kept as a convolution left it, with the mean and variance of each channel; what reads it normalises and
 // activates it on the way,  a = leaky(scale x + shift).  Convolutions of 3x3 taps read a padded copy of a band of their
@@ -34,8 +34,8 @@ struct Spread {
 //   winograd          3x3 taps; a site is a square of 2x2 outputs, made of 16 products (F(2x2, 3x3))
 //   strided_gradient  the adjoint of strided: a site is a square of 2x2 outputs, made of 9 products of 4 fields
 //
-// strided and winograd read split rows, 2 rows + 2 by 2 cols + 2 of them, a site's window beginning at row 2i and column
-// 2j.  strided_gradient reads rows + 1 by cols + 1 pixels, those of a site being i, i + 1 and j, j + 1.
+// strided and winograd read split rows, 2 rows + 2 by 2 cols + 2 of them, a site's window beginning at row 2i and
+// column 2j.  strided_gradient reads rows + 1 by cols + 1 pixels, those of a site being i, i + 1 and j, j + 1.
 enum class Form { pointwise, strided, winograd, strided_gradient };
 
 struct Lattice {
@@ -70,8 +70,8 @@ struct Layers {
   // ---- convolutions; scratch is counted in elements
 
   int64_t (*packed_size)(const Lattice&);
-  // The weights (outputs, inputs, taps) as the products take them, for the outputs k0 .. k1; those of an adjoint come as
-  // they are of the convolution, with the channels exchanged.
+  // The weights (outputs, inputs, taps) as the products take them, for the outputs k0 .. k1; those of an adjoint come
+  // as they are of the convolution, with the channels exchanged.
   void (*pack)(const Lattice&, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed);
   int64_t (*items)(const Lattice&);
   int64_t (*scratch)(const Lattice&);

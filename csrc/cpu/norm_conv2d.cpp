@@ -1,6 +1,6 @@
 // Convolutions of images that are kept as convolutions left them: the batch norm and the activation before each belong
-// to it, and so do the statistics of what it writes.  From tensors to pointers: checks, allocation, threads, and what is
-// done to single channels.
+// to it, and so do the statistics of what it writes.  From tensors to pointers: checks, allocation, threads, and what
+// is done to single channels.
 //
 // With x raw, of mean m and variance v over its pixels, n of them, r = 1 / sqrt(v + eps):
 //
@@ -82,7 +82,7 @@ template <class T>
 struct Reading {
   int64_t channels, height, width, count;
   const T* image;
-  bool plain;  // there is no batch norm and no activation
+  bool plain;                           // there is no batch norm and no activation
   std::vector<double> mean, deviation;  // deviation: 1 / sqrt(variance + eps)
   std::vector<T> scale, shift;
   T slope;
@@ -176,9 +176,7 @@ Tensor statistics_of(const std::vector<Moments>& items, int64_t K) {
 
 template <class F>
 void for_each_channel(int64_t channels, F work) {
-  at::parallel_for(0, channels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) work(c);
-  });
+  for_each_stretch(channels, 1, [&](int64_t c, int64_t) { work(c); });
 }
 
 // ---- convolutions
@@ -186,7 +184,7 @@ void for_each_channel(int64_t channels, F work) {
 template <class T>
 Buffer<T> packed(const Lattice& s, const Tensor& weight, bool adjoint) {
   Buffer<T> to(layers<T>().packed_size(s));
-  at::parallel_for(0, s.outputs, 8, [&](int64_t begin, int64_t end) {
+  for_each_stretch(s.outputs, 8, [&](int64_t begin, int64_t end) {
     layers<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
   });
   return to;
@@ -213,9 +211,9 @@ struct Plan {
 Plan planned(const Tensor& image, const Tensor& weight, int64_t stride, c10::string_view padding_mode) {
   const int64_t C = image.size(1), H = image.size(2), W = image.size(3), K = weight.size(0);
   const int64_t kernel = weight.dim() == 4 ? weight.size(2) : 0;
-  TORCH_CHECK_VALUE(weight.dim() == 4 && K >= 1 && weight.size(1) == C && weight.size(3) == kernel &&
-                        (kernel == 1 || kernel == 3),
-                    "weight must be (K, C, 1, 1) or (K, C, 3, 3) with C=", C, ", got ", weight.sizes());
+  TORCH_CHECK_VALUE(
+      weight.dim() == 4 && K >= 1 && weight.size(1) == C && weight.size(3) == kernel && (kernel == 1 || kernel == 3),
+      "weight must be (K, C, 1, 1) or (K, C, 3, 3) with C=", C, ", got ", weight.sizes());
   TORCH_CHECK_VALUE(stride == 1 || (stride == 2 && kernel == 3), "stride must be 1, or 2 with 3x3 taps, got ", stride);
   check("weight", weight, image.scalar_type(), weight.sizes());
   const Padding padding = kernel == 1 ? Padding::zeros : padding_of(padding_mode, H, W);
@@ -281,7 +279,7 @@ void sum_gradient(const Arriving<T>& arriving, int64_t count, const Tensor& grad
 template <class T>
 Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
              const Given& x, double slope, double eps, const Tensor& weight, int64_t stride,
-             c10::string_view padding_mode, std::array<bool, 3> mask) {
+             c10::string_view padding_mode, std::array<bool, 3> mask, bool overwrites) {
   const Layers<T>& kernel = layers<T>();
   const Plan plan = planned(x.image, weight, stride, padding_mode);
   const Lattice& s = plan.forward;
@@ -289,7 +287,9 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
   const Arriving<T> arriving(grad, output, statistics, grad_statistics);
   const int64_t C = reading.channels, K = weight.size(0), pixels = output.size(2) * output.size(3);
   const auto nothing = [&] { return at::empty({0}, x.image.options()); };
-  Tensor grad_input = mask[0] ? workspace::empty(x.image.sizes(), x.image.options()) : nothing();
+  // All of a gradient has been read, or its part of a block of pixels, before that of the input is written.
+  const bool in_place = overwrites && stride == 1 && C == K;
+  Tensor grad_input = !mask[0] ? nothing() : in_place ? grad : workspace::empty(x.image.sizes(), x.image.options());
   Tensor grad_weight = mask[1] ? at::empty(weight.sizes(), weight.options()) : nothing();
   Tensor grad_bias = mask[2] ? at::empty({K}, weight.options()) : nothing();
   const bool normed = mask[0] && !reading.plain;
@@ -301,13 +301,11 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
     const Buffer<T> total(size), weights = packed<T>(plan.adjoint, weight, true);
     std::vector<double> sums(normed ? items * 2 * C : 0);
     T* to = mask[0] ? grad_input.data_ptr<T>() : nullptr;
-    sum_items<T>(items, size, kernel.pointwise_gradient_scratch(s), total.get(),
-                 [&](int64_t item, T* own, T* scratch) {
-                   kernel.pointwise_gradient(s, arriving.grad, arriving.output, arriving.constant.data(),
-                                             arriving.factor.data(), reading.image, reading.activation(),
-                                             reading.mean.data(), weights.get(), to,
-                                             normed ? sums.data() + item * 2 * C : nullptr, own, item, scratch);
-                 });
+    sum_items<T>(items, size, kernel.pointwise_gradient_scratch(s), total.get(), [&](int64_t item, T* own, T* scratch) {
+      kernel.pointwise_gradient(s, arriving.grad, arriving.output, arriving.constant.data(), arriving.factor.data(),
+                                reading.image, reading.activation(), reading.mean.data(), weights.get(), to,
+                                normed ? sums.data() + item * 2 * C : nullptr, own, item, scratch);
+    });
     for (int64_t c = 0; normed && c < C; ++c) {
       double all[2] = {};
       for (int64_t item = 0; item < items; ++item)
@@ -315,8 +313,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
       norm.set(x, reading, c, all);
     }
     if (mask[1])
-      for (int64_t k = 0; k < K; ++k)
-        std::copy_n(total.get() + k * row, C, grad_weight.template data_ptr<T>() + k * C);
+      for (int64_t k = 0; k < K; ++k) std::copy_n(total.get() + k * row, C, grad_weight.template data_ptr<T>() + k * C);
     if (mask[2]) std::copy_n(total.get() + K * row, K, grad_bias.template data_ptr<T>());
     return {grad_input, norm.statistics, norm.weight, norm.bias, grad_weight, grad_bias};
   }
@@ -336,7 +333,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
                  [&](int64_t item, T* own, T* scratch) {
                    kernel.weight_gradient(s, input.get(), copy.get(), own, item, scratch);
                  });
-    at::parallel_for(0, C, 8, [&](int64_t begin, int64_t end) {
+    for_each_stretch(C, 8, [&](int64_t begin, int64_t end) {
       kernel.finish(s, total.get(), begin, end, grad_weight.data_ptr<T>());
     });
   }
@@ -362,8 +359,8 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
 
 // ---- upsampling and convolution, with a thin convolution beside
 
-// The batch norm between, of the concatenated image: its own statistics are those of what was activated.  The deep image
-// is upsampled, whose mean and variance come from the small one: see Channels::each_upsampled.
+// The batch norm between, of the concatenated image: its own statistics are those of what was activated.  The deep
+// image is upsampled, whose mean and variance come from the small one: see Channels::each_upsampled.
 template <class T>
 struct Join {
   Shape shape{};
@@ -490,8 +487,8 @@ struct JoinGradients {
     kernel.normalise_gradient(reading.height, reading.width, bilinear, grad, a.get(), join.mean[all], gamma * r,
                               -gamma * r * sums[0] / n, -gamma * r * r * r * sums[1] / n, to);
     if (reading.plain) return;
-    kernel.activate_gradient(reading.count, to, reading.channel(c), reading.mean[c], reading.scale[c],
-                             reading.shift[c], reading.slope, to, sums);
+    kernel.activate_gradient(reading.count, to, reading.channel(c), reading.mean[c], reading.scale[c], reading.shift[c],
+                             reading.slope, to, sums);
     norm.set(of, reading, c, sums);
   }
 };
@@ -499,7 +496,7 @@ struct JoinGradients {
 template <class T>
 std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output,
                                   const Tensor& statistics, const JoinArguments& x, c10::string_view mode,
-                                  c10::string_view padding_mode, bool with_bias) {
+                                  c10::string_view padding_mode, bool with_bias, bool overwrites) {
   const Layers<T>& kernel = layers<T>();
   const int64_t K = x.weight.size(0);
   const Join<T> join(x.deep, x.thin, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
@@ -513,13 +510,17 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
   const int64_t size = kernel.joint_sums_size(s, join.S), row = size / K - 1, items = kernel.joint_items(s),
                 rows = kernel.joint_rows(s), pitch = 2 * s.W + 2, part = join.S * (rows + 2) * pitch;
   const Buffer<T> total(size), locals(items * part);
-  std::optional<Buffer<T>> full;
-  if (arriving.output != nullptr) full.emplace(output.numel());
+  std::optional<Buffer<T>> made;
+  T* full = nullptr;
+  if (arriving.output != nullptr) {
+    if (!overwrites) made.emplace(output.numel());
+    full = overwrites ? grad.data_ptr<T>() : made->get();
+  }
   sum_items<T>(items, size, kernel.joint_scratch(s, join.S), total.get(), [&](int64_t item, T* own, T* scratch) {
     kernel.joint_gradient(s, arriving.grad, arriving.output, arriving.constant.data(), arriving.factor.data(), beside,
-                          full ? full->get() : nullptr, own, locals.get() + item * part, item, scratch);
+                          full, own, locals.get() + item * part, item, scratch);
   });
-  const T* g = full ? full->get() : arriving.grad;
+  const T* g = full != nullptr ? full : arriving.grad;
 
   Tensor grad_weight = at::empty_like(x.weight), grad_bias = at::empty({with_bias ? K : 0}, options);
   for (int64_t k = 0; k < K; ++k)
@@ -555,8 +556,8 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
       back(*x.thin, *join.thin, 0, false, c, to, to, thin_norm);
     });
   }
-  return {grad_deep,     deep_norm.statistics, deep_norm.weight, deep_norm.bias,   grad_thin,   thin_norm.statistics,
-          thin_norm.weight, thin_norm.bias,    back.norm_weight, back.norm_bias, grad_weight, grad_bias};
+  return {grad_deep,        deep_norm.statistics, deep_norm.weight, deep_norm.bias, grad_thin,   thin_norm.statistics,
+          thin_norm.weight, thin_norm.bias,       back.norm_weight, back.norm_bias, grad_weight, grad_bias};
 }
 
 // ---- registered
@@ -575,6 +576,7 @@ std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& stat
   return result;
 }
 
+template <bool OVERWRITES>
 Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output,
                          const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
                          const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
@@ -586,16 +588,18 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d_backward", [&] {
     result = backward<scalar_t>(grad.contiguous(), grad_statistics.contiguous(), output.contiguous(),
                                 output_statistics.contiguous(), x, slope, eps, weight.contiguous(), stride,
-                                padding_mode, mask);
+                                padding_mode, mask, OVERWRITES);
   });
   return result;
 }
 
-std::tuple<Tensor, Tensor> norm_upsample_conv2d(
-    const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
-    const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
-    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, const Optional& bias, double slope,
-    double eps, c10::string_view mode, c10::string_view padding_mode) {
+std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Optional& deep_statistics,
+                                                const Optional& deep_weight, const Optional& deep_bias,
+                                                const Optional& skip, const Optional& skip_statistics,
+                                                const Optional& skip_weight, const Optional& skip_bias,
+                                                const Tensor& norm_weight, const Tensor& norm_bias,
+                                                const Tensor& weight, const Optional& bias, double slope, double eps,
+                                                c10::string_view mode, c10::string_view padding_mode) {
   const JoinArguments x = join_arguments(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                          skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   if (bias.has_value()) check("bias", *bias, deep.scalar_type(), {weight.size(0)});
@@ -605,6 +609,7 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(
   return result;
 }
 
+template <bool OVERWRITES>
 std::vector<Tensor> norm_upsample_conv2d_backward(
     const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& output_statistics,
     const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
@@ -618,7 +623,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
   std::vector<Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d_backward", [&] {
     result = join_backward<scalar_t>(grad.contiguous(), grad_statistics.contiguous(), output.contiguous(),
-                                     output_statistics.contiguous(), x, mode, padding_mode, with_bias);
+                                     output_statistics.contiguous(), x, mode, padding_mode, with_bias, OVERWRITES);
   });
   return result;
 }
@@ -628,7 +633,9 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
 
 TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
   m.impl("norm_conv2d", TORCH_FN(dip_fast::cpu::norm_conv2d));
-  m.impl("norm_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_conv2d_backward));
+  m.impl("norm_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_conv2d_backward<false>));
+  m.impl("norm_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_conv2d_backward<true>));
   m.impl("norm_upsample_conv2d", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d));
-  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward));
+  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<false>));
+  m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<true>));
 }

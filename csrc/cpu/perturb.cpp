@@ -2,10 +2,10 @@
 #include "perturb.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace dip_fast::cpu {
 namespace {
@@ -31,7 +31,7 @@ Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step) {
   const int64_t size = from.numel();
   Perturb* const kernel = perturb_kernel();
   // 512 groups take 50 microseconds, well over what it costs to wake a thread.
-  at::parallel_for(0, (size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
+  for_each_stretch((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
                    [&](int64_t begin, int64_t end) { kernel(noise, source, target, size, begin, end); });
   return output;
 }

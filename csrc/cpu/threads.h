@@ -1,8 +1,17 @@
 // Sharing a pass among threads, in the host wrappers.
+//
+// A pass is a number of items.  Threads take the next one as they come, so that one which the system holds up delays
+// its own item alone; no bit of a result depends on who works on what.
+//
+// The threads are PyTorch's, or a pool of our own while somebody asks for it (`Own`).  PyTorch's, those of OpenMP, all
+// have to arrive at the end of each loop, and wait for one another by spinning: where another program wants one of the
+// cores, a fused step took 30 times as long (2 cores, one of them busy).  Nobody waits for a thread of the pool that
+// has not come.
 #pragma once
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -14,11 +23,60 @@ namespace dip_fast::cpu {
 
 using workspace::Buffer;
 
+// While it lives, the operators called by this thread run on the pool, as many threads as PyTorch would use, and
+// PyTorch's own on this thread alone: else theirs would spin where ours are to work.
+class Own {
+ public:
+  Own();
+  ~Own();
+  Own(const Own&) = delete;
+  Own& operator=(const Own&) = delete;
+
+ private:
+  int before_;
+};
+
+int thread_count();
+
+// Calls body(context) on this thread and on at most `others` more, those that come before this one is through.
+void on_pool(int others, void (*body)(void*), void* context);
+bool pool_is_wanted();
+
+// work(next) on as many threads as there are, at most `most`; each calls next() for items until it gives `items`.
+template <class F>
+void share(int64_t items, int64_t most, F work) {
+  std::atomic<int64_t> taken{0};
+  const auto next = [&] { return std::min(items, taken.fetch_add(1, std::memory_order_relaxed)); };
+  const int64_t threads = std::min({items, most, static_cast<int64_t>(thread_count())});
+  if (threads <= 1) {
+    if (items > 0) work(next);
+  } else if (pool_is_wanted()) {
+    auto body = [&] { work(next); };
+    on_pool(static_cast<int>(threads) - 1, [](void* call) { (*static_cast<decltype(body)*>(call))(); }, &body);
+  } else {
+    at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+      if (begin < end) work(next);
+    });
+  }
+}
+
+// Each with memory of its own for a thread, `scratch` elements.
 template <class T, class F>
 void for_each_item(int64_t items, int64_t scratch, F work) {
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+  share(items, items, [&](auto next) {
+    int64_t item = next();
+    if (item == items) return;
     const Buffer<T> buffer(scratch);
-    for (int64_t item = begin; item < end; ++item) work(item, buffer.get());
+    for (; item < items; item = next()) work(item, buffer.get());
+  });
+}
+
+// Stretches begin .. end of 0 .. count, each of `step` at most.
+template <class F>
+void for_each_stretch(int64_t count, int64_t step, F work) {
+  const int64_t items = (count + step - 1) / step;
+  share(items, items, [&](auto next) {
+    for (int64_t item = next(); item < items; item = next()) work(item * step, std::min(count, (item + 1) * step));
   });
 }
 
@@ -26,7 +84,6 @@ void for_each_item(int64_t items, int64_t scratch, F work) {
 // always at work, however few threads there are.
 class Turns {
  public:
-  int64_t next() { return next_++; }
   template <class F>
   void commit(int64_t item, F work) {
     std::unique_lock lock(mutex_);
@@ -37,7 +94,6 @@ class Turns {
   }
 
  private:
-  std::atomic<int64_t> next_{0};
   std::mutex mutex_;
   std::condition_variable changed_;
   int64_t turn_ = 0;
@@ -49,10 +105,10 @@ template <class T, class F>
 void sum_items(int64_t items, int64_t size, int64_t scratch, T* total, F work) {
   std::fill_n(total, size, T(0));
   Turns turns;
-  at::parallel_for(0, std::min<int64_t>(items, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
-    if (begin == end) return;
+  share(items, items, [&](auto next) {
+    // Before there is an item that others would wait for: memory can be lacking.
     const Buffer<T> sums(size), own(scratch);
-    for (int64_t item = turns.next(); item < items; item = turns.next()) {
+    for (int64_t item = next(); item < items; item = next()) {
       work(item, sums.get(), own.get());
       turns.commit(item, [&] {
         for (int64_t i = 0; i < size; ++i) total[i] += sums.get()[i];

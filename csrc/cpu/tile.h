@@ -3,9 +3,9 @@
 //   out[i][j] (+)= sum over r of a[i * lda + r] * b[r * ldb + j]      i < ROWS <= MR, j < NR
 //
 // a is a matrix by rows, of which one element at a time is broadcast; b is a panel, whose rows of NR elements are
-// vectors, mostly without a gap between them.  With 16 vector registers (AVX2) a tile of 6 x 2 vectors takes 12 for the sums, 2 for b and 1 for a; two
-// multiply-adds a cycle of latency 4 need 8 sums at least, so tiles of 4 or 5 rows still run at full rate, and rows are
-// dealt out evenly (see tile_begin) in place of a ragged last tile.
+// vectors, mostly without a gap between them.  With 16 vector registers (AVX2) a tile of 6 x 2 vectors takes 12 for the
+// sums, 2 for b and 1 for a; two multiply-adds a cycle of latency 4 need 8 sums at least, so tiles of 4 or 5 rows still
+// run at full rate, and rows are dealt out evenly (see tile_begin) in place of a ragged last tile.
 //
 // Written with the vector extension of GCC and Clang, so that one text serves every instruction set; each file that
 // includes this one does so with flags of its own, inside an unnamed namespace.
@@ -15,7 +15,9 @@ constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
 
 static constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 static constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-static constexpr int64_t clamped(int64_t value, int64_t low, int64_t high) { return at_least(low, at_most(high, value)); }
+static constexpr int64_t clamped(int64_t value, int64_t low, int64_t high) {
+  return at_least(low, at_most(high, value));
+}
 static constexpr int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
 

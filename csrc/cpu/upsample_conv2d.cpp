@@ -23,7 +23,7 @@ void check_tensor(const char* name, const Tensor& tensor, const Tensor& input) {
 
 Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view mode, c10::string_view padding_mode) {
   Shape shape{};
-  shape.threads = at::get_num_threads();
+  shape.threads = thread_count();
   TORCH_CHECK_VALUE(mode == "nearest" || mode == "bilinear", "mode must be nearest or bilinear, got '", mode, "'");
   shape.bilinear = mode == "bilinear";
   if (padding_mode == "zeros")

@@ -21,9 +21,18 @@ from pathlib import Path
 
 # -fopenmp: without it at::parallel_for is compiled as a plain loop, without a word.
 # No -march=native (the build may move to another machine) and no -ffast-math (infinities and NaNs must pass).
-# -fno-trapping-math: nobody reads the flags of floating-point exceptions, for which `u > 0 ? u : slope * u` would not be
+# -fno-trapping-math: nobody reads the flags of floating-point exceptions, which keep `u > 0 ? u : slope * u` from being
 # vectorised.
-COMPILE_FLAGS = ["-std=c++20", "-O3", "-fno-trapping-math", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMPILE_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fno-trapping-math",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
 LINK_FLAGS = ["-shared", "-fopenmp", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
 SUFFIXES = {".cpp", ".h", ".txt"}
 

@@ -3,7 +3,7 @@
 ``dip_fast::norm_conv2d`` and ``dip_fast::norm_upsample_conv2d`` take a raw image with its statistics and normalise and
 activate it where they read it; they give the raw output and its statistics.  No normalised, activated, padded,
 upsampled or concatenated image is kept, and each raw one is written once.  The statistics are tensors, so autograd
-carries the gradient of the batch norm through them.  `dip_fast.ops.reference` defines both.
+carries the gradient of the batch norm through them (csrc/autograd.cpp).  `dip_fast.ops.reference` defines both.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def norm_upsample_conv2d(
     mode: str = "nearest",
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution 3x3; both read through their own norm.
+    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution; both are read through their own norm.
 
     Parameters
     ----------
@@ -197,25 +197,6 @@ def _fake_conv_backward(
     )
 
 
-def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, weight, _, slope, eps, stride, padding_mode = inputs
-    ctx.options = slope, eps, stride, padding_mode
-    ctx.save_for_backward(*output, *tensors, weight)
-
-
-def _conv_backward(ctx: Any, grad: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
-    mask = [any(needs[:4]), needs[4], needs[5]]
-    gradients = torch.ops.dip_fast.norm_conv2d_backward(
-        grad, grad_statistics, *ctx.saved_tensors, *ctx.options, mask
-    )
-    return (*_only(gradients, needs), None, None, None, None)
-
-
-def _only(gradients: Any, needs: Any) -> tuple[Tensor | None, ...]:
-    return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False))
-
-
 def _fake_join(
     deep: Tensor,
     deep_statistics: Tensor | None,
@@ -268,24 +249,8 @@ def _fake_join_backward(
     return [*like, _wanted(weight, weight.shape[:1], with_bias)]
 
 
-def _save_join(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, _, slope, eps, mode, padding_mode = inputs
-    ctx.options = slope, eps, mode, padding_mode
-    ctx.save_for_backward(*output, *tensors)
-
-
-def _join_backward(ctx: Any, grad: Tensor, grad_statistics: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
-    gradients = torch.ops.dip_fast.norm_upsample_conv2d_backward(
-        grad, grad_statistics, *ctx.saved_tensors, *ctx.options, needs[11]
-    )
-    return (*_only(gradients, needs), None, None, None, None)
-
-
 if extension.load() is not None:  # without it the plain engine runs: there is nothing that these would save
     torch.library.register_fake(CONV, _fake_conv)
     torch.library.register_fake(CONV_BACKWARD, _fake_conv_backward)
-    torch.library.register_autograd(CONV, _conv_backward, setup_context=_save_conv)
     torch.library.register_fake(JOIN, _fake_join)
     torch.library.register_fake(JOIN_BACKWARD, _fake_join_backward)
-    torch.library.register_autograd(JOIN, _join_backward, setup_context=_save_join)
