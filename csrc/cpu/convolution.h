@@ -433,6 +433,7 @@ struct Convolution {
 template <class Tile>
 struct Pointwise {
   using T = typename Tile::T;
+  using Vector = typename Tile::Vector;
   using Forward = Convolution<Tile, Form::pointwise>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES;
   static constexpr int64_t BLOCK = 128, LD = BLOCK + 16;  // as no multiple of 4096 bytes lies between rows
@@ -457,21 +458,10 @@ struct Pointwise {
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t count = at_most(end - first, BLOCK), width = rounded_up(count, NR);
       for (int64_t k = 0; k < K; ++k) {
-        const T *from = grad + k * plane + first, *made = output + k * plane + first;
+        const T *from = grad + k * plane + first, *made = output == nullptr ? nullptr : output + k * plane + first;
         T* to = g + k * LD;
-        if (output == nullptr) {
-#pragma omp simd
-          for (int64_t t = 0; t < count; ++t) to[t] = from[t];
-        } else {
-          const T a = constant[k], b = factor[k];
-#pragma omp simd
-          for (int64_t t = 0; t < count; ++t) to[t] = from[t] + (a + b * made[t]);
-        }
+        bias[k] += raw_gradient<Tile>(from, made, constant[k], factor[k], count, to);
         for (int64_t t = count; t < width; ++t) to[t] = 0;
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t t = 0; t < count; ++t) sum += to[t];
-        bias[k] += sum;
       }
       for (int64_t c = 0; c < C; ++c) {
         const T* from = input + c * plane + first;
@@ -519,16 +509,24 @@ struct Pointwise {
           const T* from = input + c * plane + first;
           const T m = static_cast<T>(mean[c]), scale = activation.scale[c], shift = activation.shift[c],
                   slope = activation.slope;
-          T plain = 0, with = 0;
-#pragma omp simd reduction(+ : plain, with)
-          for (int64_t t = 0; t < count; ++t) {
-            const T d = scale * from[t] + shift > 0 ? made[t] : slope * made[t];
+          Vector plain{}, with{};
+          int64_t t = 0;
+          for (; t + LANES <= count; t += LANES) {
+            const Vector at = Tile::load(from + t), arriving = Tile::load(made + t);
+            const Vector d = scale * at + shift > 0 ? arriving : slope * arriving;
             plain += d;
-            with += d * (from[t] - m);
+            with += d * (at - m);
+            Tile::store(made + t, scale * d);
+          }
+          double sums[2] = {Tile::sum(plain), Tile::sum(with)};
+          for (; t < count; ++t) {
+            const T d = scale * from[t] + shift > 0 ? made[t] : slope * made[t];
+            sums[0] += d;
+            sums[1] += d * (from[t] - m);
             made[t] = scale * d;
           }
-          input_sums[2 * c] += plain;
-          input_sums[2 * c + 1] += with;
+          input_sums[2 * c] += sums[0];
+          input_sums[2 * c + 1] += sums[1];
           write_line<Tile>(made, count, to, stream);
         }
       }

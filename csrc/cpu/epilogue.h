@@ -24,6 +24,26 @@ static inline void write_line(const T* line, int64_t count, T* to, bool stream) 
   for (; t < count; ++t) to[t] = line[t];
 }
 
+// The gradient of a raw image's values, g + constant + factor y (y may be null), and the sum of it.
+template <class Tile, class T = typename Tile::T>
+static inline T raw_gradient(const T* g, const T* y, T constant, T factor, int64_t count, T* to) {
+  using Vector = typename Tile::Vector;
+  Vector all{};
+  int64_t t = 0;
+  for (; t + Tile::LANES <= count; t += Tile::LANES) {
+    Vector value = Tile::load(g + t);
+    if (y != nullptr) value += constant + factor * Tile::load(y + t);
+    all += value;
+    Tile::store(to + t, value);
+  }
+  T sum = Tile::sum(all);
+  for (; t < count; ++t) {
+    to[t] = y == nullptr ? g[t] : g[t] + (constant + factor * y[t]);
+    sum += to[t];
+  }
+  return sum;
+}
+
 // Rows 2i and 2i + 1 of one output channel, of `length` sites.
 template <class Tile, class T = typename Tile::T>
 static inline void join_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd, bool stream) {

@@ -117,19 +117,10 @@ struct JointGradient {
           const int64_t at = k * plane + r * width + first;
           T* to = g + k * LD;
           if (k + 2 < s.K) prefetch(grad + at + 2 * plane, count);
-          if (output == nullptr) {
-            copy(grad + at, count, to);
-          } else {
-            if (k + 2 < s.K) prefetch(output + at + 2 * plane, count);
-            const T a = constant[k], b = factor[k], *from = grad + at, *y = output + at;
-#pragma omp simd
-            for (int64_t t = 0; t < count; ++t) to[t] = from[t] + (a + b * y[t]);
-          }
+          if (output != nullptr && k + 2 < s.K) prefetch(output + at + 2 * plane, count);
+          sums[s.K * row + k] += raw_gradient<Tile>(grad + at, output == nullptr ? nullptr : output + at, constant[k],
+                                                    factor[k], count, to);
           fill_zero(to + count, filled - count);
-          T sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t t = 0; t < count; ++t) sum += to[t];
-          sums[s.K * row + k] += sum;
           if (full != nullptr) write_line<Tile>(to, count, full + at, stream);
         }
         if (S == 0) continue;

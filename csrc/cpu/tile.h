@@ -21,8 +21,9 @@ static constexpr int64_t clamped(int64_t value, int64_t low, int64_t high) {
 static constexpr int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
 
-// Bytes of output: at 8 MB 7% faster so, of whole steps nothing is seen (docs/notes/operator.md).
-constexpr int64_t STREAMED = 4 << 20;
+// Bytes of output.  Zen 5, one thread, a step of quick at 256x256: 49 ms from 4 MB on, 45.5 from 1 MB or less on;
+// without it the layers of full size take 1.1 to 1.5 times as long (docs/notes/operator.md).
+constexpr int64_t STREAMED = 1 << 20;
 
 // Rows in bands: `rows` in each, the last may have fewer.
 struct Bands {
@@ -63,6 +64,17 @@ struct Tile {
 #if defined(__x86_64__)
     _mm_sfence();
 #endif
+  }
+
+  // Of all lanes, halves first.
+  static T sum(const Vector& v) { return sum_halves<LANES / 2>(v, std::make_integer_sequence<int, LANES>()); }
+  template <int S, int... I>
+  static T sum_halves(const Vector& v, std::integer_sequence<int, I...> lanes) {
+    const Vector both = v + __builtin_shufflevector(v, v, ((I + S) % LANES)...);
+    if constexpr (S > 1)
+      return sum_halves<S / 2>(both, lanes);
+    else
+      return both[0];
   }
 
   // a[0] b[0] a[1] b[1] ..., in two vectors.

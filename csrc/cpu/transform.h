@@ -93,17 +93,6 @@ static inline void fields_of(const T* up, const T* mid, const T* down, Length le
   }
 }
 
-// Sum and differences along W, g from column 2j - 1 on.
-template <class T, class Length>
-static inline void differences_of(const T* g, Length length, T* out, int64_t slot) {
-#pragma omp simd
-  for (int64_t t = 0; t < length; ++t) {
-    out[t] = g[2 * t + 1] + g[2 * t + 2];
-    out[t + slot] = g[2 * t + 1] - g[2 * t + 3];
-    out[t + 2 * slot] = g[2 * t] - g[2 * t + 2];
-  }
-}
-
 // Calls f(panel, lane, t, length) for the parts of a stretch that lie in one panel each; `length` is a constant for
 // whole panels.
 template <int NR, class F>
@@ -163,45 +152,60 @@ static void input_fields(const T* image, const Shape& s, const Region& region, i
   });
 }
 
-// The gradient of one channel, (2H, 2W), about the sites j .. j + length of row i, already combined along H: three
-// lines h[a] of the columns 2j - 2 .. 2j + 2 length + 1.  Bilinear: blurred along both.  Zero outside of the image.
-//
-// With b[r] the rows of the gradient, blurred along H for bilinear, `Combine` makes h of b[2i-1] .. b[2i+2]; those
-// outside of the image come as zero.  As blurring along W commutes with that, three lines are blurred in place of four.
+// The gradient of one channel, (2H, 2W), about the sites j - 1 .. j + length of row i, already combined along H: three
+// lines of the even columns and three of the odd ones.  Bilinear: blurred along both.  Zero outside of the image.
+template <class T>
+struct GradientLines {
+  T even[3][MAX_BLOCK + 2], odd[3][MAX_BLOCK + 2];  // [0]: of site j - 1, whose even column is not to be read
+};
+
+// With b[r] the rows of the gradient, blurred along H for bilinear, `combine` makes the three lines of b[2i-1] ..
+// b[2i+2]; those outside of the image come as zero.  As blurring along W commutes with that, three lines are blurred,
+// not four.
 template <class T, class Combine>
 static inline void gradient_lines(const T* grad, const Shape& s, int64_t i, int64_t j, int64_t length, Combine combine,
-                                  T (*h)[2 * MAX_BLOCK + 4]) {
+                                  GradientLines<T>& lines) {
   const int64_t H = 2 * s.H, W = 2 * s.W, col = 2 * j - 2, count = 2 * length + 4;
   const auto row = [&](int64_t r) { return grad + (r < 0 ? 0 : r >= H ? H - 1 : r) * W + col; };
   const T above = i > 0 ? 1 : 0, below = i + 1 < s.H ? 1 : 0;
   const T *g0 = row(2 * i - 1), *g1 = row(2 * i), *g2 = row(2 * i + 1), *g3 = row(2 * i + 2);
   const int64_t begin = j > 0 ? 0 : 2, end = j + length < s.W ? count : count - 2;  // those inside the image
-  T *h0 = h[0], *h1 = h[1], *h2 = h[2];
+  T h[3][2 * MAX_BLOCK + 4];
   if (s.bilinear) {
     const T *first = row(2 * i - 2), *last = row(2 * i + 3);
 #pragma omp simd
     for (int64_t t = begin; t < end; ++t) {
       const T b0 = above * ((first[t] + g1[t]) + 2 * g0[t]), b1 = (g0[t] + g2[t]) + 2 * g1[t],
               b2 = (g1[t] + g3[t]) + 2 * g2[t], b3 = below * ((g2[t] + last[t]) + 2 * g3[t]);
-      combine(b0, b1, b2, b3, h0[t], h1[t], h2[t]);
-    }
-    for (int a = 0; a < 3; ++a) {
-      T* line = h[a];
-      if (begin > 0) line[1] = line[2];
-      if (end < count) line[end] = line[end - 1];
-      T previous[2 * MAX_BLOCK + 4];
-#pragma omp simd
-      for (int64_t t = 1; t < count - 1; ++t)
-        previous[t] = ((line[t - 1] + line[t + 1]) + 2 * line[t]) * static_cast<T>(0.0625);
-      for (int64_t t = 1; t < count - 1; ++t) line[t] = previous[t];
+      combine(b0, b1, b2, b3, h[0][t], h[1][t], h[2][t]);
     }
   } else {
 #pragma omp simd
-    for (int64_t t = begin; t < end; ++t) combine(above * g0[t], g1[t], g2[t], below * g3[t], h0[t], h1[t], h2[t]);
+    for (int64_t t = begin; t < end; ++t)
+      combine(above * g0[t], g1[t], g2[t], below * g3[t], h[0][t], h[1][t], h[2][t]);
   }
   for (int a = 0; a < 3; ++a) {
-    if (begin > 0) h[a][1] = 0;
-    if (end < count) h[a][end] = 0;
+    T *even = lines.even[a], *odd = lines.odd[a];
+#pragma omp simd
+    for (int64_t t = 0; t < length + 2; ++t) {
+      even[t] = h[a][2 * t];
+      odd[t] = h[a][2 * t + 1];
+    }
+    if (s.bilinear) {
+      if (begin > 0) odd[0] = even[1];
+      if (end < count) even[length + 1] = odd[length];
+      T blurred[2][MAX_BLOCK + 2];
+      const T share = static_cast<T>(0.0625);
+#pragma omp simd
+      for (int64_t t = 0; t < length + 1; ++t) {
+        blurred[0][t] = ((odd[t] + odd[t + 1]) + 2 * even[t + 1]) * share;
+        blurred[1][t] = ((even[t] + even[t + 1]) + 2 * odd[t]) * share;
+      }
+      copy(blurred[0], length + 1, even + 1);
+      copy(blurred[1], length + 1, odd);
+    }
+    if (begin > 0) odd[0] = 0;
+    if (end < count) even[length + 1] = 0;
   }
 }
 
@@ -220,30 +224,37 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
   const int64_t panels = (last - first + NR - 1) / NR, slot = field_slot(panels * s.K * NR);
   clear_last_panel<NR>(last - first, s.K, out);
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-    const T even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < s.H ? 1 : 0;
+    const T upper = zeros || i > 0 ? 1 : 0, lower = zeros || i + 1 < s.H ? 1 : 0;
     for (int64_t k = 0; k < s.K; ++k) {
-      T lines[3][2 * MAX_BLOCK + 4];
+      GradientLines<T> lines;
       if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i - 1, 2 * i + 3, 2 * j, 2 * length);
       gradient_lines(
           grad + k * 4 * s.H * s.W, s, i, j, length,
           [=](T b0, T b1, T b2, T b3, T& h0, T& h1, T& h2) {
             h0 = b1 + b2;
-            h1 = even * b1 - b3;
-            h2 = b0 - odd * b2;
+            h1 = upper * b1 - b3;
+            h2 = b0 - lower * b2;
           },
           lines);
       for (int a = 0; a < 3; ++a) {
         T* channel = out + 3 * a * slot + k * NR;
-        const T* h = lines[a] + 1;
+        const T *even = lines.even[a] + 1, *odd = lines.odd[a] + 1;
         each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
-          differences_of(h + 2 * t, part, channel + panel * s.K * NR + lane, slot);
+          T* o = channel + panel * s.K * NR + lane;
+          const T *e = even + t, *d = odd + t;
+#pragma omp simd
+          for (int64_t q = 0; q < part; ++q) {
+            o[q] = e[q] + d[q];
+            o[q + slot] = e[q] - e[q + 1];
+            o[q + 2 * slot] = d[q - 1] - d[q];
+          }
         });
         if (zeros) continue;
         const auto at = [&](int64_t t) {
           return channel + (site - first + t) / NR * s.K * NR + (site - first + t) % NR;
         };
-        if (j == 0) at(0)[slot] = -h[3];
-        if (j + length == s.W) at(length - 1)[2 * slot] = h[2 * length - 2];
+        if (j == 0) at(0)[slot] = -even[1];
+        if (j + length == s.W) at(length - 1)[2 * slot] = odd[length - 2];
       }
     }
   });
@@ -258,7 +269,7 @@ static void product_gradients(const T* grad, const Shape& s, const Region& regio
     T* row = out + k * size;
     each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
       if (k + 2 < s.K) prefetch_gradient(grad + (k + 2) * 4 * s.H * s.W, s, 2 * i, 2 * i + 2, 2 * j, 2 * length);
-      T lines[3][2 * MAX_BLOCK + 4];
+      GradientLines<T> lines;
       gradient_lines(
           grad + k * 4 * s.H * s.W, s, i, j, length,
           [](T, T b1, T b2, T, T& h0, T& h1, T& h2) {
@@ -269,13 +280,12 @@ static void product_gradients(const T* grad, const Shape& s, const Region& regio
           lines);
       for (int a = 0; a < 3; ++a) {
         T* o = row + 3 * a * slot + (site - first);
-        const T* h = lines[a] + 2;
+        const T *even = lines.even[a] + 1, *odd = lines.odd[a] + 1;
 #pragma omp simd
         for (int64_t t = 0; t < length; ++t) {
-          const T even = h[2 * t], odd = h[2 * t + 1];
-          o[t] = even + odd;
-          o[t + slot] = even;
-          o[t + 2 * slot] = odd;
+          o[t] = even[t] + odd[t];
+          o[t + slot] = even[t];
+          o[t + 2 * slot] = odd[t];
         }
       }
     });
