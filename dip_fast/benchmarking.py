@@ -397,7 +397,10 @@ def _measure(jobs: list[Job], settings: Settings, seconds: float, say: Callable[
 
 
 def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> list[list[dict[str, Any]]]:
-    """Let each worker make a step in turn: so many, or while there is time."""
+    """Let the workers take turns, so many or while there is time.
+
+    A turn is two steps, of which the second is measured: the first one finds the caches as the others left them.
+    """
     for worker in workers:
         spent, made = 0.0, 0
         while made < WARM_UP[0] and spent < WARM_UP[1]:
@@ -410,6 +413,7 @@ def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> l
         begin = time.monotonic()
         for worker, answers in zip(workers, taken, strict=True):
             time.sleep(PAUSE)
+            worker.ask("step")
             answers.append(worker.ask("step"))
         longest = max(longest, time.monotonic() - begin)
     return taken

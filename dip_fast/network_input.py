@@ -26,12 +26,12 @@ class NetworkInput:
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """Give z in float32, ``(1, C, H, W)``: each value is the quotient, correctly rounded."""
-        return self.codes.to(device, torch.float32) / self.denominator
+        return self.codes.to(device, torch.float32, copy=True).div_(self.denominator)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> NetworkInput:
     """Uniform in [0, 0.1): k / 2560 for k = 0..255."""
-    return NetworkInput(torch.randint(0, 256, shape, generator=generator).to(torch.uint8), 2560)
+    return NetworkInput(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8), 2560)
 
 
 def _gaussian(shape: tuple[int, ...], generator: torch.Generator) -> NetworkInput:
