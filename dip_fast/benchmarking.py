@@ -217,7 +217,7 @@ def profile_lines(found: Mapping[str, Any]) -> list[str]:
     step = found["step_seconds"]
     lines = [
         f"{place(found['size'], found['upsampling'])}: a step takes {found['median_step_seconds']:.3f} s, "
-        f"{found['share_of_floor']:.1%} of the floor",
+        f"{found['share_of_floor']:.1%} of the floor's speed",
         f"floor {found['floor_seconds']:.3f} s: {found['multiplications']:,.0f} multiplications a pixel, 3 times "
         f"(forward, two gradients), 2 FLOP each, at the {found['mm_flop_per_second'] / 1e9:.0f} GFLOP/s of torch.mm",
         f"under the profiler {step:.3f} s: network forward {found['forward_seconds']:.3f} s, backward "
