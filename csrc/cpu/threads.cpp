@@ -22,10 +22,11 @@ void pause() {
 #endif
 }
 
-// Looks at a condition for some 50 microseconds: what lies between two passes of a step, mostly.
+// Looks at a condition for a tenth of a millisecond or two: what lies between two passes of a step, mostly.  Waking up
+// a thread that sleeps takes as long as many a pass.
 template <class F>
 bool soon(F condition) {
-  for (int i = 0; i < 1000; ++i) {
+  for (int i = 0; i < 8000; ++i) {
     if (condition()) return true;
     pause();
   }

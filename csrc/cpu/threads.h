@@ -13,9 +13,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "workspace.h"
 
@@ -80,39 +82,51 @@ void for_each_stretch(int64_t count, int64_t step, F work) {
   });
 }
 
-// Lets items be committed in their order.  Items are handed out in order, so that the one that all others wait for is
-// always at work, however few threads there are.
-class Turns {
+// Adds sums to a total in the order of the items that they are of, whoever brings them: what comes too early is kept.
+// Whoever finds nobody adding adds what is next; nobody waits.
+template <class T>
+class InOrder {
  public:
-  template <class F>
-  void commit(int64_t item, F work) {
+  InOrder(int64_t items, int64_t size, T* total) : size_(size), total_(total), waiting_(items) {}
+
+  void bring(int64_t item, Buffer<T> sums) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return turn_ == item; });
-    work();
-    ++turn_;
-    changed_.notify_all();
+    waiting_[item].emplace(std::move(sums));
+    if (adding_) return;
+    adding_ = true;
+    for (; next_ < waiting_.size() && waiting_[next_]; ++next_) {
+      lock.unlock();
+      const T* from = waiting_[next_]->get();
+      for (int64_t i = 0; i < size_; ++i) total_[i] += from[i];
+      lock.lock();
+      waiting_[next_].reset();
+    }
+    adding_ = false;
   }
 
  private:
+  const int64_t size_;
+  T* const total_;
   std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t turn_ = 0;
+  std::vector<std::optional<Buffer<T>>> waiting_;
+  size_t next_ = 0;
+  bool adding_ = false;
 };
 
 // Sums `size` values over items: work(item, sums, scratch) gives those of an item, which are added to the total in the
-// order of the items, by whichever thread made them.
+// order of the items.
 template <class T, class F>
 void sum_items(int64_t items, int64_t size, int64_t scratch, T* total, F work) {
   std::fill_n(total, size, T(0));
-  Turns turns;
+  InOrder<T> order(items, size, total);
   share(items, items, [&](auto next) {
-    // Before there is an item that others would wait for: memory can be lacking.
-    const Buffer<T> sums(size), own(scratch);
-    for (int64_t item = next(); item < items; item = next()) {
+    int64_t item = next();
+    if (item == items) return;
+    const Buffer<T> own(scratch);
+    for (; item < items; item = next()) {
+      Buffer<T> sums(size);
       work(item, sums.get(), own.get());
-      turns.commit(item, [&] {
-        for (int64_t i = 0; i < size; ++i) total[i] += sums.get()[i];
-      });
+      order.bring(item, std::move(sums));
     }
   });
 }

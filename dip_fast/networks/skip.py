@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -102,12 +102,6 @@ class Scale(Fusible):
             slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=str(conv.padding_mode),
         )  # fmt: skip
         return Raw(*convolved, self.merge.norm, slope)
-
-    def left_out(self) -> list[Tensor]:
-        """Biases that the fused form leaves out, since a batch norm takes them away again."""
-        convs = [block.conv for block in self.modules() if isinstance(block, Block) and block.fused]
-        convs += [scale.merge.conv for scale in self.modules() if isinstance(scale, Scale) and scale.fused]
-        return [conv.bias for conv in convs if conv.bias is not None]
 
 
 class Skip(Network):
@@ -213,6 +207,8 @@ class Skip(Network):
         self.scale = scale
         self.head = nn.Conv2d(ups[0], out_channels, 1)
         self.multiple = 2**depth
+        # Convolutions whose fused form leaves their bias out, since a batch norm takes it away again.
+        self._without_bias: list[nn.Conv2d | nn.ConvTranspose2d] = []
 
     def forward(self, z: Tensor) -> Tensor:
         """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
@@ -230,7 +226,16 @@ class Skip(Network):
             )
         else:
             drawn = self.head(drawn)
-        return torch.sigmoid(without_gradient(drawn, self.scale.left_out()))
+        return torch.sigmoid(
+            without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
+        )
+
+    def use(self, engine: str) -> Self:
+        """Choose the engine, see `Network.use`."""
+        super().use(engine)
+        self._without_bias = [block.conv for block in self.modules() if isinstance(block, Block) and block.fused]
+        self._without_bias += [scale.merge.conv for scale in self.modules() if isinstance(scale, Scale) and scale.fused]
+        return self
 
     def load_original(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights of the original program's network, in order.
