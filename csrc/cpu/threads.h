@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -82,34 +83,43 @@ void for_each_stretch(int64_t count, int64_t step, F work) {
   });
 }
 
-// Adds sums to a total in the order of the items that they are of, whoever brings them: what comes too early is kept.
-// Whoever finds nobody adding adds what is next; nobody waits.
+// Adds sums to a total in the order of the items that they are of, whoever brings them.  Whoever finds nobody adding
+// adds what is next; what comes too early is kept, so that nobody waits, unless as much is kept as is half of the
+// threads'.
 template <class T>
 class InOrder {
  public:
-  InOrder(int64_t items, int64_t size, T* total) : size_(size), total_(total), waiting_(items) {}
+  InOrder(int64_t items, int64_t size, T* total)
+      : size_(size), most_(std::max(1, thread_count() / 2)), total_(total), kept_(items) {}
 
   void bring(int64_t item, Buffer<T> sums) {
     std::unique_lock lock(mutex_);
-    waiting_[item].emplace(std::move(sums));
+    room_.wait(lock, [&] { return count_ < most_ || item == next_; });
+    kept_[item].emplace(std::move(sums));
+    ++count_;
     if (adding_) return;
     adding_ = true;
-    for (; next_ < waiting_.size() && waiting_[next_]; ++next_) {
+    while (next_ < static_cast<int64_t>(kept_.size()) && kept_[next_]) {
       lock.unlock();
-      const T* from = waiting_[next_]->get();
+      const T* from = kept_[next_]->get();
       for (int64_t i = 0; i < size_; ++i) total_[i] += from[i];
       lock.lock();
-      waiting_[next_].reset();
+      kept_[next_++].reset();
+      --count_;
+      room_.notify_all();
     }
     adding_ = false;
   }
 
  private:
   const int64_t size_;
+  const int most_;
   T* const total_;
   std::mutex mutex_;
-  std::vector<std::optional<Buffer<T>>> waiting_;
-  size_t next_ = 0;
+  std::condition_variable room_;
+  std::vector<std::optional<Buffer<T>>> kept_;
+  int64_t next_ = 0;
+  int count_ = 0;
   bool adding_ = false;
 };
 

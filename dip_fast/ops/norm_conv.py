@@ -106,7 +106,7 @@ def norm_upsample_conv2d(
     mode: str = "nearest",
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution; both are read through their own norm.
+    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution; both read through their own norm.
 
     Parameters
     ----------
