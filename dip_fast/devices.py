@@ -59,7 +59,7 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int], engine: s
     """Estimate the peak memory of a step beyond that of the process before the fit.
 
     One forward pass on torch's meta device, which computes shapes only, counts the tensors that backward will read.
-    To these come the gradients alive at once, which `TRANSIENT` times the largest tensor covers, z with its
+    To these come the gradients alive at once, which so many times the largest tensor covers, z with its
     perturbation, and six copies of the weights (gradients, Adam's moments, average, best, kept).
     """
     kept: dict[int, torch.UntypedStorage] = {}
@@ -77,12 +77,13 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int], engine: s
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     activations = [storage.nbytes() for key, storage in kept.items() if key not in weights]
     weight_bytes = sum(parameter.nbytes for parameter in network.parameters())
-    return sum(activations) + TRANSIENT * max(activations) + 3 * z.nbytes + 10 * weight_bytes
+    transient = TRANSIENT_FUSED if network.is_wholly_fused() else TRANSIENT
+    return sum(activations) + transient * max(activations) + 3 * z.nbytes + 10 * weight_bytes
 
 
 # Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of
-# three steps in a process of its own: benchmarks/memory.py.
-TRANSIENT = 11
+# some steps in a process of its own: benchmarks/memory.py.
+TRANSIENT, TRANSIENT_FUSED = 11, 3
 
 
 def require_memory(

@@ -407,7 +407,7 @@ def _workspace(network: networks.Network) -> object:
 
 def _threads(network: networks.Network) -> AbstractContextManager[Any]:
     """Give what a step runs in: threads of the operators' own, where there is hardly anything beside them."""
-    if not network.is_fused() or any(network.blocks().values()):
+    if not network.is_wholly_fused():
         return nullcontext()
     from dip_fast.ops.workspace import own_threads  # here, since it loads or builds the extension
 

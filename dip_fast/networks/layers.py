@@ -67,6 +67,10 @@ class Network(nn.Module):
         """Whether a block runs in its fused form."""
         return any(isinstance(module, Fusible) and module.fused for module in self.modules())
 
+    def is_wholly_fused(self) -> bool:
+        """Whether every block does."""
+        return self.is_fused() and not any(self.blocks().values())
+
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
         return cover(height, self.multiple), cover(width, self.multiple)
