@@ -16,11 +16,11 @@ struct Channels {
   }
 
   template <class Row>
-  static void spread_rows(const Spread& s, T* copy, T* line, Row row) {
+  static void spread_rows(const Spread& s, Rows rows, T* copy, T* line, Row row) {
     const int64_t half = s.cols / 2;
-    for (int64_t r = 0; r < s.rows; ++r) {
+    for (int64_t r = 0; r < rows.count; ++r) {
       T* to = copy + r * s.cols;
-      const int64_t i = shown(s, r, s.height);
+      const int64_t i = shown(s, rows.first + r, s.height);
       if (i < 0) {
         fill_zero(to, s.cols);
         continue;
@@ -44,14 +44,14 @@ struct Channels {
     }
   }
 
-  static void spread(const Spread& s, const T* image, T scale, T shift, T slope, T* copy, T* line) {
-    spread_rows(s, copy, line,
+  static void spread(const Spread& s, Rows rows, const T* image, T scale, T shift, T slope, T* copy, T* line) {
+    spread_rows(s, rows, copy, line,
                 [&](int64_t i, T* to) { activate(s.width, image + i * s.width, scale, shift, slope, to); });
   }
 
-  static void spread_gradient(const Spread& s, const T* gradient, const T* output, T constant, T factor, T* copy,
-                              T* line) {
-    spread_rows(s, copy, line, [&](int64_t i, T* to) {
+  static void spread_gradient(const Spread& s, Rows rows, const T* gradient, const T* output, T constant, T factor,
+                              T* copy, T* line) {
+    spread_rows(s, rows, copy, line, [&](int64_t i, T* to) {
       const T *g = gradient + i * s.width, *y = output + i * s.width;
       if (output == nullptr) {
         copy_of(g, s.width, to);

@@ -143,16 +143,16 @@ struct Convolution {
   }
 
   template <int WIDTH>
-  static void fields(const Lattice& s, const T* input, const Activation<T>& activation, int64_t first, int64_t last,
-                     T* out) {
+  static void fields(const Lattice& s, const Window<T>& input, const Activation<T>& activation, int64_t first,
+                     int64_t last, T* out) {
     const int64_t panels = quotient_up(last - first, WIDTH), slot = slot_of<WIDTH>(s, last - first);
     if ((last - first) % WIDTH != 0)
       for (int f = 0; f < S::FIELDS; ++f) fill_zero(out + f * slot + (panels - 1) * s.inputs * WIDTH, s.inputs * WIDTH);
     const int64_t half = s.cols + 1, row = SPLIT ? 2 * half : F == Form::pointwise ? s.cols : s.cols + 1;
-    const int64_t height = SPLIT ? 2 * s.rows + 2 : F == Form::pointwise ? s.rows : s.rows + 1, plane = height * row;
+    const int64_t plane = input.rows.count * row;
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
       for (int64_t c = 0; c < s.inputs; ++c) {
-        const T* from = input + c * plane + (SPLIT ? 2 * i : i) * row + j;
+        const T* from = input.data + c * plane + ((SPLIT ? 2 * i : i) - input.rows.first) * row + j;
         T* channel = out + c * WIDTH;
         if (F != Form::pointwise && c + 2 < s.inputs) {
           constexpr int ROWS = F == Form::winograd ? 4 : F == Form::strided ? 3 : 2;
@@ -229,11 +229,19 @@ struct Convolution {
   }
   static int64_t items(const Lattice& s) { return bands(s).count; }
 
+  // Of the copy, for rows of sites.
+  static Rows rows_of(const Lattice& s, const Bands& band, int64_t item) {
+    if (F == Form::pointwise) return {0, 1};
+    const int64_t begin = band.begin(item), count = band.end(item, s.rows) - begin;
+    return SPLIT ? Rows{2 * begin, 2 * count + 2} : Rows{begin, count + 1};
+  }
+  static Rows rows_of(const Lattice& s, int64_t item) { return rows_of(s, bands(s), item); }
+
   static int64_t scratch(const Lattice& s) {
     return S::FIELDS * slot_of<NR>(s, BLOCK) + S::PRODUCTS * Tile::MR * BLOCK + MomentSums<Tile>::size(s.outputs);
   }
 
-  static void convolve(const Lattice& s, const T* input, const Activation<T>& activation, const T* packed,
+  static void convolve(const Lattice& s, const Window<T>& input, const Activation<T>& activation, const T* packed,
                        const T* bias, T* output, Moments* moments, int64_t item, T* scratch) {
     T *panel = scratch, *products = panel + S::FIELDS * slot_of<NR>(s, BLOCK);
     const MomentSums<Tile> sums = moments == nullptr
@@ -251,7 +259,7 @@ struct Convolution {
         const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
         const int64_t product = (k1 - k0) * width;
         if (F == Form::pointwise && last < end)
-          prefetch_ahead(input + last, s.cols, at_most(end - last, BLOCK), s.inputs, tile, Tile::tiles(s.outputs));
+          prefetch_ahead(input.data + last, s.cols, at_most(end - last, BLOCK), s.inputs, tile, Tile::tiles(s.outputs));
         for (int i = 0; i < S::SLOTS; ++i)
           for (int64_t d = 0; d < s.inputs; d += CHAIN)
             for (int64_t p = 0; p < panels; ++p)
@@ -334,11 +342,18 @@ struct Convolution {
     return {s.rows, quotient_up(at_least(SUM_BLOCK, at_most(1024, s.rows * s.cols / 8)), s.cols)};
   }
   static int64_t weight_gradient_items(const Lattice& s) { return sum_bands(s).count; }
+  static Rows weight_gradient_rows(const Lattice& s, int64_t item, bool of_gradient) {
+    const Bands band = sum_bands(s);
+    if (!of_gradient) return rows_of(s, band, item);
+    const int64_t begin = band.begin(item), count = band.end(item, s.rows) - begin;
+    return F == Form::winograd ? Rows{2 * begin + 2, 2 * count} : Rows{begin + 1, count};
+  }
   static int64_t weight_gradient_scratch(const Lattice& s) {
     return S::FIELDS * slot_of<SUM_BLOCK>(s, SUM_BLOCK) + (GRADIENTS + 4) * field_slot(row_of_sums(s) * SUM_BLOCK);
   }
 
-  static void weight_gradient(const Lattice& s, const T* input, const T* gradient, T* sums, int64_t item, T* scratch) {
+  static void weight_gradient(const Lattice& s, const Window<T>& input, const Window<T>& gradient, T* sums,
+                              int64_t item, T* scratch) {
     const int64_t K = row_of_sums(s), slot = slot_of<SUM_BLOCK>(s, SUM_BLOCK);
     T *rows = scratch, *panels = rows + S::FIELDS * slot, *turned = panels + GRADIENTS * field_slot(K * SUM_BLOCK);
     const Bands band = sum_bands(s);
@@ -359,16 +374,17 @@ struct Convolution {
   }
 
   // What the products' gradients are, with the output channels as vectors: [gradient][channel / NR][site][NR].
-  static void turned_gradient(const Lattice& s, const T* gradient, int64_t first, int64_t last, T* turned, T* out) {
+  static void turned_gradient(const Lattice& s, const Window<T>& gradient, int64_t first, int64_t last, T* turned,
+                              T* out) {
     const int64_t K = row_of_sums(s), sites = last - first, panel = field_slot(K * sites);
     const bool squares = F == Form::winograd;
-    const int64_t half = s.cols + 2, row = squares ? 2 * half : s.cols + 2,
-                  plane = row * (squares ? 2 * s.rows + 4 : s.rows + 2);
+    const int64_t half = s.cols + 2, row = squares ? 2 * half : s.cols + 2, plane = row * gradient.rows.count;
+    const T* from = gradient.data - gradient.rows.first * row;
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
       const int64_t line = K * length;
       if constexpr (F == Form::winograd) {
         for (int r = 0; r < 4; ++r)
-          turn_line<Tile>(gradient + (2 * i + 2 + r / 2) * row + (r % 2) * half + j + 1, plane, s.outputs, length, K,
+          turn_line<Tile>(from + (2 * i + 2 + r / 2) * row + (r % 2) * half + j + 1, plane, s.outputs, length, K,
                           turned + r * line);
         for (int64_t k = 0; k < K; k += NR)
           for (int64_t t = 0; t < length; ++t) {
@@ -389,7 +405,7 @@ struct Convolution {
           }
       } else {
         for (int64_t k = 0; k < K; k += NR)
-          turn_line<Tile>(gradient + k * plane + (i + 1) * row + j + 1, plane, at_most(NR, s.outputs - k), length, NR,
+          turn_line<Tile>(from + k * plane + (i + 1) * row + j + 1, plane, at_most(NR, s.outputs - k), length, NR,
                           out + (k / NR * sites + site - first) * NR);
       }
     });

@@ -53,20 +53,27 @@ constexpr Layers<T> layers_of() {
     of_form<T>(s.form, [&](auto conv) { conv.pack(s, weight, adjoint, k0, k1, packed); });
   };
   table.items = [](const Lattice& s) { return of_form<T>(s.form, [&](auto conv) { return conv.items(s); }); };
+  table.rows = [](const Lattice& s, int64_t item) {
+    return of_form<T>(s.form, [&](auto conv) { return conv.rows_of(s, item); });
+  };
   table.scratch = [](const Lattice& s) { return of_form<T>(s.form, [&](auto conv) { return conv.scratch(s); }); };
-  table.convolve = [](const Lattice& s, const T* input, const Activation<T>& activation, const T* packed, const T* bias,
-                      T* output, Moments* moments, int64_t item, T* scratch) {
+  table.convolve = [](const Lattice& s, const Window<T>& input, const Activation<T>& activation, const T* packed,
+                      const T* bias, T* output, Moments* moments, int64_t item, T* scratch) {
     of_form<T>(s.form,
                [&](auto conv) { conv.convolve(s, input, activation, packed, bias, output, moments, item, scratch); });
   };
   table.weight_gradient_items = [](const Lattice& s) {
     return of_sums<T>(s.form, [&](auto conv) { return conv.weight_gradient_items(s); });
   };
+  table.weight_gradient_rows = [](const Lattice& s, int64_t item, bool of_gradient) {
+    return of_sums<T>(s.form, [&](auto conv) { return conv.weight_gradient_rows(s, item, of_gradient); });
+  };
   table.weight_gradient_scratch = [](const Lattice& s) {
     return of_sums<T>(s.form, [&](auto conv) { return conv.weight_gradient_scratch(s); });
   };
   table.sums_size = [](const Lattice& s) { return of_sums<T>(s.form, [&](auto conv) { return conv.sums_size(s); }); };
-  table.weight_gradient = [](const Lattice& s, const T* input, const T* gradient, T* sums, int64_t item, T* scratch) {
+  table.weight_gradient = [](const Lattice& s, const Window<T>& input, const Window<T>& gradient, T* sums, int64_t item,
+                             T* scratch) {
     of_sums<T>(s.form, [&](auto conv) { conv.weight_gradient(s, input, gradient, sums, item, scratch); });
   };
   table.finish = [](const Lattice& s, const T* total, int64_t c0, int64_t c1, T* grad_weight) {

@@ -2,9 +2,9 @@
 // before them in their prologue, and the statistics of what they write in their epilogue.
 //
 // An image is kept as a convolution left it, with the mean and variance of each channel; what reads it normalises and
-// activates it on the way,  a = leaky(scale x + shift).  Convolutions of 3x3 taps read a padded copy of a band of their
-// input's size, made by `spread` for as long as they run, so that none of them knows of borders; those of one tap read
-// the image itself.
+// activates it on the way,  a = leaky(scale x + shift).  Convolutions of 3x3 taps read a padded copy of the rows that
+// an item needs, made by `spread` in the thread's own memory, so that none of them knows of borders; those of one tap
+// read the image itself.
 #pragma once
 
 #include "kernels.h"
@@ -17,14 +17,25 @@ struct Activation {
   T slope = 1;
 };
 
-// What is summed up where an image is padded.  Row r and column q of the copy are those of the image less `before`.  In
-// split rows the even columns come first, then the odd ones, so that every other column is a line.
+// How an image is padded.  Row r and column q of the copy are those of the image less `before`; what lies beyond the
+// padding is zero.  In split rows the even columns come first, then the odd ones, so that every other column is a line.
 struct Spread {
   int64_t height, width;  // of the image
   int64_t before;
   Padding padding;
-  int64_t rows, cols;  // of the copy; what lies beyond the padding is zero
+  int64_t cols;  // of the copy
   bool split;
+};
+
+struct Rows {
+  int64_t first, count;
+};
+
+// Rows of such a copy, of all channels; or an image itself.
+template <class T>
+struct Window {
+  const T* data;
+  Rows rows;
 };
 
 // A convolution as sums of products of fields, on a lattice of sites:
@@ -49,9 +60,10 @@ template <class T>
 struct Layers {
   // ---- one channel at a time; `line` holds a row of the copy, and 64 elements more
 
-  void (*spread)(const Spread&, const T* image, T scale, T shift, T slope, T* copy, T* line);
+  void (*spread)(const Spread&, Rows, const T* image, T scale, T shift, T slope, T* copy, T* line);
   // Of gradient + constant + factor * output; output may be null.
-  void (*spread_gradient)(const Spread&, const T* gradient, const T* output, T constant, T factor, T* copy, T* line);
+  void (*spread_gradient)(const Spread&, Rows, const T* gradient, const T* output, T constant, T factor, T* copy,
+                          T* line);
   // The adjoint of the padding: the gradient of a copy with plain rows, `pitch` apart, to that of the image.
   void (*fold)(const Spread&, const T* copy, int64_t pitch, T* image);
 
@@ -74,16 +86,19 @@ struct Layers {
   // as they are of the convolution, with the channels exchanged.
   void (*pack)(const Lattice&, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed);
   int64_t (*items)(const Lattice&);
+  Rows (*rows)(const Lattice&, int64_t item);  // that it reads; the first item has the most
   int64_t (*scratch)(const Lattice&);
   // moments: of the outputs of the item, one a channel; may be null, as bias may.
-  void (*convolve)(const Lattice&, const T* input, const Activation<T>&, const T* packed, const T* bias, T* output,
-                   Moments* moments, int64_t item, T* scratch);
+  void (*convolve)(const Lattice&, const Window<T>& input, const Activation<T>&, const T* packed, const T* bias,
+                   T* output, Moments* moments, int64_t item, T* scratch);
 
   // strided and winograd: `gradient` as the adjoint reads it.
   int64_t (*weight_gradient_items)(const Lattice&);
+  Rows (*weight_gradient_rows)(const Lattice&, int64_t item, bool of_gradient);
   int64_t (*weight_gradient_scratch)(const Lattice&);
   int64_t (*sums_size)(const Lattice&);
-  void (*weight_gradient)(const Lattice&, const T* input, const T* gradient, T* sums, int64_t item, T* scratch);
+  void (*weight_gradient)(const Lattice&, const Window<T>& input, const Window<T>& gradient, T* sums, int64_t item,
+                          T* scratch);
   // For the inputs c0 .. c1.
   void (*finish)(const Lattice&, const T* total, int64_t c0, int64_t c1, T* grad_weight);
 

@@ -190,16 +190,58 @@ Buffer<T> packed(const Lattice& s, const Tensor& weight, bool adjoint) {
   return to;
 }
 
+// A padded copy of the rows of an image: spread(rows, channel, copy, line) makes those of a channel.
+template <class T, class F>
+struct Copied {
+  int64_t channels, cols;
+  F spread;
+
+  int64_t size(Rows most) const { return channels * most.count * cols + cols + 64; }
+  Window<T> operator()(Rows rows, T* to) const {
+    T* line = to + channels * rows.count * cols;
+    for (int64_t c = 0; c < channels; ++c) spread(rows, c, to + c * rows.count * cols, line);
+    return {to, rows};
+  }
+};
+
 template <class T>
-void convolve(const Lattice& s, const T* input, const Activation<T>& activation, const T* weights, const T* bias,
-              T* output, std::vector<Moments>* moments) {
+auto copied(const Spread& s, const Reading<T>& reading) {
+  const auto spread = [&](Rows rows, int64_t c, T* copy, T* line) {
+    layers<T>().spread(s, rows, reading.channel(c), reading.scale[c], reading.shift[c], reading.slope, copy, line);
+  };
+  return Copied<T, decltype(spread)>{reading.channels, s.cols, spread};
+}
+
+template <class T>
+auto copied(const Spread& s, const Arriving<T>& arriving) {
+  const auto spread = [&](Rows rows, int64_t k, T* copy, T* line) {
+    const int64_t at = k * s.height * s.width;
+    layers<T>().spread_gradient(s, rows, arriving.grad + at,
+                                arriving.output == nullptr ? nullptr : arriving.output + at, arriving.constant[k],
+                                arriving.factor[k], copy, line);
+  };
+  return Copied<T, decltype(spread)>{static_cast<int64_t>(arriving.constant.size()), s.cols, spread};
+}
+
+constexpr int64_t aligned(int64_t count) { return (count + 15) / 16 * 16; }  // elements
+
+// window(rows, memory) gives the rows that an item reads.
+template <class T, class F>
+void convolve(const Lattice& s, int64_t window_size, F window, const Activation<T>& activation, const T* weights,
+              const T* bias, T* output, std::vector<Moments>* moments) {
   const Layers<T>& kernel = layers<T>();
-  const int64_t items = kernel.items(s);
+  const int64_t items = kernel.items(s), own = aligned(kernel.scratch(s));
   if (moments != nullptr) moments->resize(items * s.outputs);
-  for_each_item<T>(items, kernel.scratch(s), [&](int64_t item, T* scratch) {
-    kernel.convolve(s, input, activation, weights, bias, output,
+  for_each_item<T>(items, own + window_size, [&](int64_t item, T* scratch) {
+    kernel.convolve(s, window(kernel.rows(s, item), scratch + own), activation, weights, bias, output,
                     moments == nullptr ? nullptr : moments->data() + item * s.outputs, item, scratch);
   });
+}
+
+template <class T, class C>
+void convolve(const Lattice& s, const C& copy, const T* weights, const T* bias, T* output,
+              std::vector<Moments>* moments) {
+  convolve<T>(s, copy.size(layers<T>().rows(s, 0)), copy, Activation<T>{}, weights, bias, output, moments);
 }
 
 // The convolution of an image with a weight, and the copies it and its adjoint read.
@@ -220,27 +262,16 @@ Plan planned(const Tensor& image, const Tensor& weight, int64_t stride, c10::str
   if (kernel == 1)
     return {{Form::pointwise, C, K, 1, H * W, 1, H * W}, {Form::pointwise, K, C, 1, H * W, 1, H * W}, {}, {}};
   const int64_t h = (H + 1) / 2, w = (W + 1) / 2;
-  const Spread input{H, W, 1, padding, 2 * h + 2, 2 * w + 2, true};
+  const Spread input{H, W, 1, padding, 2 * w + 2, true};
   if (stride == 2)
     return {{Form::strided, C, K, h, w, h, w},
             {Form::strided_gradient, K, C, h + 1, w + 1, H + 2, W + 2},
             input,
-            {h, w, 1, Padding::zeros, h + 2, w + 2, false}};
+            {h, w, 1, Padding::zeros, w + 2, false}};
   return {{Form::winograd, C, K, h, w, H, W},
           {Form::winograd, K, C, h + 1, w + 1, H + 2, W + 2},
           input,
-          {H, W, 2, Padding::zeros, 2 * h + 4, 2 * w + 4, true}};
-}
-
-template <class T>
-Buffer<T> spread(const Spread& s, const Reading<T>& reading) {
-  Buffer<T> copy(reading.channels * s.rows * s.cols);
-  for_each_channel(reading.channels, [&](int64_t c) {
-    const Buffer<T> line(s.cols + 64);
-    layers<T>().spread(s, reading.channel(c), reading.scale[c], reading.shift[c], reading.slope,
-                       copy.get() + c * s.rows * s.cols, line.get());
-  });
-  return copy;
+          {H, W, 2, Padding::zeros, 2 * w + 4, true}};
 }
 
 template <class T>
@@ -256,10 +287,10 @@ std::tuple<Tensor, Tensor> forward(const Given& x, double slope, double eps, con
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   std::vector<Moments> moments;
   if (pointwise) {
-    convolve<T>(plan.forward, reading.image, reading.activation(), weights.get(), b, output.data_ptr<T>(), &moments);
+    const auto image = [&](Rows rows, T*) { return Window<T>{reading.image, rows}; };
+    convolve<T>(plan.forward, 0, image, reading.activation(), weights.get(), b, output.data_ptr<T>(), &moments);
   } else {
-    const Buffer<T> copy = spread(plan.input, reading);
-    convolve<T>(plan.forward, copy.get(), {}, weights.get(), b, output.data_ptr<T>(), &moments);
+    convolve<T>(plan.forward, copied(plan.input, reading), weights.get(), b, output.data_ptr<T>(), &moments);
   }
   return {output, statistics_of(moments, K)};
 }
@@ -319,20 +350,19 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
   }
 
   if (mask[2]) sum_gradient(arriving, pixels, grad_bias);
-  const Spread& g = plan.gradient;
-  const Buffer<T> copy(K * g.rows * g.cols);
-  for_each_channel(K, [&](int64_t k) {
-    const Buffer<T> line(g.cols + 64);
-    kernel.spread_gradient(g, arriving.grad + k * pixels,
-                           arriving.output == nullptr ? nullptr : arriving.output + k * pixels, arriving.constant[k],
-                           arriving.factor[k], copy.get() + k * g.rows * g.cols, line.get());
-  });
+  const auto gradient = copied(plan.gradient, arriving);
   if (mask[1]) {
-    const Buffer<T> total(kernel.sums_size(s)), input = spread(plan.input, reading);
-    sum_items<T>(kernel.weight_gradient_items(s), kernel.sums_size(s), kernel.weight_gradient_scratch(s), total.get(),
-                 [&](int64_t item, T* own, T* scratch) {
-                   kernel.weight_gradient(s, input.get(), copy.get(), own, item, scratch);
-                 });
+    const auto input = copied(plan.input, reading);
+    const int64_t size = kernel.sums_size(s), own = aligned(kernel.weight_gradient_scratch(s)),
+                  of_input = aligned(input.size(kernel.weight_gradient_rows(s, 0, false)));
+    const Buffer<T> total(size);
+    sum_items<T>(
+        kernel.weight_gradient_items(s), size, own + of_input + gradient.size(kernel.weight_gradient_rows(s, 0, true)),
+        total.get(), [&](int64_t item, T* sums, T* scratch) {
+          kernel.weight_gradient(s, input(kernel.weight_gradient_rows(s, item, false), scratch + own),
+                                 gradient(kernel.weight_gradient_rows(s, item, true), scratch + own + of_input), sums,
+                                 item, scratch);
+        });
     for_each_stretch(C, 8, [&](int64_t begin, int64_t end) {
       kernel.finish(s, total.get(), begin, end, grad_weight.data_ptr<T>());
     });
@@ -342,7 +372,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
     const Buffer<T> padded(C * a.height * a.width);
     {
       const Buffer<T> weights = packed<T>(a, weight, true);
-      convolve<T>(a, copy.get(), {}, weights.get(), nullptr, padded.get(), nullptr);
+      convolve<T>(a, gradient, weights.get(), static_cast<const T*>(nullptr), padded.get(), nullptr);
     }
     for_each_channel(C, [&](int64_t c) {
       T* to = grad_input.data_ptr<T>() + c * reading.count;
@@ -390,7 +420,7 @@ struct Join {
     shape.bilinear = mode == "bilinear";
     shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
     shape.threads = 4;  // the moments of the items are joined: where they are cut must not depend on the threads
-    around = {2 * H, 2 * W, 1, shape.padding, 2 * H + 2, 2 * W + 2, false};
+    around = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, false};
     const Layers<T>& kernel = layers<T>();
     if (q) thin.emplace(*q, slope, eps);
     for_each_channel(S + deep.channels, [&](int64_t c) {
@@ -408,7 +438,8 @@ struct Join {
       const T scale = static_cast<T>(gamma), shift = static_cast<T>(norm_bias[c] - mean[c] * gamma);
       if (is_thin) {
         const Buffer<T> line(around.cols + 64);
-        kernel.spread(around, a, scale, shift, T(1), thin_input.get() + own * around.rows * around.cols, line.get());
+        kernel.spread(around, {0, 2 * H + 2}, a, scale, shift, T(1), thin_input.get() + own * (2 * H + 2) * around.cols,
+                      line.get());
       } else {
         kernel.activate(from.count, a, scale, shift, T(1), a);
       }
