@@ -14,6 +14,31 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc):
+    """Run tests that ask for a `level` once for each instruction set that this CPU has, one right after the other."""
+    if "level" in metafunc.fixturenames:
+        from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+        module = extension.load()
+        metafunc.parametrize("level", ["reference"] if module is None else module.cpu_levels(), indirect=True)
+
+
+@pytest.fixture
+def level(request):
+    """The kernels of one instruction set, in use."""
+    from dip_fast.ops import extension
+
+    module = extension.load()
+    if module is None:
+        yield request.param
+        return
+    before = module.cpu_level()
+    module.select_cpu_level(request.param)
+    yield request.param
+    module.select_cpu_level(before)
+
+
 @pytest.fixture
 def dip(capsysbinary, monkeypatch):
     """The command line in this process: exit code, standard output in bytes, standard error."""

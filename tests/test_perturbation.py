@@ -9,24 +9,10 @@ from torch.library import opcheck
 from dip_fast.ops import extension, perturb
 from dip_fast.ops.perturbation import GROUP, perturb_reference, philox
 
-LEVELS = extension.load().cpu_levels() if extension.load() is not None else ["reference"]
 needs_extension = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
 # Less than a group, one, several; a number of vectors and of groups that is not whole; enough for several threads.
 SHAPES = [(1,), (0, 3), (GROUP - 1,), (GROUP,), (GROUP + 1,), (3, 5, 7), (1, 4, 65, 130), (2, 3, 150, 151)]
 FAR = 2**31, 2**32 + 5, 2**63 - 1, -(2**63), -1
-
-
-@pytest.fixture(params=LEVELS)
-def level(request):
-    """Run a test with the kernels of each instruction set that this CPU has."""
-    module = extension.load()
-    if module is None:
-        yield request.param
-        return
-    before = module.cpu_level()
-    module.select_cpu_level(request.param)
-    yield request.param
-    module.select_cpu_level(before)
 
 
 def noise(*shape, seed=0, step=1):

@@ -17,7 +17,6 @@ from dip_fast.ops import extension, reference, upsample_conv2d
 KINDS = list(itertools.product(reference.MODES, reference.PADDING_MODES))
 MASKS = list(itertools.product([False, True], repeat=3))
 kinds = pytest.mark.parametrize(("mode", "padding_mode"), KINDS)
-LEVELS = extension.load().cpu_levels() if extension.load() is not None else ["reference"]
 needs_extension = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
 
 # N, C, K, H, W: tiles of 4, 6 and 12 rows, panels of 8, 16 and 32 sites, blocks of 64 sites, bands of 32 rows, each
@@ -39,19 +38,6 @@ SHAPES = [
     (1, 2, 9, 68, 504),  # an output of more than 4 MB
 ]
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}  # norm-relative; worst seen 9e-15 and 7e-7
-
-
-@pytest.fixture(params=LEVELS)
-def level(request):
-    """Run a test with the kernels of each instruction set that this CPU has."""
-    module = extension.load()
-    if module is None:
-        yield request.param
-        return
-    before = module.cpu_level()
-    module.select_cpu_level(request.param)
-    yield request.param
-    module.select_cpu_level(before)
 
 
 def arguments(shape, dtype=torch.float64, seed=0):

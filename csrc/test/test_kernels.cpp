@@ -291,7 +291,8 @@ void test_epilogues() {
                 for (int a = 0; a < 3 && (i < top || i == bottom); ++a)
                   std::fill_n(known.data() + ((i < top ? 3 : 6) + a) * slot, slot, std::numeric_limits<T>::quiet_NaN());
                 for (int64_t j = from; j < until; j += 20)
-                  blur(0, i, j, at_most(20, until - j), known.data() + i * W + j, slot, T(0.5), output, width);
+                  blur(0, i, j, at_most(20, until - j), known.data() + i * W + j, slot, T(0.5), output + 2 * i * width,
+                       width);
               }
             }
           Tile::fence();

@@ -1,9 +1,12 @@
-// The operator as a C++ user of libtorch has it: against at::conv2d on a grid of shapes, and what it refuses.
+// The operators as a C++ user of libtorch has them: against ATen's layers on a grid of shapes, and what they refuse.
 // Exit code 0: passed, 1: failed, 77: the CPU lacks the instructions that DIP_FAST_CPU asks for.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
@@ -41,16 +44,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& in
   return op.call(grad, input, weight, mode, padding_mode, {true, true, true});
 }
 
+Tensor padded(const Tensor& image, const std::string& padding_mode) {
+  if (padding_mode == "reflect") return at::reflection_pad2d(image, {1, 1, 1, 1});
+  if (padding_mode == "replicate") return at::replication_pad2d(image, {1, 1, 1, 1});
+  return at::constant_pad_nd(image, {1, 1, 1, 1}, 0);
+}
+
 // The definition, in float64.
 Tensor reference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::string& mode,
                  const std::string& padding_mode) {
   const std::vector<int64_t> size = {2 * input.size(2), 2 * input.size(3)};
   const Tensor x = input.to(at::kDouble);
-  Tensor up = mode == "nearest" ? at::upsample_nearest2d(x, size) : at::upsample_bilinear2d(x, size, false);
-  if (padding_mode == "zeros") up = at::constant_pad_nd(up, {1, 1, 1, 1}, 0);
-  if (padding_mode == "reflect") up = at::reflection_pad2d(up, {1, 1, 1, 1});
-  if (padding_mode == "replicate") up = at::replication_pad2d(up, {1, 1, 1, 1});
-  return at::conv2d(up, weight.to(at::kDouble), bias ? std::optional(bias->to(at::kDouble)) : std::nullopt);
+  const Tensor up = mode == "nearest" ? at::upsample_nearest2d(x, size) : at::upsample_bilinear2d(x, size, false);
+  return at::conv2d(padded(up, padding_mode), weight.to(at::kDouble),
+                    bias ? std::optional(bias->to(at::kDouble)) : std::nullopt);
 }
 
 double error(const Tensor& got, const Tensor& wanted) {
@@ -105,6 +112,184 @@ void test_against_conv2d() {
           }
 }
 
+// ---- whole layers
+
+// Either operator with its options; `mode` is empty for norm_conv2d.
+struct Layer {
+  int64_t taps, stride;
+  std::string mode, padding_mode;
+
+  std::string operator_name() const {
+    return mode.empty() ? "dip_fast::norm_conv2d" : "dip_fast::norm_upsample_conv2d";
+  }
+  std::vector<c10::IValue> options() const {
+    return {SLOPE, EPS, mode.empty() ? c10::IValue(stride) : c10::IValue(mode), padding_mode};
+  }
+  static constexpr double SLOPE = 0.2, EPS = 0.1;
+};
+
+// The tensors of a layer in the order of its operator, undefined where there are none: image, statistics, weight and
+// bias of its norm; for an upsampling the same four of skip, then weight and bias of the norm between; weight; bias.
+using Tensors = std::vector<Tensor>;
+
+std::vector<Tensor> call(const std::string& name, std::vector<c10::IValue> stack) {
+  c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").callBoxed(&stack);
+  if (stack.size() == 1) return stack[0].toTensorVector();
+  std::vector<Tensor> results;
+  for (const c10::IValue& value : stack) results.push_back(value.toTensor());
+  return results;
+}
+
+c10::IValue optional(const Tensor& tensor) { return tensor.defined() ? c10::IValue(tensor) : c10::IValue(); }
+
+std::vector<Tensor> forward(const Layer& layer, const Tensors& tensors) {
+  std::vector<c10::IValue> stack;
+  for (const Tensor& tensor : tensors) stack.push_back(optional(tensor));
+  for (const c10::IValue& option : layer.options()) stack.push_back(option);
+  return call(layer.operator_name(), stack);
+}
+
+// The gradients of all tensors, of shape (0,) for those that are undefined.
+std::vector<Tensor> backward(const Layer& layer, const Tensors& tensors, const std::vector<Tensor>& outputs,
+                             const std::vector<Tensor>& grads) {
+  std::vector<c10::IValue> stack{grads[0], grads[1], outputs[0], outputs[1]};
+  for (size_t i = 0; i + 1 < tensors.size(); ++i) stack.push_back(optional(tensors[i]));
+  for (const c10::IValue& option : layer.options()) stack.push_back(option);
+  const bool with_bias = tensors.back().defined();
+  stack.push_back(layer.mode.empty() ? c10::IValue(c10::List<bool>({true, true, with_bias})) : c10::IValue(with_bias));
+  return call(layer.operator_name() + "_backward", stack);
+}
+
+Tensor of_channels(const Tensor& values) { return values.reshape({1, -1, 1, 1}); }
+
+Tensor normalised(const Tensor& image, const Tensor& mean, const Tensor& variance, const Tensor& weight,
+                  const Tensor& bias) {
+  const Tensor scale = weight * (variance + Layer::EPS).rsqrt();
+  return (image - of_channels(mean)) * of_channels(scale) + of_channels(bias);
+}
+
+Tensor statistics_of(const Tensor& image) {
+  const Tensor mean = image.mean({0, 2, 3});
+  return at::stack({mean, (image - of_channels(mean)).square().mean({0, 2, 3})});
+}
+
+// The definition, in float64.
+std::vector<Tensor> defined(const Layer& layer, const Tensors& tensors) {
+  const auto activated = [&](size_t at) {
+    if (!tensors[at + 1].defined()) return tensors[at];
+    return at::leaky_relu(
+        normalised(tensors[at], tensors[at + 1][0], tensors[at + 1][1], tensors[at + 2], tensors[at + 3]),
+        Layer::SLOPE);
+  };
+  Tensor x = activated(0);
+  if (!layer.mode.empty()) {
+    const std::vector<int64_t> size = {2 * x.size(2), 2 * x.size(3)};
+    x = layer.mode == "nearest" ? at::upsample_nearest2d(x, size) : at::upsample_bilinear2d(x, size, false);
+    if (tensors[4].defined()) x = at::cat({activated(4), x}, 1);
+    const Tensor own = statistics_of(x);
+    x = normalised(x, own[0], own[1], tensors[8], tensors[9]);
+  }
+  if (layer.taps == 3) x = padded(x, layer.padding_mode);
+  const Tensor &weight = tensors[tensors.size() - 2], &bias = tensors.back();
+  const Tensor output = at::conv2d(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, layer.stride);
+  return {output, statistics_of(output)};
+}
+
+struct LayerShape {
+  int64_t C, S, K, H, W;
+};
+
+// `whole`: with biases and norms, otherwise with as little as there may be.
+Tensors tensors_of(const Layer& layer, const LayerShape& s, at::ScalarType dtype, bool whole) {
+  const auto options = at::TensorOptions().dtype(dtype);
+  const auto positive = [&](int64_t count) { return at::rand({count}, options) + 0.5; };
+  Tensors result;
+  const auto image = [&](int64_t channels, int64_t height, int64_t width) {
+    const Tensor pixels = channels > 0 ? at::randn({1, channels, height, width}, options) : Tensor();
+    const Tensor statistics = at::stack({at::randn({channels}) * 0.3, at::rand({channels}) + 0.5}).to(at::kDouble);
+    result.insert(result.end(), {pixels});
+    if (whole && channels > 0)
+      result.insert(result.end(), {statistics, positive(channels), at::randn({channels}, options) * 0.3});
+    else
+      result.insert(result.end(), 3, Tensor());
+  };
+  image(s.C, s.H, s.W);
+  int64_t C = s.C;
+  if (!layer.mode.empty()) {
+    image(s.S, 2 * s.H, 2 * s.W);
+    C += s.S;
+    result.insert(result.end(), {positive(C), at::randn({C}, options) * 0.3});
+  }
+  result.push_back(at::randn({s.K, C, layer.taps, layer.taps}, options) / (layer.taps * std::sqrt(double(C))));
+  result.push_back(whole ? at::randn({s.K}, options) : Tensor());
+  return result;
+}
+
+void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, bool whole) {
+  const std::string name = layer.operator_name() + " " + std::to_string(layer.taps) + "x" + std::to_string(layer.taps) +
+                           " stride " + std::to_string(layer.stride) + " " + layer.mode + " " + layer.padding_mode +
+                           " " + toString(dtype) + " " + std::to_string(s.C) + "+" + std::to_string(s.S) + "->" +
+                           std::to_string(s.K) + " " + std::to_string(s.H) + "x" + std::to_string(s.W) +
+                           (whole ? "" : " bare");
+  const Tensors tensors = tensors_of(layer, s, dtype, whole);
+  Tensors exact;
+  std::vector<Tensor> leaves;
+  for (const Tensor& tensor : tensors) {
+    exact.push_back(tensor.defined() ? tensor.to(at::kDouble, false, true).set_requires_grad(true) : Tensor());
+    if (tensor.defined()) leaves.push_back(exact.back());
+  }
+  const std::vector<Tensor> wanted = defined(layer, exact), outputs = forward(layer, tensors);
+  const double limit = dtype == at::kDouble ? 1e-12 : 5e-6;
+  const auto compare = [&](const std::string& what, const Tensor& got, const Tensor& right, double scale) {
+    const double off = got.sizes() != right.sizes() ? std::numeric_limits<double>::infinity()
+                                                    : (got.to(at::kDouble) - right).norm().item<double>();
+    if (!(off <= limit * std::max(1.0, scale)))
+      fail(name + ", " + what + ": off by " + std::to_string(off) + " of " + std::to_string(scale));
+  };
+  const auto norm = [](const Tensor& tensor) { return tensor.norm().item<double>(); };
+  compare("output", outputs[0], wanted[0], norm(wanted[0]));
+  compare("statistics", outputs[1], wanted[1], norm(wanted[1]));
+  if (outputs[0].sizes() != wanted[0].sizes()) return;
+
+  // As much comes through the statistics as through the output.
+  const std::vector<Tensor> grads = {at::randn_like(outputs[0]),
+                                     at::randn_like(outputs[1]) * double(wanted[0][0][0].numel())};
+  const auto right = torch::autograd::grad(wanted, leaves, {grads[0].to(at::kDouble), grads[1]});
+  const auto got = backward(layer, tensors, outputs, grads);
+  // Gradients of all but images and weights are sums over pixels, in which much cancels.
+  const double sums = norm(right[0]) * std::sqrt(double(right[0][0][0].numel()));
+  for (size_t i = 0, leaf = 0; i < tensors.size(); ++i) {
+    const std::string what = "gradient " + std::to_string(i);
+    if (!tensors[i].defined())
+      compare(what, got[i], at::empty({0}, at::kDouble), 0);
+    else
+      compare(what, got[i], right[leaf], right[leaf].dim() == 4 ? norm(right[leaf]) : sums), ++leaf;
+  }
+}
+
+void test_layers() {
+  // Odd sides, single pixels, rows and columns, channels beside the tiles and sums of the kernels, several bands.
+  const std::vector<LayerShape> shapes = {{1, 0, 1, 1, 1},    {3, 1, 2, 2, 2},   {2, 2, 5, 1, 9},
+                                          {5, 3, 7, 7, 1},    {17, 4, 13, 9, 8}, {16, 16, 12, 8, 15},
+                                          {33, 8, 31, 13, 5}, {70, 4, 66, 6, 7}, {2, 3, 3, 35, 67}};
+  // Images that go past the caches.
+  const LayerShape large = {2, 3, 33, 64, 512}, large_joint = {2, 3, 33, 32, 256};
+  const std::vector<Layer> layers = {
+      {1, 1, "", ""}, {3, 1, "", ""}, {3, 2, "", ""}, {3, 1, "nearest", ""}, {3, 1, "bilinear", ""}};
+  for (Layer layer : layers) {
+    for (const std::string padding_mode : {"zeros", "reflect", "replicate"})
+      for (const at::ScalarType dtype : {at::kFloat, at::kDouble})
+        for (const LayerShape& s : shapes)
+          for (const bool whole : {false, true}) {
+            layer.padding_mode = padding_mode;
+            const bool small = s.H == 1 || s.W == 1;
+            if (padding_mode == "reflect" && small && layer.mode.empty() && layer.taps == 3) continue;
+            test_layer(layer, s, dtype, whole);
+          }
+    test_layer(layer, layer.mode.empty() ? large : large_joint, at::kFloat, true);
+  }
+}
+
 // A slice of a wider tensor, transposed.
 void test_strides() {
   const Tensor wide = at::randn({2, 7, 12, 10});
@@ -144,6 +329,11 @@ void test_bad_arguments() {
                                 call(x, w, b, "nearest", "circular"));
   test_refused<c10::TypeError>("input must be of dtype", call(x.to(at::kLong), w, b));
   test_refused<c10::TypeError>("weight must have the dtype of input", call(x, w.to(at::kDouble), b));
+
+  const Tensors joined = {x, {}, {}, {}, {}, {}, {}, {}, at::ones({2}), at::ones({2}), w, b};
+  const Layer pair{3, 1, "nearest", "circular"}, conv{3, 3, "", "zeros"};
+  test_refused<c10::ValueError>("padding_mode must be zeros, reflect or replicate", [&] { forward(pair, joined); });
+  test_refused<c10::ValueError>("stride must be 1, or 2 with 3x3 taps", [&] { forward(conv, {x, {}, {}, {}, w, b}); });
 }
 
 void test_gradient_request() {
@@ -171,6 +361,7 @@ int main() {
   try {
     test_against_conv2d();
     test_strides();
+    test_layers();
     test_bad_arguments();
     test_gradient_request();
   } catch (const std::exception& error) {

@@ -1,0 +1,64 @@
+// The memory that the operators keep: no two blocks share a page, whatever several threads take and give at once, and
+// all of it goes back to the system.  Exit code 0: passed, 1: failed.
+#include <atomic>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "workspace.h"
+
+namespace workspace = dip_fast::workspace;
+
+namespace {
+
+constexpr int64_t PAGE = 4096;  // blocks begin on pages, so two that overlap share one
+constexpr int STEPS = 20000;
+
+std::atomic<int> failures = 0;
+
+struct Block {
+  unsigned char* at;
+  int64_t bytes;
+  unsigned char mark;
+};
+
+// Each thread marks the pages of its blocks, some of them small and some large, and finds its marks again.
+void take_and_give(unsigned char thread) {
+  std::mt19937 random(thread);
+  std::vector<Block> blocks;
+  bool held = false;
+  for (int step = 0; step < STEPS; ++step) {
+    if (random() % 64 == 0) {
+      held ? workspace::release() : workspace::hold();
+      held = !held;
+    }
+    if (blocks.size() < 16 && random() % 2 == 0) {
+      const int64_t bytes = 1 + random() % (PAGE << random() % 10);
+      const Block block{static_cast<unsigned char*>(workspace::take(bytes)), bytes,
+                        static_cast<unsigned char>(random())};
+      for (int64_t i = 0; i < bytes; i += PAGE) block.at[i] = block.mark;
+      blocks.push_back(block);
+    } else if (!blocks.empty()) {
+      std::swap(blocks[random() % blocks.size()], blocks.back());
+      const Block block = blocks.back();
+      blocks.pop_back();
+      for (int64_t i = 0; i < block.bytes; i += PAGE) failures += block.at[i] != block.mark;
+      workspace::give(block.at);
+    }
+  }
+  if (held) workspace::release();
+  for (const Block& block : blocks) workspace::give(block.at);
+}
+
+}  // namespace
+
+int main() {
+  std::vector<std::thread> threads;
+  for (unsigned char i = 0; i < 4; ++i) threads.emplace_back(take_and_give, i);
+  for (std::thread& thread : threads) thread.join();
+  if (failures > 0) std::fprintf(stderr, "FAILED: %d pages were written by others\n", failures.load());
+  const int64_t left = workspace::kept_bytes();
+  if (left != 0) std::fprintf(stderr, "FAILED: %ld bytes were not returned\n", long(left));
+  return failures == 0 && left == 0 ? 0 : 1;
+}
