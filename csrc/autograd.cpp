@@ -32,8 +32,13 @@ Tensor or_none(const Optional& tensor) { return tensor.value_or(Tensor()); }
 Optional or_none(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : std::nullopt; }
 
 bool nobody_elses(const Tensor& grad) {
-  return !at::GradMode::is_enabled() && grad.use_count() == 1 && grad.has_storage() && grad.is_contiguous() &&
-         !at::isTensorSubclassLike(grad) && grad.storage().use_count() == 1;
+  return grad.use_count() == 1 && grad.has_storage() && grad.is_contiguous() && !at::isTensorSubclassLike(grad) &&
+         grad.storage().use_count() == 1;
+}
+
+void only_first(const char* name) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), name,
+                              ": it has first derivatives only; leave out create_graph, or use the plain network");
 }
 
 // Whether each tensor among the arguments wants a gradient; autograd counts only those that are there.
@@ -79,6 +84,7 @@ struct NormConv : torch::autograd::Function<NormConv> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    only_first("dip_fast::norm_conv2d");
     static const auto op = operator_named<Backward>("dip_fast::norm_conv2d_backward"),
                       overwriting = operator_named<Backward>("dip_fast::norm_conv2d_backward", "overwriting");
     const variable_list saved = ctx->get_saved_variables();
@@ -127,6 +133,7 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    only_first("dip_fast::norm_upsample_conv2d");
     static const auto op = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward"),
                       overwriting = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward", "overwriting");
     const variable_list saved = ctx->get_saved_variables();

@@ -169,7 +169,8 @@ Tensor statistics_of(const std::vector<Moments>& items, int64_t K) {
       all.count = count;
     }
     to[k] = all.mean;
-    to[K + k] = std::max(0.0, all.squares / all.count);
+    const double variance = all.squares / all.count;
+    to[K + k] = variance < 0 ? 0 : variance;  // what is not a number stays so
   }
   return result;
 }

@@ -80,7 +80,7 @@ def norm_conv2d(
     TypeError, ValueError
         If a dtype or shape does not fit.
     NotImplementedError
-        Where there are no kernels: other devices than the CPU.
+        Where there are no kernels: other devices than the CPU; in backward, if second derivatives are asked for.
 
     Notes
     -----
