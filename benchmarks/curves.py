@@ -28,9 +28,10 @@ EVERY = 20  # steps between the lines of the table
 
 
 def move_last_bits(fit: Fit, seed: int) -> None:
-    z = fit._input
+    z, perturb = fit.z.tensor(), fit._perturb
     up = torch.rand(z.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    fit._input = torch.nextafter(z, torch.where(up, torch.inf, -torch.inf))
+    moved = torch.nextafter(z, torch.where(up, torch.inf, -torch.inf))
+    fit._perturb = lambda codes, deviation, seed, step, divisor: perturb(moved, deviation, seed, step)
 
 
 def run(fit: Fit, steps: int, window: int) -> tuple[np.ndarray, list[torch.Tensor]]:

@@ -47,7 +47,7 @@ def parts(fit: Fit, mask: Mask) -> dict[str, torch.Tensor]:
         return reporting.preview(fit.iterate[0].permute(1, 2, 0).cpu().numpy())
 
     measured = {
-        "perturbation": milliseconds(lambda: fit._perturb(fit._input, 0.03, 1, 2)),
+        "perturbation": milliseconds(lambda: fit._perturb(fit._codes, 0.03, 1, 2, fit.z.denominator)),
         "loss and its gradient": milliseconds(lambda: compare(fit.degradation)),
         "optimiser": milliseconds(fit._optimizer.step),
         "averages": milliseconds(lambda: fit._average.update((*fit._parameters.values(), fit.iterate), 50)),

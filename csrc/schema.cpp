@@ -37,6 +37,6 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def(("norm_upsample_conv2d_backward(Tensor" + of_join).c_str());
   m.def(("norm_upsample_conv2d_backward.overwriting(Tensor(a!)" + of_join).c_str());
 
-  // z plus normal noise that depends on seed, step and place alone.
-  m.def("perturb(Tensor z, float deviation, int seed, int step) -> Tensor");
+  // z / divisor plus normal noise that depends on seed, step and place alone.
+  m.def("perturb(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor");
 }

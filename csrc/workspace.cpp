@@ -37,7 +37,8 @@ class Arena {
 
   void release() {
     const std::lock_guard lock(mutex_);
-    if (--holders_ == 0) return_segments();
+    if (--holders_ > 0) return;
+    for (auto& free : free_) return_segments(free);
   }
 
   void* take(int64_t bytes) {
@@ -104,11 +105,9 @@ class Arena {
   }
 
   Block* segment(int64_t size, bool small) {
+    // What is free is too small, and would be memory that only the first step had a use for.
+    return_segments(free_[small]);
     void* memory = std::aligned_alloc(UNIT, size);
-    if (memory == nullptr) {
-      return_segments();
-      memory = std::aligned_alloc(UNIT, size);
-    }
     if (memory == nullptr) throw std::bad_alloc();
     ++segments_;
     bytes_ += size;
@@ -121,17 +120,16 @@ class Arena {
     delete block;
   }
 
-  void return_segments() {
-    for (auto& free : free_)
-      for (auto at = free.begin(); at != free.end();) {
-        Block* block = *at;
-        if (!whole(block)) {
-          ++at;
-          continue;
-        }
-        at = free.erase(at);
-        return_segment(block);
+  void return_segments(std::set<Block*, Smaller>& free) {
+    for (auto at = free.begin(); at != free.end();) {
+      Block* block = *at;
+      if (!whole(block)) {
+        ++at;
+        continue;
       }
+      at = free.erase(at);
+      return_segment(block);
+    }
   }
 
   std::mutex mutex_;

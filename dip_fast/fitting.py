@@ -136,7 +136,7 @@ class Fit:
         self.reference = None if reference is None else reference.to(self.device)
 
         self._workspace, self._threads = _workspace(self.network), _threads(self.network)
-        self._input = z.tensor(self.device)
+        self._codes = z.codes.to(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
         self._perturb = perturb
@@ -195,9 +195,10 @@ class Fit:
         learning_rate = self._learning_rate_factor * self.options.learning_rate_at(step)
         self._optimizer.param_groups[0]["lr"] = learning_rate
 
-        z = self._input
         if self._perturbation:
-            z = self._perturb(z, self._perturbation, self._seed, step)
+            z = self._perturb(self._codes, self._perturbation, self._seed, step, self.z.denominator)
+        else:
+            z = self.z.tensor(self.device)
         x = networks.crop(self.network(z), *self.degradation.size)
         data_term = self.degradation.data_term(x)
         loss = data_term.item()
@@ -231,7 +232,7 @@ class Fit:
     def draw(self) -> Tensor:
         """Draw the answer so far at the unperturbed z, ``(1, C, H, W)``, known pixels put back."""
         with torch.no_grad(), self._threads:
-            output = torch.func.functional_call(self.network, self._answer(), (self._input,))
+            output = torch.func.functional_call(self.network, self._answer(), (self.z.tensor(self.device),))
             return self.degradation.composite(networks.crop(output, *self.degradation.size))
 
     def result(self) -> Result:
@@ -338,10 +339,11 @@ class Fit:
         weights = [value.clone().requires_grad_() for value in weights]
         named = dict(zip(self._parameters, weights, strict=True))
         optimizer = torch.optim.Adam(weights, fused=True)
+        z = self.z.tensor(self.device)
         while self.consolidation_steps < self.options.consolidation_steps and not self.interrupted:
             started = time.perf_counter()
             with self._threads:
-                output = torch.func.functional_call(self.network, named, (self._input,))
+                output = torch.func.functional_call(self.network, named, (z,))
                 x = networks.crop(output, *self.degradation.size)
                 optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
                 optimizer.zero_grad(set_to_none=True)

@@ -54,6 +54,15 @@ def test_kernel_takes_all_bits_of_seed_and_step(level, seed, step):
     torch.testing.assert_close(perturb(z, 1.0, seed, step), perturb_reference(z, 1.0, seed, step), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(("dtype", "divisor"), [(torch.uint8, 2560), (torch.int8, 32)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_codes_are_as_good_as_what_they_stand_for(level, shape, dtype, divisor):
+    codes = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert torch.equal(perturb(codes, 0.5, 7, 3, divisor), perturb(codes.float() / divisor, 0.5, 7, 3))
+    wanted = perturb_reference(codes, 0.5, 7, 3, divisor)
+    torch.testing.assert_close(perturb(codes, 0.5, 7, 3, divisor), wanted, rtol=0, atol=1e-6)
+
+
 def test_kernel_is_as_exact_in_the_tails(level):
     """Worst seen over 10^7 values: 9.6e-7, at values of 4 and more."""
     z = torch.zeros(2**20)
@@ -147,6 +156,8 @@ def test_each_step_and_each_seed_has_noise_of_its_own():
 def test_opcheck(requires_grad):
     z = torch.rand(2, 3, 4, 5).requires_grad_(requires_grad)
     opcheck(torch.ops.dip_fast.perturb, (z, 0.1, 3, 4))
+    if not requires_grad:
+        opcheck(torch.ops.dip_fast.perturb, ((9 * z).to(torch.int8), 0.1, 3, 4, 2.0))
 
 
 def test_gradient_passes_through():
@@ -154,11 +165,13 @@ def test_gradient_passes_through():
     weights = torch.rand(3, 4)
     (perturb(z, 0.1, 3, 4) * weights).sum().backward()
     assert torch.equal(z.grad, weights)
+    (perturb(z, 0.1, 3, 4, 2.0) * weights).sum().backward()
+    assert torch.equal(z.grad, 1.5 * weights)
 
 
 def test_other_dtypes_are_refused():
     for z in (torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64, device="meta")):
-        with pytest.raises(TypeError, match="z must be of dtype float32, got"):
+        with pytest.raises(TypeError, match="z must be of dtype float32, uint8 or int8, got"):
             perturb(z, 0.1, 0, 0)
 
 

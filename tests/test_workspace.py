@@ -124,6 +124,15 @@ def test_takes_the_smallest_block_that_is_large_enough():
     del holder
 
 
+def test_what_is_too_small_is_returned_before_the_system_is_asked_for_more():
+    holder = Workspace()
+    image(2)
+    others = module.workspace_bytes() - 2 * MIB
+    held = image(5)
+    assert module.workspace_bytes() == held.numel() * 4 + others
+    del held, holder
+
+
 def test_threads_that_take_and_give_at_once():
     """Each thread runs forward and backward passes, and holds the workspace now and then."""
     torch.manual_seed(0)

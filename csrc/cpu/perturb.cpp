@@ -13,26 +13,42 @@ namespace {
 using at::Tensor;
 
 // Of the level in use.
-Perturb* perturb_kernel() {
+const Perturbs& perturbs() {
 #if defined(__x86_64__)
-  if (&level() == &avx512) return perturb_avx512;
-  if (&level() == &avx2) return perturb_avx2;
+  if (&level() == &avx512) return perturbs_avx512;
+  if (&level() == &avx2) return perturbs_avx2;
 #endif
-  return perturb_portable;
+  return perturbs_portable;
 }
 
-Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step) {
-  TORCH_CHECK_TYPE(z.scalar_type() == at::kFloat, "z must be of dtype float32, got ", z.scalar_type());
-  const Tensor from = z.contiguous();
-  Tensor output = at::empty(from.sizes(), from.options());
-  const Noise noise{float(deviation), uint64_t(seed), uint64_t(step)};
-  const float* source = from.const_data_ptr<float>();
-  float* target = output.mutable_data_ptr<float>();
-  const int64_t size = from.numel();
-  Perturb* const kernel = perturb_kernel();
+template <class Z>
+void add_noise(Perturb<Z>* kernel, const Noise& noise, const Tensor& z, float* output) {
+  const Z* source = z.const_data_ptr<Z>();
+  const int64_t size = z.numel();
   // 512 groups take 50 microseconds, well over what it costs to wake a thread.
   for_each_stretch((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
-                   [&](int64_t begin, int64_t end) { kernel(noise, source, target, size, begin, end); });
+                   [&](int64_t begin, int64_t end) { kernel(noise, source, output, size, begin, end); });
+}
+
+Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, double divisor) {
+  const Tensor from = z.contiguous();
+  Tensor output = at::empty(from.sizes(), from.options().dtype(at::kFloat));
+  const Noise noise{float(deviation), float(divisor), uint64_t(seed), uint64_t(step)};
+  float* to = output.mutable_data_ptr<float>();
+  const Perturbs& kernels = perturbs();
+  switch (z.scalar_type()) {
+    case at::kFloat:
+      add_noise(kernels.from_float, noise, from, to);
+      break;
+    case at::kByte:
+      add_noise(kernels.from_uint8, noise, from, to);
+      break;
+    case at::kChar:
+      add_noise(kernels.from_int8, noise, from, to);
+      break;
+    default:
+      TORCH_CHECK_TYPE(false, "z must be of dtype float32, uint8 or int8, got ", z.scalar_type());
+  }
   return output;
 }
 

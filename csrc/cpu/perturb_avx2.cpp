@@ -8,8 +8,6 @@ namespace {
 
 }  // namespace
 
-void perturb_avx2(const Noise& noise, const float* z, float* output, int64_t size, int64_t begin, int64_t end) {
-  perturb_groups(noise, z, output, size, begin, end);
-}
+const Perturbs perturbs_avx2{perturb_groups<float>, perturb_groups<uint8_t>, perturb_groups<int8_t>};
 
 }  // namespace dip_fast::cpu

@@ -123,8 +123,8 @@ static inline void draw_group(const Wide keys[ROUNDS][2], uint64_t step, int64_t
   }
 }
 
-static void perturb_groups(const Noise& noise, const float* z, float* output, int64_t size, int64_t begin,
-                           int64_t end) {
+template <class Z>
+static void perturb_groups(const Noise& noise, const Z* z, float* output, int64_t size, int64_t begin, int64_t end) {
   Wide keys[ROUNDS][2];
   for (int round = 0; round < ROUNDS; ++round) {
     keys[round][0] = Wide{} + uint32_t(noise.seed + round * 0x9E3779B9u);
@@ -133,11 +133,12 @@ static void perturb_groups(const Noise& noise, const float* z, float* output, in
   for (int64_t group = begin; group < end; ++group) {
     alignas(64) float values[NOISE_GROUP];
     draw_group(keys, noise.step, group, values);
-    const float* from = z + group * NOISE_GROUP;
+    const Z* from = z + group * NOISE_GROUP;
     float* to = output + group * NOISE_GROUP;
     if (size - group * NOISE_GROUP >= NOISE_GROUP)
-      for (int i = 0; i < NOISE_GROUP; ++i) to[i] = from[i] + noise.deviation * values[i];
+      for (int i = 0; i < NOISE_GROUP; ++i) to[i] = float(from[i]) / noise.divisor + noise.deviation * values[i];
     else
-      for (int i = 0; i < size - group * NOISE_GROUP; ++i) to[i] = from[i] + noise.deviation * values[i];
+      for (int i = 0; i < size - group * NOISE_GROUP; ++i)
+        to[i] = float(from[i]) / noise.divisor + noise.deviation * values[i];
   }
 }

@@ -7,6 +7,7 @@ there are none.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +19,29 @@ GROUP, BLOCKS = 64, 16  # values that are drawn together, from as many blocks of
 LOW = 0xFFFFFFFF
 
 
-def perturb(z: Tensor, deviation: float, seed: int, step: int) -> Tensor:
+def perturb(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
     """Add normal noise of mean 0: the perturbation of the network input at a step.
 
     Parameters
     ----------
     z : Tensor
-        Float32, of any shape.
+        Float32, uint8 or int8, of any shape.
     deviation : float
         Standard deviation of the noise.
     seed, step : int
         In [-2**63, 2**63); each pair gives noise of its own.
+    divisor : float
+        Of z, rounded to float32: the noise is added to the quotient, so that a z kept in 8 bits needs no other copy.
 
     Returns
     -------
     Tensor
-        Contiguous, of the shape of z.
+        Float32, contiguous, of the shape of z.
 
     Raises
     ------
     TypeError
-        If z is not of dtype float32.
+        If z is of another dtype.
 
     Notes
     -----
@@ -56,7 +59,7 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int) -> Tensor:
     >>> torch.equal(perturb(z, 0.1, seed=0, step=1), perturb(z, 0.1, seed=0, step=1))
     True
     """
-    return torch.ops.dip_fast.perturb(z, deviation, seed, step)
+    return torch.ops.dip_fast.perturb(z, deviation, seed, step, divisor)
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Tensor | int, ...]:
@@ -89,7 +92,7 @@ def _product(a: Tensor | int, b: int) -> tuple[Tensor | int, Tensor | int]:
     return product >> 32 & LOW, product & LOW
 
 
-def perturb_reference(z: Tensor, deviation: float, seed: int, step: int) -> Tensor:
+def perturb_reference(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
     """Compute `perturb` in PyTorch: its definition.
 
     A group of 64 values takes 16 blocks of four words: value ``64 g + 16 j + l`` has the j-th number of block
@@ -109,25 +112,29 @@ def perturb_reference(z: Tensor, deviation: float, seed: int, step: int) -> Tens
         angle = for_angle.double() * (math.pi * 2.0**-31)
         numbers += [radius * angle.cos(), radius * angle.sin()]
     noise = torch.stack([number.float().view(groups, BLOCKS) for number in numbers], dim=1)  # (groups, 4, BLOCKS)
-    return noise.flatten()[: z.numel()].view(z.shape).mul_(deviation).add_(z)
+    return noise.flatten()[: z.numel()].view(z.shape).mul_(deviation).add_(z.float() / divisor)
 
 
 def _check(z: Tensor) -> None:
-    if z.dtype != torch.float32:
-        raise TypeError(f"z must be of dtype float32, got {z.dtype}")
+    if z.dtype not in (torch.float32, torch.uint8, torch.int8):
+        raise TypeError(f"z must be of dtype float32, uint8 or int8, got {z.dtype}")
 
 
-def _fake(z: Tensor, deviation: float, seed: int, step: int) -> Tensor:
+def _fake(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
     _check(z)
-    return z.new_empty(z.shape)
+    return z.new_empty(z.shape, dtype=torch.float32)
 
 
-def _backward(ctx: object, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return grad, None, None, None
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.divisor = inputs[4]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return grad / ctx.divisor, None, None, None, None
 
 
 if extension.load() is None:
-    torch.library.define(NAME, "(Tensor z, float deviation, int seed, int step) -> Tensor")
+    torch.library.define(NAME, "(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor")
 torch.library.impl(NAME, "default", perturb_reference)  # for devices that have no kernel
 torch.library.register_fake(NAME, _fake)
-torch.library.register_autograd(NAME, _backward)
+torch.library.register_autograd(NAME, _backward, setup_context=_save)
