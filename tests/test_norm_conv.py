@@ -282,7 +282,7 @@ def test_gradcheck(form):
 def test_rounds_as_well_as_pytorch(form, channels):
     shape = (channels, 4, channels, 16, 16)
     found = {norm_conv: [], reference: []}
-    for seed in range(5):
+    for seed in range(15):  # with 5 the median is 2.2 times once, on CPUs without AVX-512
         tensors, grad = arguments(form, shape, torch.float32, seed), gradient(form, shape, seed)
         wanted = values_and_gradients(reference, form, to_double(tensors), grad)
         for module, rows in found.items():
