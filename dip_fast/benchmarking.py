@@ -40,7 +40,8 @@ CHANNELS = 3
 # An OpenMP thread spins for 10 ms after a step and takes no time later (all engines, two threads, Zen 3).
 PAUSE = 0.05  # seconds between the end of a step and the next one's begin
 WARM_UP = (2, 5.0)  # steps, or seconds of them, whichever is there first
-ROUNDS = (2, 50)  # least and most steps of each engine that are measured
+ROUNDS = (2, 50)  # least and most turns of each engine
+TURN = 0.3  # seconds of steps that are measured in a turn, one step at least
 START = 256**2  # what starting a configuration costs, in pixels of its picture: shares of the time are by their sum
 # torch.compile needs a minute or two for each of the networks, the first time; it may spend this part of the time.
 COMPILING = 0.55
@@ -399,7 +400,8 @@ def _measure(jobs: list[Job], settings: Settings, seconds: float, say: Callable[
 def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> list[list[dict[str, Any]]]:
     """Let the workers take turns, so many or while there is time.
 
-    A turn is two steps, of which the second is measured: the first one finds the caches as the others left them.
+    The first step of a turn is not measured: it finds the caches as the others left them, and its threads asleep.
+    Those that follow are, for `TURN` seconds, or one of them if a number of steps is asked for.
     """
     for worker in workers:
         spent, made = 0.0, 0
@@ -408,13 +410,17 @@ def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> l
             made += 1
     taken: list[list[dict[str, Any]]] = [[] for _ in workers]
     least, most = (steps, steps) if steps else ROUNDS
-    longest = 0.0  # of the rounds
-    while len(taken[0]) < least or (len(taken[0]) < most and time.monotonic() + longest < until):
+    rounds, longest = 0, 0.0
+    while rounds < least or (rounds < most and time.monotonic() + longest < until):
         begin = time.monotonic()
         for worker, answers in zip(workers, taken, strict=True):
             time.sleep(PAUSE)
             worker.ask("step")
-            answers.append(worker.ask("step"))
+            spent = 0.0
+            while spent == 0 or (spent < TURN and not steps):
+                answers.append(worker.ask("step"))
+                spent += answers[-1]["seconds"]
+        rounds += 1
         longest = max(longest, time.monotonic() - begin)
     return taken
 

@@ -421,8 +421,8 @@ def bench(
 ) -> int:
     """Compare the engines: time of a whole fitting step, and peak memory.
 
-    Each runs in a process of its own, and they take turns, two steps each of which the second is measured: fused, as
-    dip-fast run has it; plain, which is plain PyTorch; plain-retained, the same with freed memory kept by the
+    Each runs in a process of its own, and they take turns, whose first step is not measured: fused, as dip-fast
+    run has it; plain, which is plain PyTorch; plain-retained, the same with freed memory kept by the
     allocator; and plain under torch.compile, which needs minutes the first time.  Ratios are to fused.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 130 stopped by the user.
