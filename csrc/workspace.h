@@ -1,9 +1,9 @@
 // Memory for images, kept between the steps of a fit.
 //
 // The C library returns every large block to the system and faults it in again at the next step, which costs more than
-// some of the convolutions.  While somebody holds the workspace, what is freed is kept and handed out again: the smallest
-// piece that is large enough, cut to size, and put together with its neighbours when it comes back.  When the last holder
-// lets go, all of it is returned.
+// some of the convolutions.  While somebody holds the workspace, what is freed is kept and handed out again: the
+// smallest piece that is large enough, cut to size, and put together with its neighbours when it comes back.  When the
+// last holder lets go, all of it is returned.
 #pragma once
 
 #include <ATen/ATen.h>
