@@ -83,7 +83,7 @@ def needed_bytes(recipe: Recipe, channels: int, size: tuple[int, int], engine: s
 
 # Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of
 # some steps in a process of its own: benchmarks/memory.py.
-TRANSIENT, TRANSIENT_FUSED = 11, 3
+TRANSIENT, TRANSIENT_FUSED = 11, 2
 
 
 def require_memory(

@@ -32,14 +32,14 @@ cli.keep_memory()
 recipe = PRESETS["quick"].recipe
 fit = prepare(Identity(torch.rand(1, 3, 32, 32)), recipe, engine={engine!r})
 fit.step()
-fit = prepare(Identity(torch.rand(1, 3, 256, 256)), recipe, engine={engine!r})
 before = peak()
+fit = prepare(Identity(torch.rand(1, 3, 256, 256)), recipe, engine={engine!r})
 fit.step()
 fit.step()
 print(peak() - before)
 """
     peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    # benchmarks/memory.py gives 0.87 (plain) and 0.99 (fused) at this size.
+    # About 1.1 (plain) and 1.4 (fused) here, where the first fit has loaded what PyTorch loads with its optimisers.
     assert 0.6 < devices.needed_bytes(QUICK, 3, (256, 256), engine) / peak < 1.6
 
 
