@@ -264,7 +264,7 @@ def test_meta_tensors_work_and_other_devices_are_refused():
     "shape", [(1, 20, 70, 40, 36), (1, 8, 7, 70, 33), (2, 33, 9, 9, 50), (1, 2, 9, 68, 504)], ids=str
 )
 @kinds
-def test_bit_identical_for_any_number_of_threads(mode, padding_mode, shape):
+def test_bit_identical_for_any_number_of_threads(level, mode, padding_mode, shape):
     data = arguments(shape, torch.float32)
     before = torch.get_num_threads()
     results = []
