@@ -1,4 +1,4 @@
-# make run    set up .venv and restore the example picture (about 3 minutes on 2 cores after the set-up)
+# make run    set up .venv and restore the example picture (half a minute on 2 fast cores, after the set-up)
 # make test   set up .venv and run the tests against the installed wheel
 # make lint   ruff, ruff format, mypy, clang-format
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
