@@ -8,7 +8,8 @@
 // A group of 64 values takes 16 blocks: value 64 g + 16 j + l has the j-th number of block 16 g + l, so that a vector
 // holds the same word of neighbouring blocks, whatever its width.
 //
-// Additions, multiplications, square roots and shifts only, each rounded as IEEE 754 says and none contracted
+// Additions, multiplications, divisions, square roots and shifts only, each rounded as IEEE 754 says and none
+// contracted
 // (-ffp-contract=off): every instruction set gives the same bits.  A value is off by 1e-6 at most of what float64
 // gives (9.6e-7 is the worst of 10^7, tests/test_perturbation.py).
 //

@@ -45,12 +45,12 @@ int thread_count();
 void on_pool(int others, void (*body)(void*), void* context);
 bool pool_is_wanted();
 
-// work(next) on as many threads as there are, at most `most`; each calls next() for items until it gives `items`.
+// work(next) on as many threads as there are, one an item at most; each calls next() for items until it gives `items`.
 template <class F>
-void share(int64_t items, int64_t most, F work) {
+void share(int64_t items, F work) {
   std::atomic<int64_t> taken{0};
   const auto next = [&] { return std::min(items, taken.fetch_add(1, std::memory_order_relaxed)); };
-  const int64_t threads = std::min({items, most, static_cast<int64_t>(thread_count())});
+  const int64_t threads = std::min(items, static_cast<int64_t>(thread_count()));
   if (threads <= 1) {
     if (items > 0) work(next);
   } else if (pool_is_wanted()) {
@@ -66,7 +66,7 @@ void share(int64_t items, int64_t most, F work) {
 // Each with memory of its own for a thread, `scratch` elements.
 template <class T, class F>
 void for_each_item(int64_t items, int64_t scratch, F work) {
-  share(items, items, [&](auto next) {
+  share(items, [&](auto next) {
     int64_t item = next();
     if (item == items) return;
     const Buffer<T> buffer(scratch);
@@ -78,7 +78,7 @@ void for_each_item(int64_t items, int64_t scratch, F work) {
 template <class F>
 void for_each_stretch(int64_t count, int64_t step, F work) {
   const int64_t items = (count + step - 1) / step;
-  share(items, items, [&](auto next) {
+  share(items, [&](auto next) {
     for (int64_t item = next(); item < items; item = next()) work(item * step, std::min(count, (item + 1) * step));
   });
 }
@@ -129,7 +129,7 @@ template <class T, class F>
 void sum_items(int64_t items, int64_t size, int64_t scratch, T* total, F work) {
   std::fill_n(total, size, T(0));
   InOrder<T> order(items, size, total);
-  share(items, items, [&](auto next) {
+  share(items, [&](auto next) {
     int64_t item = next();
     if (item == items) return;
     const Buffer<T> own(scratch);
