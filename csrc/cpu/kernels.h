@@ -12,9 +12,9 @@
 #include <immintrin.h>
 #endif
 
-namespace dip_fast::cpu {
+#include "padding.h"
 
-enum class Padding { zeros, reflect, replicate };
+namespace dip_fast::cpu {
 
 struct Shape {
   int64_t N, C, K, H, W;  // input (N, C, H, W), weight (K, C, 3, 3), output (N, K, 2H, 2W)

@@ -21,6 +21,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "layers.h"
 #include "upsample_conv2d.h"
 
@@ -28,52 +29,8 @@ namespace dip_fast::cpu {
 namespace {
 
 using at::Tensor;
-using Optional = std::optional<Tensor>;
 
-// ---- checks
-
-struct Given {  // an image with what is to be done to it
-  Tensor image, statistics, weight, bias;
-};
-
-void check(const char* name, const Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) {
-  TORCH_CHECK_NOT_IMPLEMENTED(tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
-                              " must be a dense tensor on the CPU, got device ", tensor.device(), " and layout ",
-                              tensor.layout());
-  TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must be of dtype ", dtype, ", got ", tensor.scalar_type());
-  TORCH_CHECK_VALUE(tensor.sizes() == sizes, name, " must be of shape ", sizes, ", got ", tensor.sizes());
-}
-
-Given given(const char* name, const Tensor& image, const Optional& statistics, const Optional& weight,
-            const Optional& bias) {
-  const auto dtype = image.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble, name, " must be of dtype float32 or float64, got ",
-                   dtype);
-  TORCH_CHECK_VALUE(image.dim() == 4 && image.size(0) == 1 && image.numel() > 0, name,
-                    " must be (1, C, H, W) with C, H, W >= 1, got ", image.sizes());
-  check(name, image, dtype, image.sizes());
-  Given result{image.contiguous(), {}, {}, {}};
-  const int64_t C = image.size(1);
-  TORCH_CHECK_VALUE(statistics.has_value() == weight.has_value() && weight.has_value() == bias.has_value(), name,
-                    " must come with its statistics, weight and bias, or with none of them");
-  if (!statistics.has_value()) return result;
-  check("statistics", *statistics, at::kDouble, {2, C});
-  check("norm_weight", *weight, dtype, {C});
-  check("norm_bias", *bias, dtype, {C});
-  result.statistics = statistics->contiguous();
-  result.weight = weight->contiguous();
-  result.bias = bias->contiguous();
-  return result;
-}
-
-Padding padding_of(c10::string_view mode, int64_t height, int64_t width) {
-  if (mode == "zeros") return Padding::zeros;
-  if (mode == "replicate") return Padding::replicate;
-  TORCH_CHECK_VALUE(mode == "reflect", "padding_mode must be zeros, reflect or replicate, got '", mode, "'");
-  TORCH_CHECK_VALUE(height > 1 && width > 1, "padding_mode reflect needs an input of 2x2 or more, got ", height, "x",
-                    width);
-  return Padding::reflect;
-}
+constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
 
 // ---- what is read
 
@@ -253,12 +210,7 @@ struct Plan {
 
 Plan planned(const Tensor& image, const Tensor& weight, int64_t stride, c10::string_view padding_mode) {
   const int64_t C = image.size(1), H = image.size(2), W = image.size(3), K = weight.size(0);
-  const int64_t kernel = weight.dim() == 4 ? weight.size(2) : 0;
-  TORCH_CHECK_VALUE(
-      weight.dim() == 4 && K >= 1 && weight.size(1) == C && weight.size(3) == kernel && (kernel == 1 || kernel == 3),
-      "weight must be (K, C, 1, 1) or (K, C, 3, 3) with C=", C, ", got ", weight.sizes());
-  TORCH_CHECK_VALUE(stride == 1 || (stride == 2 && kernel == 3), "stride must be 1, or 2 with 3x3 taps, got ", stride);
-  check("weight", weight, image.scalar_type(), weight.sizes());
+  const int64_t kernel = on_cpu.check_convolution(image, weight, stride);
   const Padding padding = kernel == 1 ? Padding::zeros : padding_of(padding_mode, H, W);
   if (kernel == 1)
     return {{Form::pointwise, C, K, 1, H * W, 1, H * W}, {Form::pointwise, K, C, 1, H * W, 1, H * W}, {}, {}};
@@ -416,9 +368,8 @@ struct Join {
         mean(S + deep.channels),
         deviation(S + deep.channels) {
     const int64_t H = deep.height, W = deep.width;
-    TORCH_CHECK_VALUE(mode == "nearest" || mode == "bilinear", "mode must be nearest or bilinear, got '", mode, "'");
     shape.N = 1, shape.C = deep.channels, shape.K = K, shape.H = H, shape.W = W;
-    shape.bilinear = mode == "bilinear";
+    shape.bilinear = is_bilinear(mode);
     shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
     shape.threads = 4;  // the moments of the items are joined: where they are cut must not depend on the threads
     around = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, false};
@@ -447,37 +398,6 @@ struct Join {
     });
   }
 };
-
-struct JoinArguments {
-  Given deep;
-  std::optional<Given> thin;
-  Tensor norm_weight, norm_bias, weight;
-  double slope, eps;
-};
-
-JoinArguments join_arguments(const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight,
-                             const Optional& deep_bias, const Optional& skip, const Optional& skip_statistics,
-                             const Optional& skip_weight, const Optional& skip_bias, const Tensor& norm_weight,
-                             const Tensor& norm_bias, double slope, double eps, const Tensor& weight) {
-  JoinArguments result{
-      given("deep", deep, deep_statistics, deep_weight, deep_bias), {}, norm_weight, norm_bias, weight, slope, eps};
-  const int64_t C = deep.size(1);
-  int64_t S = 0;
-  const auto dtype = deep.scalar_type();
-  if (skip.has_value()) {
-    result.thin = given("skip", *skip, skip_statistics, skip_weight, skip_bias);
-    S = skip->size(1);
-    check("skip", *skip, dtype, {1, S, 2 * deep.size(2), 2 * deep.size(3)});
-  }
-  check("norm_weight", norm_weight, dtype, {S + C});
-  check("norm_bias", norm_bias, dtype, {S + C});
-  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) >= 1, "weight must be (K, C, 3, 3), got ", weight.sizes());
-  check("weight", weight, dtype, {weight.size(0), S + C, 3, 3});
-  result.norm_weight = norm_weight.contiguous();
-  result.norm_bias = norm_bias.contiguous();
-  result.weight = weight.contiguous();
-  return result;
-}
 
 template <class T>
 std::tuple<Tensor, Tensor> join_forward(const JoinArguments& x, const Tensor& bias, c10::string_view mode,
@@ -594,13 +514,11 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
 
 // ---- registered
 
-Tensor contiguous(const Optional& tensor) { return tensor.has_value() ? tensor->contiguous() : Tensor(); }
-
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, c10::string_view padding_mode) {
-  const Given x = given("input", input, statistics, norm_weight, norm_bias);
-  if (bias.has_value()) check("bias", *bias, input.scalar_type(), {weight.size(0)});
+  const Given x = on_cpu.given("input", input, statistics, norm_weight, norm_bias);
+  if (bias.has_value()) on_cpu.check("bias", *bias, input.scalar_type(), {weight.size(0)});
   std::tuple<Tensor, Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d", [&] {
     result = forward<scalar_t>(x, slope, eps, weight.contiguous(), contiguous(bias), stride, padding_mode);
@@ -613,9 +531,8 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
                          const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
                          const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
                          double eps, int64_t stride, c10::string_view padding_mode, std::array<bool, 3> mask) {
-  const Given x = given("input", input, statistics, norm_weight, norm_bias);
-  check("grad", grad, input.scalar_type(), output.sizes());
-  check("grad_statistics", grad_statistics, at::kDouble, {2, weight.size(0)});
+  const Given x = on_cpu.given("input", input, statistics, norm_weight, norm_bias);
+  on_cpu.check_gradient(grad, grad_statistics, output, input, weight);
   Six result;
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d_backward", [&] {
     result = backward<scalar_t>(grad.contiguous(), grad_statistics.contiguous(), output.contiguous(),
@@ -632,9 +549,9 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 c10::string_view mode, c10::string_view padding_mode) {
-  const JoinArguments x = join_arguments(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
-                                         skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  if (bias.has_value()) check("bias", *bias, deep.scalar_type(), {weight.size(0)});
+  const JoinArguments x = on_cpu.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                        skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  if (bias.has_value()) on_cpu.check("bias", *bias, deep.scalar_type(), {weight.size(0)});
   std::tuple<Tensor, Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d",
                              [&] { result = join_forward<scalar_t>(x, contiguous(bias), mode, padding_mode); });
@@ -648,10 +565,9 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
     const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps,
     c10::string_view mode, c10::string_view padding_mode, bool with_bias) {
-  const JoinArguments x = join_arguments(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
-                                         skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  check("grad", grad, deep.scalar_type(), output.sizes());
-  check("grad_statistics", grad_statistics, at::kDouble, {2, weight.size(0)});
+  const JoinArguments x = on_cpu.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                        skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, deep, weight);
   std::vector<Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d_backward", [&] {
     result = join_backward<scalar_t>(grad.contiguous(), grad_statistics.contiguous(), output.contiguous(),

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "arguments.h"
 #include "kernels.h"
 #include "threads.h"
 
@@ -52,7 +53,15 @@ Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, do
   return output;
 }
 
+Tensor perturb_counted(const Tensor& z, double deviation, int64_t seed, const Tensor& step, double divisor) {
+  check_step(step, z);
+  return perturb(z, deviation, seed, *step.const_data_ptr<int64_t>(), divisor);
+}
+
 }  // namespace
 }  // namespace dip_fast::cpu
 
-TORCH_LIBRARY_IMPL(dip_fast, CPU, m) { m.impl("perturb", TORCH_FN(dip_fast::cpu::perturb)); }
+TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
+  m.impl("perturb", TORCH_FN(dip_fast::cpu::perturb));
+  m.impl("perturb.counted", TORCH_FN(dip_fast::cpu::perturb_counted));
+}

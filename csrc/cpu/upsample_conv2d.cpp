@@ -6,44 +6,21 @@
 
 #include <tuple>
 
+#include "arguments.h"
+
 namespace dip_fast::cpu {
 namespace {
 
 using at::Tensor;
 
-// ---- checks: the rules of dip_fast/ops/reference.py, which has them for the fake kernel and the reference
-
-void check_tensor(const char* name, const Tensor& tensor, const Tensor& input) {
-  TORCH_CHECK_NOT_IMPLEMENTED(tensor.device().is_cpu() && tensor.layout() == at::kStrided, name,
-                              " must be a dense tensor on the CPU, got device ", tensor.device(), " and layout ",
-                              tensor.layout());
-  TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input, ",
-                   input.scalar_type(), ", got ", tensor.scalar_type());
-}
+constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
 
 Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view mode, c10::string_view padding_mode) {
   Shape shape{};
   shape.threads = thread_count();
-  TORCH_CHECK_VALUE(mode == "nearest" || mode == "bilinear", "mode must be nearest or bilinear, got '", mode, "'");
-  shape.bilinear = mode == "bilinear";
-  if (padding_mode == "zeros")
-    shape.padding = Padding::zeros;
-  else if (padding_mode == "reflect")
-    shape.padding = Padding::reflect;
-  else if (padding_mode == "replicate")
-    shape.padding = Padding::replicate;
-  else
-    TORCH_CHECK_VALUE(false, "padding_mode must be zeros, reflect or replicate, got '", padding_mode, "'");
-  const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-                   "input must be of dtype float32, float64, bfloat16, float16, got ", dtype);
-  check_tensor("input", input, input);
-  check_tensor("weight", weight, input);
-  TORCH_CHECK_VALUE(input.dim() == 4 && input.size(1) >= 1 && input.size(2) >= 1 && input.size(3) >= 1,
-                    "input must be (N, C, H, W) with C, H, W >= 1, got ", input.sizes());
-  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == input.size(1) &&
-                        weight.size(2) == 3 && weight.size(3) == 3,
-                    "weight must be (K, C, 3, 3) with K >= 1 and C=", input.size(1), ", got ", weight.sizes());
+  shape.bilinear = is_bilinear(mode);
+  shape.padding = padding_of(padding_mode, 2, 2);  // the upsampled image is no smaller
+  on_cpu.check_upsampled(input, weight);
   shape.N = input.size(0), shape.C = input.size(1), shape.H = input.size(2), shape.W = input.size(3);
   shape.K = weight.size(0);
   return shape;
@@ -77,9 +54,7 @@ Tensor upsample_conv2d(const Tensor& input, const Tensor& weight, const std::opt
   const Shape shape = checked_shape(input, weight, mode, padding_mode);
   Tensor b;
   if (bias.has_value()) {
-    check_tensor("bias", *bias, input);
-    TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == shape.K, "bias must be (K,) with K=", shape.K, ", got ",
-                      bias->sizes());
+    on_cpu.check_upsampled_bias(*bias, input, shape.K);
     b = to_compute(*bias);
   }
   const Tensor x = to_compute(input), w = to_compute(weight);
@@ -95,10 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
                                                             const Tensor& weight, c10::string_view mode,
                                                             c10::string_view padding_mode, std::array<bool, 3> mask) {
   const Shape shape = checked_shape(input, weight, mode, padding_mode);
-  check_tensor("grad", grad, input);
-  TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef({shape.N, shape.K, 2 * shape.H, 2 * shape.W}),
-                    "grad must have the shape of the output, ",
-                    at::IntArrayRef({shape.N, shape.K, 2 * shape.H, 2 * shape.W}), ", got ", grad.sizes());
+  on_cpu.check_upsampled_gradient(grad, input, weight);
   const Tensor g = to_compute(grad), x = to_compute(input), w = to_compute(weight);
   const auto empty = [&](bool wanted, at::IntArrayRef sizes) {
     return at::empty(wanted ? sizes : at::IntArrayRef({0}), x.options());
