@@ -39,4 +39,6 @@ TORCH_LIBRARY(dip_fast, m) {
 
   // z / divisor plus normal noise that depends on seed, step and place alone.
   m.def("perturb(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor");
+  // The same, of a step that is counted where z is: a tensor of one int64.
+  m.def("perturb.counted(Tensor z, float deviation, int seed, Tensor step, float divisor=1) -> Tensor");
 }

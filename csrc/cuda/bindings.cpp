@@ -1,0 +1,353 @@
+// The operators on a GPU, from tensors to pointers: checks, allocation, registration.
+//
+// Images are channels last.  Products of float32 images are made in TF32 where PyTorch's convolutions may
+// (torch.backends.cudnn.allow_tf32), those of 16-bit images of such factors; sums are float32.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <torch/library.h>
+
+#include <array>
+#include <tuple>
+#include <vector>
+
+#include "arguments.h"
+#include "layers.h"
+
+#ifndef DIP_FAST_EMULATED
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace dip_fast::on_gpu {
+namespace {
+
+using namespace dip_fast::cuda;
+
+using at::Tensor;
+using Text = c10::string_view;
+constexpr auto LAST = at::MemoryFormat::ChannelsLast;
+
+#ifdef DIP_FAST_EMULATED
+constexpr Arguments arguments{c10::DeviceType::CPU, "the CPU", true, LAST};
+#else
+constexpr Arguments arguments{c10::DeviceType::CUDA, "a GPU", true, LAST};
+#endif
+
+// The device and stream of a call, and its scratch memory.  PyTorch's allocator hands memory out again only to work of
+// the same stream, which comes after this.
+class Call : public Scratch {
+ public:
+  explicit Call(const Tensor& on)
+      : options_(on.options().dtype(at::kByte).requires_grad(false))
+#ifndef DIP_FAST_EMULATED
+        ,
+        guard_(on.device()),
+        context{c10::cuda::getCurrentCUDAStream().stream(), *this}
+#else
+        ,
+        context{nullptr, *this}
+#endif
+  {
+  }
+  void* take(int64_t bytes) override { return taken_.emplace_back(at::empty({bytes}, options_)).data_ptr(); }
+
+ private:
+  at::TensorOptions options_;
+  std::vector<Tensor> taken_;
+#ifndef DIP_FAST_EMULATED
+  c10::cuda::CUDAGuard guard_;
+#endif
+
+ public:
+  const Context context;
+};
+
+// Calls `use` with the kind of such images.
+template <class Use>
+void with_kind(at::ScalarType image, Use use) {
+  switch (image) {
+    case at::kDouble:
+      return use(Float64{});
+    case at::kBFloat16:
+      return use(Brain16{});
+    case at::kHalf:
+      return use(Half16{});
+    default:
+      if (at::globalContext().allowTF32CuDNN()) return use(Tensor32{});
+      return use(Float32{});
+  }
+}
+
+template <class K>
+const typename K::Stored* stored(const Tensor& image) {
+  return static_cast<const typename K::Stored*>(image.const_data_ptr());
+}
+
+template <class T>
+T* out(const Tensor& tensor) {
+  return tensor.defined() && tensor.numel() > 0 ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+template <class T>
+const T* in(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr<T>() : nullptr;
+}
+
+// Kernels read four channels at once.
+Tensor aligned(const Tensor& image) {
+  const Tensor result = image.contiguous(LAST);
+  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone(LAST);
+}
+
+template <class K>
+cuda::Given<K> given(const dip_fast::Given& x) {
+  return {{stored<K>(x.image), int(x.image.size(2)), int(x.image.size(3)), int(x.image.size(1))},
+          in<double>(x.statistics),
+          in<typename K::Sum>(x.weight),
+          in<typename K::Sum>(x.bias)};
+}
+
+dip_fast::Given aligned(dip_fast::Given x) {
+  x.image = aligned(x.image);
+  return x;
+}
+
+Tensor image_of(at::IntArrayRef sizes, const Tensor& like) { return at::empty(sizes, like.options(), LAST); }
+Tensor nothing(const Tensor& like) { return at::empty({0}, like.options()); }
+Tensor like_if(bool wanted, const Tensor& like) { return wanted ? at::empty_like(like) : nothing(like); }
+Tensor statistics_of(int64_t K, const Tensor& like) { return at::empty({2, K}, like.options().dtype(at::kDouble)); }
+
+struct NormTensors {  // the gradients of an image and its norm
+  Tensor image, statistics, weight, bias;
+
+  NormTensors(const dip_fast::Given& x, bool wanted)
+      : image(wanted ? image_of(x.image.sizes(), x.image) : nothing(x.image)),
+        statistics(like_or_nothing(x.statistics, wanted, x.image)),
+        weight(like_or_nothing(x.weight, wanted, x.image)),
+        bias(like_or_nothing(x.bias, wanted, x.image)) {}
+
+  template <class K>
+  GivenGradient<K> to() const {
+    return {out<typename K::Stored>(image), out<double>(statistics), out<typename K::Sum>(weight),
+            out<typename K::Sum>(bias)};
+  }
+
+ private:
+  static Tensor like_or_nothing(const Tensor& tensor, bool wanted, const Tensor& image) {
+    return wanted && tensor.defined() ? at::empty_like(tensor) : nothing(image);
+  }
+};
+
+std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
+                                       const Optional& norm_bias, const Tensor& weight, const Optional& bias,
+                                       double slope, double eps, int64_t stride, Text padding_mode) {
+  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
+                K_ = weight.size(0);
+  if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
+  const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
+  Call call(input);
+  const Tensor output = image_of({1, K_, (H + stride - 1) / stride, (W + stride - 1) / stride}, input),
+               of_output = statistics_of(K_, input), w = weight.contiguous(), b = contiguous(bias);
+  with_kind(input.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    cuda::norm_conv2d<K>(given<K>(x), in<Sum>(w), in<Sum>(b), int(K_), int(taps), options,
+                         out<typename K::Stored>(output), out<double>(of_output), call.context);
+  });
+  return {output, of_output};
+}
+
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output,
+                         const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
+                         const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
+                         double eps, int64_t stride, Text padding_mode, std::array<bool, 3> mask) {
+  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
+  arguments.check_gradient(grad, grad_statistics, output, input, weight);
+  const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
+  Call call(input);
+  const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
+               ds = grad_statistics.contiguous(), w = weight.contiguous();
+  const NormTensors to(x, mask[0]);
+  const Tensor to_weight = like_if(mask[1], w), to_bias = at::empty({mask[2] ? weight.size(0) : 0}, weight.options());
+  with_kind(input.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    cuda::norm_conv2d_backward<K>({stored<K>(g), stored<K>(y), in<double>(s), in<double>(ds)}, given<K>(x), in<Sum>(w),
+                                  int(weight.size(0)), int(taps), options, to.template to<K>(), out<Sum>(to_weight),
+                                  out<Sum>(to_bias), call.context);
+  });
+  return {to.image, to.statistics, to.weight, to.bias, to_weight, to_bias};
+}
+
+std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Optional& deep_statistics,
+                                                const Optional& deep_weight, const Optional& deep_bias,
+                                                const Optional& skip, const Optional& skip_statistics,
+                                                const Optional& skip_weight, const Optional& skip_bias,
+                                                const Tensor& norm_weight, const Tensor& norm_bias,
+                                                const Tensor& weight, const Optional& bias, double slope, double eps,
+                                                Text mode, Text padding_mode) {
+  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
+                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
+  if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
+  const Options options{slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  Call call(deep);
+  x.deep = aligned(x.deep);
+  if (x.thin) x.thin = aligned(*x.thin);
+  const Tensor output = image_of({1, K_, H, W}, deep), of_output = statistics_of(K_, deep), b = contiguous(bias);
+  with_kind(deep.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    cuda::norm_upsample_conv2d<K>(given<K>(x.deep), x.thin ? given<K>(*x.thin) : cuda::Given<K>{},
+                                  {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)}, in<Sum>(x.weight), in<Sum>(b),
+                                  int(K_), options, out<typename K::Stored>(output), out<double>(of_output),
+                                  call.context);
+  });
+  return {output, of_output};
+}
+
+std::vector<Tensor> norm_upsample_conv2d_backward(
+    const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& output_statistics,
+    const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
+    const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps, Text mode,
+    Text padding_mode, bool with_bias) {
+  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
+                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  arguments.check_gradient(grad, grad_statistics, output, deep, weight);
+  const Options options{slope, eps, 1, padding_of(padding_mode, 2 * deep.size(2), 2 * deep.size(3)), is_bilinear(mode)};
+  Call call(deep);
+  x.deep = aligned(x.deep);
+  if (x.thin) x.thin = aligned(*x.thin);
+  const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
+               ds = grad_statistics.contiguous();
+  const NormTensors to_deep(x.deep, true), to_skip(x.thin ? *x.thin : x.deep, x.thin.has_value());
+  const Tensor to_norm_weight = at::empty_like(x.norm_weight), to_norm_bias = at::empty_like(x.norm_bias),
+               to_weight = at::empty_like(x.weight),
+               to_bias = at::empty({with_bias ? weight.size(0) : 0}, weight.options());
+  with_kind(deep.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    cuda::norm_upsample_conv2d_backward<K>(
+        {stored<K>(g), stored<K>(y), in<double>(s), in<double>(ds)}, given<K>(x.deep),
+        x.thin ? given<K>(*x.thin) : cuda::Given<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
+        in<Sum>(x.weight), int(weight.size(0)), options, to_deep.template to<K>(), to_skip.template to<K>(),
+        out<Sum>(to_norm_weight), out<Sum>(to_norm_bias), out<Sum>(to_weight), out<Sum>(to_bias), call.context);
+  });
+  return {to_deep.image,  to_deep.statistics, to_deep.weight, to_deep.bias, to_skip.image, to_skip.statistics,
+          to_skip.weight, to_skip.bias,       to_norm_weight, to_norm_bias, to_weight,     to_bias};
+}
+
+// ---- upsample_conv2d: the same without norms, for each image of a batch
+
+Tensor parameters(const Tensor& tensor) { return tensor.to(parameter_type(tensor.scalar_type())).contiguous(); }
+
+template <class K>
+cuda::Given<K> image_at(const Tensor& images, int64_t n) {
+  const int H = int(images.size(2)), W = int(images.size(3)), C = int(images.size(1));
+  return {{stored<K>(images) + n * H * W * C, H, W, C}, nullptr, nullptr, nullptr};
+}
+
+Tensor upsample_conv2d(const Tensor& input, const Tensor& weight, const Optional& bias, Text mode, Text padding_mode) {
+  arguments.check_upsampled(input, weight);
+  const int64_t K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
+  if (bias.has_value()) arguments.check_upsampled_bias(*bias, input, K_);
+  const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  Call call(input);
+  const Tensor x = aligned(input), w = parameters(weight), b = bias.has_value() ? parameters(*bias) : Tensor(),
+               output = image_of({input.size(0), K_, H, W}, input);
+  with_kind(input.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    for (int64_t n = 0; n < input.size(0); ++n)
+      cuda::norm_upsample_conv2d<K>(image_at<K>(x, n), {}, {}, in<Sum>(w), in<Sum>(b), int(K_), options,
+                                    out<typename K::Stored>(output) + n * K_ * H * W, nullptr, call.context);
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, const Tensor& input,
+                                                            const Tensor& weight, Text mode, Text padding_mode,
+                                                            std::array<bool, 3> mask) {
+  arguments.check_upsampled(input, weight);
+  arguments.check_upsampled_gradient(grad, input, weight);
+  const int64_t N = input.size(0), K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
+  const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  Call call(input);
+  const Tensor g = aligned(grad), x = aligned(input), w = parameters(weight),
+               to_input = mask[0] ? image_of(input.sizes(), input) : nothing(input);
+  // A gradient of each image, then their sum.
+  std::vector<int64_t> sizes = w.sizes().vec();
+  sizes.insert(sizes.begin(), N);
+  const Tensor to_weights = mask[1] ? at::empty(sizes, w.options()) : nothing(w),
+               to_biases = mask[2] ? at::empty({N, K_}, w.options()) : nothing(w);
+  with_kind(input.scalar_type(), [&]<class K>(K) {
+    using Sum = typename K::Sum;
+    for (int64_t n = 0; n < N; ++n) {
+      const auto at = [&](Sum* to, int64_t size) { return to == nullptr ? nullptr : to + n * size; };
+      GivenGradient<K> to;
+      if (mask[0]) to.image = out<typename K::Stored>(to_input) + n * x.numel() / N;
+      cuda::norm_upsample_conv2d_backward<K>(
+          {stored<K>(g) + n * K_ * H * W}, image_at<K>(x, n), {}, {}, in<Sum>(w), int(K_), options, to, {}, nullptr,
+          nullptr, at(out<Sum>(to_weights), w.numel()), at(out<Sum>(to_biases), K_), call.context);
+    }
+  });
+  const auto dtype = input.scalar_type();
+  const auto summed = [&](bool wanted, const Tensor& each) {
+    return wanted ? (N == 1 ? each.squeeze(0) : each.sum(0)).to(dtype) : nothing(input);
+  };
+  return {to_input, summed(mask[1], to_weights), summed(mask[2], to_biases)};
+}
+
+// ---- perturb
+
+Tensor perturbed(const Tensor& z, double deviation, int64_t seed, const int64_t* step, int64_t value, double divisor) {
+  Call call(z);
+  const Tensor from = z.contiguous(), output = at::empty(from.sizes(), from.options().dtype(at::kFloat));
+  const auto run = [&]<class Z>(const Z* source) {
+    cuda::perturb<Z>(source, z.numel(), float(deviation), float(divisor), uint64_t(seed), step, uint64_t(value),
+                     output.mutable_data_ptr<float>(), call.context.stream);
+  };
+  switch (z.scalar_type()) {
+    case at::kFloat:
+      run(from.const_data_ptr<float>());
+      break;
+    case at::kByte:
+      run(from.const_data_ptr<uint8_t>());
+      break;
+    case at::kChar:
+      run(from.const_data_ptr<int8_t>());
+      break;
+    default:
+      TORCH_CHECK_TYPE(false, "z must be of dtype float32, uint8 or int8, got ", z.scalar_type());
+  }
+  return output;
+}
+
+Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, double divisor) {
+  return perturbed(z, deviation, seed, nullptr, step, divisor);
+}
+
+Tensor perturb_counted(const Tensor& z, double deviation, int64_t seed, const Tensor& step, double divisor) {
+  check_step(step, z);
+  return perturbed(z, deviation, seed, step.const_data_ptr<int64_t>(), 0, divisor);
+}
+
+}  // namespace
+}  // namespace dip_fast::on_gpu
+
+#ifdef DIP_FAST_EMULATED
+TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
+#else
+TORCH_LIBRARY_IMPL(dip_fast, CUDA, m) {
+#endif
+  m.impl("norm_conv2d", TORCH_FN(dip_fast::on_gpu::norm_conv2d));
+  m.impl("norm_conv2d_backward", TORCH_FN(dip_fast::on_gpu::norm_conv2d_backward));
+  m.impl("norm_conv2d_backward.overwriting", TORCH_FN(dip_fast::on_gpu::norm_conv2d_backward));
+  m.impl("norm_upsample_conv2d", TORCH_FN(dip_fast::on_gpu::norm_upsample_conv2d));
+  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::on_gpu::norm_upsample_conv2d_backward));
+  m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::on_gpu::norm_upsample_conv2d_backward));
+  m.impl("upsample_conv2d", TORCH_FN(dip_fast::on_gpu::upsample_conv2d));
+  m.impl("upsample_conv2d_backward", TORCH_FN(dip_fast::on_gpu::upsample_conv2d_backward));
+  m.impl("perturb", TORCH_FN(dip_fast::on_gpu::perturb));
+  m.impl("perturb.counted", TORCH_FN(dip_fast::on_gpu::perturb_counted));
+}

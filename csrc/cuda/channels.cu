@@ -1,0 +1,363 @@
+// What is done to single channels: statistics, the affine maps of batch norms, and the way back through them.
+//
+// Sums over pixels come in parts, a thread's own run of pixels each, and parts are joined in their order, in double.
+#include "kernels.cuh"
+#include "product.cuh"
+
+namespace dip_fast::cuda {
+namespace {
+
+constexpr int RUN = 64;  // pixels of a part
+
+// Threads of a block side by side have neighbouring channels, as many as there are up to 128.
+struct Runs {
+  int channels, across;  // across: a power of two
+  int64_t pixels;
+
+  Runs(int channels_, int64_t pixels_) : channels(channels_), across(1), pixels(pixels_) {
+    while (across < channels && across < 128) across *= 2;
+  }
+  DIP_FAST_HD int64_t count() const { return int64_t(blocks()) * (THREADS / across); }
+  DIP_FAST_HD int blocks() const { return quotient_up(pixels, int64_t(RUN) * (THREADS / across)); }
+  dim3 grid() const { return dim3(blocks(), quotient_up(channels, across)); }
+
+  DIP_FAST_D int channel() const { return int(blockIdx.y) * across + int(threadIdx.x) % across; }
+  DIP_FAST_D int64_t part() const { return int64_t(blockIdx.x) * (THREADS / across) + threadIdx.x / across; }
+  // The part's pixels are as far apart as the block has parts, so that threads read what lies side by side.
+  template <class Use>
+  DIP_FAST_D void each(const Use& use) const {
+    const int lines = THREADS / across;
+    int64_t pixel = int64_t(blockIdx.x) * RUN * lines + threadIdx.x / across;
+    for (int i = 0; i < RUN && pixel < pixels; ++i, pixel += lines) use(pixel);
+  }
+};
+
+// ---- joining parts: a block for each column, a thread for a stretch of parts, then the threads in pairs
+
+struct Total {
+  double sum = 0;
+  DIP_FAST_D void add(const Total& other) { sum += other.sum; }
+};
+
+// T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance", 1983.
+struct Whole {
+  double count = 0, mean = 0, squares = 0;
+  DIP_FAST_D void add(const Whole& other) {
+    if (other.count == 0) return;
+    const double all = count + other.count, apart = other.mean - mean;
+    mean += apart * other.count / all;
+    squares += other.squares + apart * apart * count * other.count / all;
+    count = all;
+  }
+};
+
+DIP_FAST_D Total as_whole(float x) { return {x}; }
+DIP_FAST_D Total as_whole(double x) { return {x}; }
+template <class Sum>
+DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
+  return {double(x.count), double(x.mean), double(x.squares)};
+}
+DIP_FAST_D void put(const Total& total, double* to, int) { *to = total.sum; }
+DIP_FAST_D void put(const Whole& whole, double* to, int pitch) {
+  to[0] = whole.mean;
+  const double variance = whole.squares / whole.count;
+  to[pitch] = variance < 0 ? 0 : variance;  // what is not a number stays so
+}
+
+template <class Part>
+struct Join {
+  const Part* parts;  // (count, columns)
+  int64_t count;
+  int columns, pitch;
+  double* to;
+};
+
+template <class Part>
+__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part> a) {
+  using All = decltype(as_whole(Part{}));
+  const int column = blockIdx.x;
+  const int64_t each = (a.count + THREADS - 1) / THREADS, begin = each * threadIdx.x,
+                end = begin + each < a.count ? begin + each : a.count;
+  All all;
+  for (int64_t i = begin; i < end; ++i) all.add(as_whole(a.parts[i * a.columns + column]));
+  All* shared = shared_memory<All>();
+  for (int stride = 1; stride < THREADS; stride *= 2) {
+    shared[threadIdx.x] = all;
+    barrier();
+    if (threadIdx.x % (2 * stride) == 0) all.add(shared[threadIdx.x + stride]);
+    barrier();
+  }
+  if (threadIdx.x == 0) put(all, a.to + column, a.pitch);
+}
+
+template <class Part>
+void join(const Part* parts, int64_t count, int columns, double* to, int pitch, Stream stream) {
+  launch<true>(join_kernel<Part>, dim3(columns), THREADS, THREADS * int(sizeof(Whole)), stream,
+               Join<Part>{parts, count, columns, pitch, to});
+}
+
+// ---- statistics of what is read
+
+template <class K>
+struct Moments {
+  Pixels<K> from;
+  Runs runs;
+  bool bilinear;
+  Moment<typename K::Sum>* parts;
+};
+
+template <class K>
+__global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
+  using Sum = typename K::Sum;
+  const int channel = a.runs.channel();
+  if (channel >= a.runs.channels) return;
+  const auto read = [&](int64_t pixel) -> Sum {
+    if (!a.bilinear) return a.from.template read<1>(pixel, channel).at[0];
+    const int width = 2 * a.from.image.width;
+    return a.from.template upsampled<1>(int(pixel / width), int(pixel % width), channel).at[0];
+  };
+  Sum count = 0, total = 0, rest = 0, squares = 0;
+  a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
+  const Sum mean = count > 0 ? total / count : Sum(0);
+  a.runs.each([&](int64_t pixel) {
+    const Sum apart = read(pixel) - mean;
+    rest += apart;
+    squares += apart * apart;
+  });
+  const Sum shift = count > 0 ? rest / count : Sum(0);
+  a.parts[a.runs.part() * a.runs.channels + channel] = {count, mean + shift, squares - rest * shift};
+}
+
+// ---- affine maps
+
+template <class Sum>
+struct Prepare {
+  const double *statistics, *grad_statistics;
+  const Sum *weight, *bias;
+  double eps, pixels;
+  int channels, pitch;
+  Sum* to;
+};
+
+template <class Sum>
+__global__ void prepare_reading_kernel(Prepare<Sum> a) {
+  const int c = int(blockIdx.x) * THREADS + int(threadIdx.x);
+  if (c >= a.channels) return;
+  const double mean = a.statistics[c], deviation = 1 / sqrt(a.statistics[a.pitch + c] + a.eps);
+  a.to[c] = Sum(a.weight[c] * deviation);
+  a.to[a.channels + c] = Sum(a.bias[c] - mean * a.weight[c] * deviation);
+  a.to[2 * a.channels + c] = Sum(mean);
+  a.to[3 * a.channels + c] = Sum(deviation);
+}
+
+template <class Sum>
+__global__ void prepare_arriving_kernel(Prepare<Sum> a) {
+  const int k = int(blockIdx.x) * THREADS + int(threadIdx.x);
+  if (k >= a.channels) return;
+  const double by_value = 2 * a.grad_statistics[a.channels + k] / a.pixels;
+  a.to[k] = Sum(a.grad_statistics[k] / a.pixels - by_value * a.statistics[k]);
+  a.to[a.channels + k] = Sum(by_value);
+}
+
+template <class Sum>
+struct NormGradients {
+  const double* sums;
+  const Sum *deviation, *weight;
+  int channels;
+  double* to_statistics;
+  Sum *to_weight, *to_bias;
+};
+
+template <class Sum>
+__global__ void norm_gradients_kernel(NormGradients<Sum> a) {
+  const int c = int(blockIdx.x) * THREADS + int(threadIdx.x);
+  if (c >= a.channels) return;
+  const double r = a.deviation[c], total = a.sums[c], moment = a.sums[a.channels + c];
+  a.to_bias[c] = Sum(total);
+  a.to_weight[c] = Sum(r * moment);
+  if (a.to_statistics == nullptr) return;
+  const double gamma = a.weight[c];
+  a.to_statistics[c] = -gamma * r * total;
+  a.to_statistics[a.channels + c] = -0.5 * gamma * r * r * r * moment;
+}
+
+dim3 for_each(int channels) { return dim3(quotient_up(channels, THREADS)); }
+
+// ---- back through the norm between and what is read before it
+//
+// With e the gradient of the norm's output brought back to the small image, a what is read, U its upsampled image of n
+// pixels, m and r of the norm between, and A the adjoint of upsampling, A 1 = f (4, or 1 where nothing is upsampled):
+//
+//   da = gamma r (e - f sum(e) / n - r^2 sum(e (a - m)) / n A(U - m))
+//
+// A(U) is f a to the nearest, and bilinearly a stencil of (3, 10, 3) / 8 either way, with the border's pixels repeated.
+
+template <class K>
+struct Through {
+  BackThrough<K> call;
+  Runs runs;
+  typename K::Sum* parts;  // (parts, 2, C); null: not wanted
+};
+
+template <class K>
+__global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
+  using Sum = typename K::Sum;
+  const BackThrough<K>& call = a.call;
+  const auto& image = call.image.image;
+  const int channel = a.runs.channel(), C = a.runs.channels;
+  if (channel >= C) return;
+  Sum scale = 1, mean = 0, constant = 0, by_value = 0;
+  const Sum factor = call.upsampled ? 4 : 1;
+  if (call.between != nullptr) {
+    const double n = double(a.runs.pixels) * factor, r = call.between[3 * C + channel];
+    scale = call.between[channel];
+    mean = call.between[2 * C + channel];
+    constant = Sum(factor * call.between_sums[channel] / n);
+    by_value = Sum(r * r * call.between_sums[C + channel] / n);
+  }
+  const Sum own_scale = call.own == nullptr ? Sum(1) : call.own[channel],
+            own_shift = call.own == nullptr ? Sum(0) : call.own[C + channel],
+            own_mean = call.own == nullptr ? Sum(0) : call.own[2 * C + channel];
+  const auto read = [&](int64_t pixel) { return call.image.template read<1>(pixel, channel).at[0]; };
+  Sum total = 0, moment = 0;
+  a.runs.each([&](int64_t pixel) {
+    Sum da = widened(call.grad[pixel * C + channel]);
+    if (call.between != nullptr) {
+      Sum apart = 0;
+      if (call.bilinear) {
+        const int row = int(pixel / image.width), column = int(pixel % image.width);
+        for (int e = 0; e < 9; ++e) {
+          const int64_t r = padded(row + e / 3 - 1, image.height, Padding::replicate),
+                        c = padded(column + e % 3 - 1, image.width, Padding::replicate);
+          apart += (e / 3 == 1 ? Sum(1.25) : Sum(0.375)) * (e % 3 == 1 ? Sum(1.25) : Sum(0.375)) *
+                   (read(r * image.width + c) - mean);
+        }
+      } else {
+        apart = factor * (read(pixel) - mean);
+      }
+      da = scale * (da - constant - by_value * apart);
+    }
+    if (call.own != nullptr) {
+      const Sum x = widened(image.data[pixel * C + channel]), u = x * own_scale + own_shift;
+      if (u <= 0) da *= call.image.reading.slope;
+      total += da;
+      moment += da * (x - own_mean);
+      da *= own_scale;
+    }
+    call.to[pixel * C + channel] = narrowed<typename K::Stored>(da);
+  });
+  if (a.parts == nullptr) return;
+  a.parts[2 * a.runs.part() * C + channel] = total;
+  a.parts[(2 * a.runs.part() + 1) * C + channel] = moment;
+}
+
+template <class K>
+struct Columns {
+  Arriving<K> arriving;
+  Runs runs;
+  typename K::Sum* parts;
+};
+
+template <class K>
+__global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
+  using Sum = typename K::Sum;
+  const int channel = a.runs.channel();
+  if (channel >= a.runs.channels) return;
+  Sum total = 0;
+  a.runs.each([&](int64_t pixel) { total += a.arriving.template read<1>(pixel, channel).at[0]; });
+  a.parts[a.runs.part() * a.runs.channels + channel] = total;
+}
+
+template <class Sum>
+struct Narrow {
+  const double* from;
+  int count;
+  Sum* to;
+};
+template <class Sum>
+__global__ void narrow_kernel(Narrow<Sum> a) {
+  const int i = int(blockIdx.x) * THREADS + int(threadIdx.x);
+  if (i < a.count) a.to[i] = Sum(a.from[i]);
+}
+
+}  // namespace
+
+template <class K>
+void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int channels, double* statistics, int pitch,
+                   Stream stream) {
+  join(parts, count, channels, statistics, pitch, stream);
+}
+
+template <class K>
+void sum_parts(const typename K::Sum* parts, int64_t count, int columns, double* to, Stream stream) {
+  join(parts, count, columns, to, 0, stream);
+}
+
+template <class K>
+void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pitch, const Context& context) {
+  const auto& image = pixels.image;
+  const Runs runs(image.channels, image.pixels() * (bilinear ? 4 : 1));
+  auto* parts = context.take<Moment<typename K::Sum>>(runs.count() * image.channels);
+  launch<false>(moments_kernel<K>, runs.grid(), THREADS, 0, context.stream, Moments<K>{pixels, runs, bilinear, parts});
+  join(parts, runs.count(), image.channels, statistics, pitch, context.stream);
+}
+
+template <class K>
+void prepare_reading(const double* statistics, int pitch, const typename K::Sum* weight, const typename K::Sum* bias,
+                     double eps, int channels, typename K::Sum* to, Stream stream) {
+  using Sum = typename K::Sum;
+  launch<false>(prepare_reading_kernel<Sum>, for_each(channels), THREADS, 0, stream,
+                Prepare<Sum>{statistics, nullptr, weight, bias, eps, 0, channels, pitch, to});
+}
+
+template <class K>
+void prepare_arriving(const double* statistics, const double* grad_statistics, int64_t pixels, int channels,
+                      typename K::Sum* to, Stream stream) {
+  using Sum = typename K::Sum;
+  launch<false>(prepare_arriving_kernel<Sum>, for_each(channels), THREADS, 0, stream,
+                Prepare<Sum>{statistics, grad_statistics, nullptr, nullptr, 0, double(pixels), channels, 0, to});
+}
+
+template <class K>
+void norm_gradients(const double* sums, const typename K::Sum* prepared, const typename K::Sum* weight, int channels,
+                    double* to_statistics, typename K::Sum* to_weight, typename K::Sum* to_bias, Stream stream) {
+  using Sum = typename K::Sum;
+  launch<false>(norm_gradients_kernel<Sum>, for_each(channels), THREADS, 0, stream,
+                NormGradients<Sum>{sums, prepared + 3 * channels, weight, channels, to_statistics, to_weight, to_bias});
+}
+
+template <class K>
+void back_through(const BackThrough<K>& call, const Context& context) {
+  using Sum = typename K::Sum;
+  const auto& image = call.image.image;
+  const Runs runs(image.channels, image.pixels());
+  Sum* parts = call.own == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
+  launch<false>(through_kernel<K>, runs.grid(), THREADS, 0, context.stream, Through<K>{call, runs, parts});
+  if (parts != nullptr) join(parts, runs.count(), 2 * image.channels, call.sums, 0, context.stream);
+}
+
+template <class K>
+void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context) {
+  using Sum = typename K::Sum;
+  const int K_ = arriving.grad.channels;
+  const Runs runs(K_, arriving.grad.pixels());
+  Sum* parts = context.take<Sum>(runs.count() * K_);
+  double* sums = context.take<double>(K_);
+  launch<false>(columns_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{arriving, runs, parts});
+  join(parts, runs.count(), K_, sums, 0, context.stream);
+  launch<false>(narrow_kernel<Sum>, for_each(K_), THREADS, 0, context.stream, Narrow<Sum>{sums, K_, to});
+}
+
+#define INSTANTIATE(K)                                                                                              \
+  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);                        \
+  template void sum_parts<K>(const K::Sum*, int64_t, int, double*, Stream);                                         \
+  template void moments<K>(const Pixels<K>&, bool, double*, int, const Context&);                                   \
+  template void prepare_reading<K>(const double*, int, const K::Sum*, const K::Sum*, double, int, K::Sum*, Stream); \
+  template void prepare_arriving<K>(const double*, const double*, int64_t, int, K::Sum*, Stream);                   \
+  template void norm_gradients<K>(const double*, const K::Sum*, const K::Sum*, int, double*, K::Sum*, K::Sum*,      \
+                                  Stream);                                                                          \
+  template void back_through<K>(const BackThrough<K>&, const Context&);                                             \
+  template void column_sums<K>(const Arriving<K>&, K::Sum*, const Context&);
+DIP_FAST_EACH_KIND(INSTANTIATE)
+
+}  // namespace dip_fast::cuda

@@ -1,0 +1,195 @@
+// Convolutions as products of matrices that are never made: the left factor, sites by taps and channels, is read,
+// normalised, activated, padded and upsampled on its way into shared memory.
+//
+// Instantiated by the convolve_*.cu, one for each operand.
+#pragma once
+
+#include "kernels.cuh"
+#include "product.cuh"
+
+namespace dip_fast::cuda {
+namespace {
+
+template <class K, class Operand, class Finish>
+struct Convolve {
+  Operand operand;
+  Sites sites;
+  const typename K::Factor* factors;  // (phases, rows, pitch)
+  Depths depths;
+  int rows, channels;
+  Finish finish;
+};
+
+// Sites of a tile, one after the other.
+struct Walk {
+  int row, column, columns;
+  DIP_FAST_D Walk(int64_t site, int columns_)
+      : row(int(site / columns_)), column(int(site % columns_)), columns(columns_) {}
+  DIP_FAST_D void next() {
+    if (++column == columns) column = 0, ++row;
+  }
+};
+
+// y = sum + bias, written, and the moments of what was written.  The mean first, then the deviations from it.
+template <class K, class Each>
+DIP_FAST_D void finish_column(const Raw<K>& raw, int channel, int64_t part, int channels, const Each& each) {
+  using Sum = typename K::Sum;
+  const Sum bias = raw.bias == nullptr ? Sum(0) : raw.bias[channel];
+  Sum count = 0, total = 0, rest = 0, squares = 0;
+  each([&](Sum& sum, int64_t pixel) {
+    const auto stored = narrowed<typename K::Stored>(sum + bias);
+    raw.output[pixel * channels + channel] = stored;
+    sum = widened(stored);
+    total += sum;
+    count += 1;
+  });
+  if (raw.parts == nullptr) return;
+  const Sum mean = count > 0 ? total / count : Sum(0);
+  each([&](Sum& sum, int64_t) {
+    const Sum apart = sum - mean;
+    rest += apart;
+    squares += apart * apart;
+  });
+  const Sum shift = count > 0 ? rest / count : Sum(0);
+  raw.parts[part * channels + channel] = {count, mean + shift, squares - rest * shift};
+}
+
+template <class K, class Each>
+DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, int channels, const Each& each) {
+  using Sum = typename K::Sum;
+  const auto& reading = back.image.reading;
+  const bool summed = back.image.image.data != nullptr;
+  const Sum scale = reading.scale == nullptr ? Sum(1) : reading.scale[channel],
+            shift = reading.scale == nullptr ? Sum(0) : reading.shift[channel],
+            centre = summed ? back.centre[channel] : Sum(0);
+  Sum total = 0, moment = 0;
+  each([&](Sum& sum, int64_t pixel) {
+    Sum t = sum, value = sum;
+    if (summed) {
+      const Sum x = widened(back.image.image.data[pixel * channels + channel]), u = x * scale + shift;
+      if (back.through && u <= 0) t *= reading.slope;
+      value = back.through ? t * scale : t;
+      const Sum read = back.through ? x : u > 0 ? u : reading.slope * u;
+      total += t;
+      moment += t * (read - centre);
+    }
+    back.output[pixel * channels + channel] = narrowed<typename K::Stored>(value);
+  });
+  if (!summed) return;
+  back.parts[2 * part * channels + channel] = total;
+  back.parts[(2 * part + 1) * channels + channel] = moment;
+}
+
+template <class K, class T, class Operand, class Finish>
+__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
+  using Factor = typename K::Factor;
+  using Sum = typename K::Sum;
+  using P = Product<Factor, T>;
+  using S = Shared<Factor, T>;
+  using Factors = Quad<Factor>;
+  constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = quotient_up(T::M, ROWS),
+                RIGHT = quotient_up(T::N, ROWS);
+  const int phase = blockIdx.z, columns = a.sites.columns(phase);
+  const int64_t total = int64_t(a.sites.rows(phase)) * columns, first = int64_t(blockIdx.x) * T::M;
+  const int channel = blockIdx.y * T::N, quad = threadIdx.x % QUADS, line = threadIdx.x / QUADS;
+  Factor* shared = shared_memory<Factor>();
+
+  int row[LEFT], column[LEFT];
+#pragma unroll
+  for (int i = 0; i < LEFT; ++i) {
+    const int64_t site = first + line + i * ROWS;
+    const bool there = site < total && line + i * ROWS < T::M;
+    row[i] = there ? int(site / columns) * a.sites.step + phase / a.sites.step : -1;
+    column[i] = there ? int(site % columns) * a.sites.step + phase % a.sites.step : -1;
+  }
+  const Factor* factors = a.factors + (int64_t(phase) * a.rows + channel + line) * a.depths.pitch + 4 * quad;
+
+  Factors left[LEFT], right[RIGHT] = {};
+  const auto fetch = [&](int depth) {
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i) {
+      Some<Sum, 4> values;
+      if (row[i] >= 0) values = a.operand.four_at(row[i], column[i], depth + 4 * quad);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
+    }
+#pragma unroll
+    for (int i = 0; i < RIGHT; ++i)
+      if (line + i * ROWS < T::N)
+        right[i] = *reinterpret_cast<const Factors*>(factors + int64_t(i) * ROWS * a.depths.pitch + depth);
+  };
+  const auto keep = [&](Factor* step) {
+    Factor* to = step + line * P::PITCH + 4 * quad;
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i)
+      if (line + i * ROWS < T::M) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
+    to += T::M * P::PITCH;
+#pragma unroll
+    for (int i = 0; i < RIGHT; ++i)
+      if (line + i * ROWS < T::N) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, right[i]);
+  };
+
+  P product;
+  const int end = a.depths.of(phase);
+  fetch(0);
+  keep(shared);
+  barrier();
+  for (int depth = 0, at = 0; depth < end; depth += P::DEPTH, at ^= 1) {
+    const bool more = depth + P::DEPTH < end;
+    if (more) fetch(depth + P::DEPTH);
+    product.step(shared + at * S::STEP, shared + at * S::STEP + T::M * P::PITCH);
+    if (more) keep(shared + (at ^ 1) * S::STEP);
+    barrier();
+  }
+
+  Sum* sums = shared_memory<Sum>();
+  product.put(sums, S::PITCH);
+  barrier();
+  constexpr int PARTS = THREADS / T::N, HEIGHT = T::M / PARTS;
+  const int own = threadIdx.x % T::N, part = threadIdx.x / T::N;
+  if (channel + own >= a.channels) return;
+  const int64_t begin = first + part * HEIGHT;
+  const int count = int(sites_of_part(begin / HEIGHT, HEIGHT, total));
+  Sum* at = sums + part * HEIGHT * S::PITCH + own;
+  const int64_t index = (int64_t(phase) * gridDim.x + blockIdx.x) * PARTS + part;
+  finish_column(a.finish, channel + own, index, a.channels, [&](auto use) {
+    if (count == 0) return;  // and perhaps no columns
+    Walk walk(begin, columns);
+    for (int i = 0; i < count; ++i, walk.next())
+      use(at[i * S::PITCH], int64_t(walk.row * a.sites.step + phase / a.sites.step) * a.sites.width +
+                                walk.column * a.sites.step + phase % a.sites.step);
+  });
+}
+
+}  // namespace
+
+template <class K>
+int64_t convolution_parts(const Sites& sites, int channels) {
+  int64_t parts = 0;
+  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, [&]<class T>(T) {
+    parts = int64_t(quotient_up(sites.most(), T::M)) * sites.phases() * (THREADS / T::N);
+  });
+  return parts;
+}
+
+template <class K>
+int factor_rows(const Sites& sites, int channels) {
+  int rows = 0;
+  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels,
+                                [&]<class T>(T) { rows = rounded_up(channels, T::N); });
+  return rows;
+}
+
+template <class K, class Operand, class Finish>
+void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
+              int channels, const Finish& finish, Stream stream) {
+  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, [&]<class T>(T) {
+    const int rows = rounded_up(channels, T::N);
+    const dim3 grid(quotient_up(sites.most(), T::M), rows / T::N, sites.phases());
+    const Convolve<K, Operand, Finish> call{operand, sites, factors, depths, rows, channels, finish};
+    launch<true>(convolve_kernel<K, T, Operand, Finish>, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream,
+                 call);
+  });
+}
+
+}  // namespace dip_fast::cuda

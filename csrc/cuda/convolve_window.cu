@@ -1,0 +1,13 @@
+// Convolutions of an image of the same size, or of half: 1x1, 3x3, 3x3 with stride 2.
+#include "convolve.cuh"
+
+namespace dip_fast::cuda {
+
+#define INSTANTIATE(K)                                                                                         \
+  template void convolve<K>(const Patch<K, Form::window>&, const Sites&, const K::Factor*, const Depths&, int, \
+                            const Raw<K>&, Stream);                                                            \
+  template int64_t convolution_parts<K>(const Sites&, int);                                                    \
+  template int factor_rows<K>(const Sites&, int);
+DIP_FAST_EACH_KIND(INSTANTIATE)
+
+}  // namespace dip_fast::cuda

@@ -1,0 +1,132 @@
+// The kernels' launchers, for layers.cu alone.
+#pragma once
+
+#include "operands.cuh"
+
+#define DIP_FAST_EACH_KIND(use) use(Float64) use(Float32) use(Tensor32) use(Brain16) use(Half16)
+
+namespace dip_fast::cuda {
+
+// What stands in the sites' place: images of a step of 2 are cut into four phases by parity, and a phase is one layer
+// of the grid.
+struct Sites {
+  int height, width, step;
+
+  DIP_FAST_HD int phases() const { return step * step; }
+  DIP_FAST_HD int rows(int phase) const { return quotient_up(height - phase / step, step); }
+  DIP_FAST_HD int columns(int phase) const { return quotient_up(width - phase % step, step); }
+  DIP_FAST_HD int64_t most() const { return int64_t(rows(0)) * columns(0); }
+};
+
+// Depth of the factors of each phase, in whole steps, and of a row in memory.
+struct Depths {
+  int pitch, phase[4];
+  DIP_FAST_HD int of(int p) const { return p < 2 ? (p == 0 ? phase[0] : phase[1]) : p == 2 ? phase[2] : phase[3]; }
+};
+
+// Mean and sum of squared deviations of so many values.
+template <class Sum>
+struct Moment {
+  Sum count, mean, squares;
+};
+
+// A weight (K, channels, taps, taps) as a right factor: [phase][row][pitch].
+template <class K>
+struct Packing {
+  const typename K::Sum* weight;
+  int outputs, channels, taps;  // of the weight
+  int offset, count;            // the channels that are meant
+  typename K::Factor* factors;
+  int rows, pitch, begin, depth;  // rows in all, zeros after those that are; begin and length of what is written
+};
+// Row k, depth (tap, c); folded: four phases of 2 x 2 taps, see `Form`.
+template <class K>
+void pack(const Packing<K>& packing, bool folded, int phases, Stream stream);
+// Row c, depth (tap, k) of the taps of each of the phases.
+template <class K>
+void pack_transposed(const Packing<K>& packing, const Digits (&row_taps)[2], const Digits (&column_taps)[2], int stride,
+                     Stream stream);
+
+// What comes out of a product, and where it goes.
+template <class K>
+struct Raw {
+  const typename K::Sum* bias;  // may be null
+  typename K::Stored* output;
+  Moment<typename K::Sum>* parts;  // (parts, channels); null: not wanted
+};
+template <class K>
+struct Back {
+  typename K::Stored* output;
+  Pixels<K> image;  // what was read; no image: the sums are not wanted
+  const typename K::Sum* centre;
+  bool through;            // through the activation and the factor before it; else sums are those of what was read
+  typename K::Sum* parts;  // (parts, 2, channels): sums of what comes out, and of it times what was read - centre
+};
+
+template <class K>
+int64_t convolution_parts(const Sites& sites, int channels);
+// Depth of a factor, rounded up.
+template <class K>
+int rounded_depth(int depth);
+template <class K>
+int factor_rows(const Sites& sites, int channels);
+
+template <class K, class Operand, class Finish>
+void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
+              int channels, const Finish& finish, Stream stream);
+
+// Gradient of a weight: sums over all pixels of (what the patch reads, arriving), in parts that are added in order.
+// fields: `arriving` is nine of the weight's outputs to a pixel, the patch one tap.
+template <class K>
+void weight_gradient(const Patch<K, Form::window>& patch, const Arriving<K>& arriving, bool fields, int offset,
+                     int channels, typename K::Sum* to, const Context& context);
+
+// The nine gradients (H, W, 9, K) that the taps of a convolution of an upsampled image give to its pixels.
+template <class K>
+void fields(const Arriving<K>& arriving, bool bilinear, Padding padding, typename K::Stored* to, Stream stream);
+
+// ---- single channels
+
+// scale, shift, mean and 1 / sqrt(variance + eps), (4, C).
+template <class K>
+void prepare_reading(const double* statistics, int pitch, const typename K::Sum* weight, const typename K::Sum* bias,
+                     double eps, int channels, typename K::Sum* to, Stream stream);
+// constant and factor of `Arriving`, (2, K).
+template <class K>
+void prepare_arriving(const double* statistics, const double* grad_statistics, int64_t pixels, int channels,
+                      typename K::Sum* to, Stream stream);
+// Moments of what is read, or of that upsampled bilinearly (to the nearest they are the same), to statistics (2,
+// pitch).
+template <class K>
+void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pitch, const Context& context);
+template <class K>
+void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int channels, double* statistics, int pitch,
+                   Stream stream);
+// Sums of (count, columns) in order, in double.
+template <class K>
+void sum_parts(const typename K::Sum* parts, int64_t count, int columns, double* to, Stream stream);
+template <class K>
+void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context);
+
+// The gradients of a norm's statistics (null: not wanted) and parameters from the sums of t and t (x - mean).
+template <class K>
+void norm_gradients(const double* sums, const typename K::Sum* prepared, const typename K::Sum* weight, int channels,
+                    double* to_statistics, typename K::Sum* to_weight, typename K::Sum* to_bias, Stream stream);
+
+// Back through the norm between and through what is read before it: grad, as the convolution's way back left it, and
+// its sums become the gradient of the raw image, in its place or elsewhere; the sums of that into `sums` (2, C).
+template <class K>
+struct BackThrough {
+  const typename K::Stored* grad;
+  Pixels<K> image;                 // reading: what is before the norm between
+  const typename K::Sum* between;  // prepared, (4, C); null: no norm between
+  const double* between_sums;      // (2, C)
+  const typename K::Sum* own;      // prepared, (4, C); null: no norm before
+  bool upsampled, bilinear;
+  typename K::Stored* to;
+  double* sums;
+};
+template <class K>
+void back_through(const BackThrough<K>& call, const Context& context);
+
+}  // namespace dip_fast::cuda

@@ -1,0 +1,77 @@
+// Normal noise that depends on seed, step and place alone: csrc/cpu/perturb_kernel.h says how, and has the same words.
+// The normal values differ from those by rounding, as the functions of the GPU's library do.
+#include "layers.h"
+#include "product.cuh"
+
+namespace dip_fast::cuda {
+namespace {
+
+constexpr int GROUP = 64, BLOCKS = 16;  // values drawn together, blocks of four words
+
+template <class Z>
+struct Perturb {
+  const Z* z;
+  int64_t size;
+  float deviation, divisor;
+  uint64_t seed;
+  const int64_t* step;  // null: the value
+  uint64_t step_value;
+  float* output;
+};
+
+DIP_FAST_D void philox(uint32_t (&c)[4], uint64_t seed) {
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t(c[0]) * 0xD2511F53u, p1 = uint64_t(c[2]) * 0xCD9E8D57u;
+    c[0] = uint32_t(p1 >> 32) ^ c[1] ^ k0;
+    c[1] = uint32_t(p1);
+    c[2] = uint32_t(p0 >> 32) ^ c[3] ^ k1;
+    c[3] = uint32_t(p0);
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+}
+
+// A thread draws one block of words, for four values that are 16 apart.
+template <class Z>
+__global__ void perturb_kernel(Perturb<Z> a) {
+  const int64_t block = int64_t(blockIdx.x) * THREADS + threadIdx.x;
+  const int64_t first = block / BLOCKS * GROUP + block % BLOCKS;
+  if (first >= a.size) return;
+  const uint64_t step = a.step == nullptr ? a.step_value : uint64_t(*a.step);
+  uint32_t words[4] = {uint32_t(block), uint32_t(uint64_t(block) >> 32), uint32_t(step), uint32_t(step >> 32)};
+  philox(words, a.seed);
+  float noise[4];
+#pragma unroll
+  for (int pair = 0; pair < 4; pair += 2) {
+    const float uniform = float(words[pair] >> 1) * 0x1p-31f + 0x1p-32f;  // in (0, 1]
+    const float radius = sqrtf(-2 * logf(uniform));
+    // Half turns in [-1, 1), so that no bit of the word is lost about 0.
+    const float turns = float(int32_t(words[pair + 1])) * 0x1p-31f;
+    noise[pair] = radius * cospif(turns);
+    noise[pair + 1] = radius * sinpif(turns);
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int64_t i = first + j * BLOCKS;
+    if (i < a.size) a.output[i] = float(a.z[i]) / a.divisor + a.deviation * noise[j];
+  }
+}
+
+}  // namespace
+
+template <class Z>
+void perturb(const Z* z, int64_t size, float deviation, float divisor, uint64_t seed, const int64_t* step,
+             uint64_t step_value, float* output, Stream stream) {
+  if (size == 0) return;
+  const int64_t blocks = (size + GROUP - 1) / GROUP * BLOCKS;
+  launch<false>(perturb_kernel<Z>, dim3(unsigned((blocks + THREADS - 1) / THREADS)), THREADS, 0, stream,
+                Perturb<Z>{z, size, deviation, divisor, seed, step, step_value, output});
+}
+
+template void perturb<float>(const float*, int64_t, float, float, uint64_t, const int64_t*, uint64_t, float*, Stream);
+template void perturb<uint8_t>(const uint8_t*, int64_t, float, float, uint64_t, const int64_t*, uint64_t, float*,
+                               Stream);
+template void perturb<int8_t>(const int8_t*, int64_t, float, float, uint64_t, const int64_t*, uint64_t, float*, Stream);
+
+}  // namespace dip_fast::cuda

@@ -1,0 +1,121 @@
+// What the kernels need of the machine that runs them: a GPU, or the CPU that emulates one (DIP_FAST_EMULATED,
+// csrc/test/simt.h), where the same sources are compiled by a C++ compiler and checked against float64.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "kinds.h"
+
+#ifdef DIP_FAST_EMULATED
+#include "simt.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace dip_fast::cuda {
+
+#define DIP_FAST_HD __host__ __device__ __forceinline__
+#define DIP_FAST_D __device__ __forceinline__
+
+#ifdef DIP_FAST_EMULATED
+
+using simt::barrier;
+template <class T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(simt::shared_memory());
+}
+
+#else
+
+DIP_FAST_D void barrier() { __syncthreads(); }
+
+template <class T>
+DIP_FAST_D T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char dip_fast_shared[];
+  return reinterpret_cast<T*>(dip_fast_shared);
+}
+
+#endif
+
+// Starts a kernel of one argument.  `together`: its threads meet at barriers, or in a warp.
+template <bool together, class Arguments>
+void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+            const Arguments& arguments) {
+#ifdef DIP_FAST_EMULATED
+  (void)stream;
+  simt::run<together>([&] { kernel(arguments); }, grid, threads, shared_bytes);
+#else
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess) {
+    kernel<<<grid, threads, shared_bytes, stream> > >(arguments);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("dip_fast: a CUDA kernel did not start: ") + cudaGetErrorString(error));
+#endif
+}
+
+// ---- numbers of 16 bits, as they are stored
+
+DIP_FAST_D float widened(float x) { return x; }
+DIP_FAST_D double widened(double x) { return x; }
+DIP_FAST_D float widened(BFloat16 x) {
+#ifdef DIP_FAST_EMULATED
+  return simt::as_float(uint32_t(x.bits) << 16);
+#else
+  return __uint_as_float(uint32_t(x.bits) << 16);
+#endif
+}
+DIP_FAST_D float widened(Half x) {
+#ifdef DIP_FAST_EMULATED
+  return simt::from_half(x.bits);
+#else
+  return __half2float(__ushort_as_half(x.bits));
+#endif
+}
+
+// To the nearest, ties away from zero, as cvt.rna does.
+DIP_FAST_D float rounded_to_tf32(float x) {
+#ifdef DIP_FAST_EMULATED
+  return x - x == 0 ? simt::as_float((simt::as_bits(x) + 0x1000) & ~0x1fffu) : x;
+#else
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
+#endif
+}
+
+template <class To>
+DIP_FAST_D To narrowed(double x) {
+  return static_cast<To>(x);
+}
+template <class To>
+DIP_FAST_D To narrowed(float x) {
+  if constexpr (std::is_same_v<To, TF32>)
+    return {rounded_to_tf32(x)};
+  else if constexpr (sizeof(To) >= 4)
+    return static_cast<To>(x);
+  else
+#ifdef DIP_FAST_EMULATED
+    return {std::is_same_v<To, Half> ? simt::to_half(x) : simt::to_bfloat16(x)};
+#else
+    return {std::is_same_v<To, Half> ? __half_as_ushort(__float2half_rn(x))
+                                     : __bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#endif
+}
+
+// ---- four neighbouring channels
+
+template <class T>
+struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Quad {
+  T at[4];
+};
+
+}  // namespace dip_fast::cuda

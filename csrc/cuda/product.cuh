@@ -1,0 +1,208 @@
+// A tile of a matrix product in a block of 256 threads: M x N sums, over a depth that comes in steps through shared
+// memory, where both factors stand with the depth along their rows.
+#pragma once
+
+#include "platform.cuh"
+
+namespace dip_fast::cuda {
+
+constexpr int THREADS = 256, WARP = 32;
+
+template <int M_, int N_, int WARPS_DOWN_>
+struct Tile {
+  static constexpr int M = M_, N = N_, WARPS_DOWN = WARPS_DOWN_, WARPS_ACROSS = THREADS / WARP / WARPS_DOWN_;
+};
+
+// Four neighbours into shared memory, at once where the rows keep them aligned.
+template <int PITCH, class Factor>
+DIP_FAST_D void put_quad(Factor* to, const Quad<Factor>& quad) {
+  if constexpr (PITCH % 4 == 0) {
+    *reinterpret_cast<Quad<Factor>*>(to) = quad;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = quad.at[i];
+  }
+}
+
+// ---- by multiplications and additions, for float32 and float64: thread (i, j) of 16 x 16 has rows i + 16 r
+
+template <class Factor, class T>
+struct Product {
+  using Sum = Factor;
+  static constexpr int DEPTH = 16, PITCH = DEPTH + 1, DOWN = T::M / 16, ACROSS = T::N / 16;
+  Sum sums[DOWN][ACROSS] = {};
+
+  DIP_FAST_D void step(const Factor* a, const Factor* b) {
+    const int i = threadIdx.x / 16, j = threadIdx.x % 16;
+#pragma unroll 4
+    for (int d = 0; d < DEPTH; ++d) {
+      Factor left[DOWN], right[ACROSS];
+#pragma unroll
+      for (int r = 0; r < DOWN; ++r) left[r] = a[(i + 16 * r) * PITCH + d];
+#pragma unroll
+      for (int c = 0; c < ACROSS; ++c) right[c] = b[(j + 16 * c) * PITCH + d];
+#pragma unroll
+      for (int r = 0; r < DOWN; ++r)
+#pragma unroll
+        for (int c = 0; c < ACROSS; ++c) sums[r][c] += left[r] * right[c];
+    }
+  }
+
+  DIP_FAST_D void put(Sum* to, int pitch) const {
+    const int i = threadIdx.x / 16, j = threadIdx.x % 16;
+#pragma unroll
+    for (int r = 0; r < DOWN; ++r)
+#pragma unroll
+      for (int c = 0; c < ACROSS; ++c) to[(i + 16 * r) * pitch + j + 16 * c] = sums[r][c];
+  }
+};
+
+// ---- on tensor cores: words of 32 bits are one factor (TF32) or two neighbours, and fragments are the same in words
+
+// d += a b, of 16 x 8 sums; lane 4 g + t has of a the words t and t + 4 of rows g and g + 8, of b those of row g, and
+// of d the columns 2 t and 2 t + 1 of rows g and g + 8.
+template <class Factor, int DOWN, int ACROSS>
+DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (&a)[DOWN][4],
+                                   const uint32_t (&b)[ACROSS][2]) {
+#ifdef DIP_FAST_EMULATED
+  struct Fragments {
+    uint32_t a[DOWN][4], b[ACROSS][2];
+  };
+  static_assert(sizeof(Fragments) <= 256);
+  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+  auto* own = reinterpret_cast<Fragments*>(simt::warp_slot());
+  std::memcpy(own->a, a, sizeof a);
+  std::memcpy(own->b, b, sizeof b);
+  simt::meet();
+  const auto value = [](uint32_t word, int part) -> float {
+    if constexpr (std::is_same_v<Factor, TF32>)
+      return part == 0 ? simt::as_float(word & ~0x1fffu) : 0;
+    else
+      return widened(Factor{uint16_t(word >> (16 * part))});
+  };
+  for (int i = 0; i < DOWN; ++i)
+    for (int j = 0; j < ACROSS; ++j)
+      for (int e = 0; e < 4; ++e)
+        for (int word = 0; word < 8; ++word) {
+          const auto *left = reinterpret_cast<const Fragments*>(simt::warp_slot(4 * g + word % 4)),
+                     *right = reinterpret_cast<const Fragments*>(simt::warp_slot(4 * (2 * t + e % 2) + word % 4));
+          const uint32_t x = left->a[i][2 * (word / 4) + e / 2], y = right->b[j][word / 4];
+          d[i][j][e] += value(x, 0) * value(y, 0) + value(x, 1) * value(y, 1);
+        }
+  simt::meet();
+#else
+#pragma unroll
+  for (int i = 0; i < DOWN; ++i)
+#pragma unroll
+    for (int j = 0; j < ACROSS; ++j) {
+      float* s = d[i][j];
+      if constexpr (std::is_same_v<Factor, TF32>)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+            : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+      else if constexpr (std::is_same_v<Factor, BFloat16>)
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+            : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+      else
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+            : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j][0]), "r"(b[j][1]));
+    }
+#endif
+}
+
+template <class Factor, class T>
+struct TensorProduct {
+  using Sum = float;
+  // Rows of 32 words, and four more: then the eight rows and four words of a fragment lie in different banks.
+  static constexpr int WORDS = 32, PER_WORD = 4 / sizeof(Factor), DEPTH = WORDS * PER_WORD,
+                       PITCH = (WORDS + 4) * PER_WORD;
+  static constexpr int ROWS = T::M / T::WARPS_DOWN, COLUMNS = T::N / T::WARPS_ACROSS, DOWN = ROWS / 16,
+                       ACROSS = COLUMNS / 8;
+  float sums[DOWN][ACROSS][4] = {};
+
+  DIP_FAST_D void step(const Factor* a, const Factor* b) {
+    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    const auto* left = reinterpret_cast<const uint32_t*>(a + (warp / T::WARPS_ACROSS * ROWS + g) * PITCH) + t;
+    const auto* right = reinterpret_cast<const uint32_t*>(b + (warp % T::WARPS_ACROSS * COLUMNS + g) * PITCH) + t;
+    constexpr int ROW = PITCH / PER_WORD;  // in words
+#pragma unroll
+    for (int word = 0; word < WORDS; word += 8) {
+      uint32_t x[DOWN][4], y[ACROSS][2];
+#pragma unroll
+      for (int i = 0; i < DOWN; ++i)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) x[i][e] = left[(16 * i + e % 2 * 8) * ROW + word + e / 2 * 4];
+#pragma unroll
+      for (int j = 0; j < ACROSS; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) y[j][e] = right[8 * j * ROW + word + 4 * e];
+      multiply_fragments<Factor>(sums, x, y);
+    }
+  }
+
+  DIP_FAST_D void put(Sum* to, int pitch) const {
+    const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    float* from = to + (warp / T::WARPS_ACROSS * ROWS + g) * pitch + warp % T::WARPS_ACROSS * COLUMNS + 2 * t;
+#pragma unroll
+    for (int i = 0; i < DOWN; ++i)
+#pragma unroll
+      for (int j = 0; j < ACROSS; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) from[(16 * i + e / 2 * 8) * pitch + 8 * j + e % 2] = sums[i][j][e];
+  }
+};
+
+template <class T>
+struct Product<TF32, T> : TensorProduct<TF32, T> {};
+template <class T>
+struct Product<BFloat16, T> : TensorProduct<BFloat16, T> {};
+template <class T>
+struct Product<Half, T> : TensorProduct<Half, T> {};
+
+// Both factors twice, one step being filled while the other is read; then the sums, in their place.
+template <class Factor, class T>
+struct Shared {
+  using P = Product<Factor, T>;
+  static constexpr int PITCH = T::N + 4;  // of the sums
+  static constexpr int STEP = (T::M + T::N) * P::PITCH;
+  static constexpr int FACTOR_BYTES = 2 * STEP * int(sizeof(Factor)),
+                       SUM_BYTES = T::M * PITCH * int(sizeof(typename P::Sum)),
+                       BYTES = FACTOR_BYTES > SUM_BYTES ? FACTOR_BYTES : SUM_BYTES;
+};
+
+// The tiles of a kind of factor: for many sites and channels, for few sites, for few channels.
+template <class Factor>
+struct Tiles {
+  using Wide = Tile<128, 128, 2>;
+  using Small = Tile<32, 64, 2>;
+  using Thin = Tile<128, 16, 8>;
+};
+template <>
+struct Tiles<float> {
+  using Wide = Tile<128, 128, 2>;
+  using Small = Tile<64, 64, 2>;
+  using Thin = Tile<128, 16, 8>;
+};
+template <>
+struct Tiles<double> {
+  using Wide = Tile<64, 64, 2>;
+  using Small = Wide;
+  using Thin = Tile<128, 16, 8>;
+};
+
+// Calls `use` with the tile for so many sites and channels: small ones where wide ones would leave most of a GPU idle.
+template <class Factor, class Use>
+void with_tile(int64_t sites, int channels, Use use) {
+  using All = Tiles<Factor>;
+  constexpr int BUSY = 96;  // wide tiles
+  if (channels <= All::Thin::N)
+    use(typename All::Thin{});
+  else if (sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N)
+    use(typename All::Small{});
+  else
+    use(typename All::Wide{});
+}
+
+}  // namespace dip_fast::cuda

@@ -1,0 +1,238 @@
+// The CUDA kernels without PyTorch, emulated: the arithmetic of borders against its definition, and that no result
+// depends on which thread of a block comes first.  Built with sanitizers it checks every read and write besides: each
+// buffer is of its size exactly.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/index.cuh"
+#include "cuda/layers.h"
+#include "simt.h"
+
+namespace {
+
+using namespace dip_fast;
+using namespace dip_fast::cuda;
+
+int failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  std::fprintf(stderr, "failed: %s\n", what.c_str());
+  ++failures;
+}
+
+// ---- borders
+
+// The line of outputs that a convolution with one tap t set makes, for a line that is 1 at i: what `readers` inverts.
+void test_readers() {
+  for (const Padding padding : {Padding::zeros, Padding::reflect, Padding::replicate})
+    for (int size = 1; size <= 7; ++size)
+      for (int taps : {1, 3})
+        for (int stride = 1; stride <= (taps == 3 ? 2 : 1); ++stride) {
+          if (padding == Padding::reflect && size == 1) continue;
+          const int outputs = quotient_up(size, stride), pad = taps / 2;
+          for (int i = 0; i < size; ++i)
+            for (int t = 0; t < taps; ++t) {
+              const Readers by = readers(i, t, size, outputs, stride, pad, padding);
+              for (int o = 0; o < outputs; ++o) {
+                const int at = o * stride + t - pad;
+                const int reads = (pad == 0 ? at : padded(at, size, padding)) == i,
+                          said = (by.first == o) + (by.second == o);
+                expect(reads == said, "readers of " + std::to_string(i) + " of " + std::to_string(size) + " at " +
+                                          std::to_string(o) + " through " + std::to_string(t));
+              }
+            }
+        }
+}
+
+// field_weight against the matrix of upsampling and padding, and that it is zero outside of the window that is looked
+// at.
+void test_fields() {
+  for (const bool bilinear : {false, true})
+    for (const Padding padding : {Padding::zeros, Padding::reflect, Padding::replicate})
+      for (int size = 1; size <= 7; ++size) {
+        // Pixel r of the upsampled line, from its centre (r + 1/2) / 2 - 1/2 in the small one.
+        const auto upsampled = [&](int r, int i) -> float {
+          if (!bilinear) return r / 2 == i;
+          const float centre = std::min(std::max((r + 0.5f) / 2 - 0.5f, 0.f), size - 1.f);
+          return std::max(0.f, 1 - std::fabs(centre - i));
+        };
+        for (int i = 0; i < size; ++i)
+          for (int t = 0; t < 3; ++t)
+            for (int o = 0; o < 2 * size; ++o) {
+              int r = o + t - 1;
+              float wanted = 0;
+              if (padding == Padding::reflect) r = r < 0 ? 1 : r == 2 * size ? 2 * size - 2 : r;
+              if (padding == Padding::replicate) r = std::min(std::max(r, 0), 2 * size - 1);
+              if (r >= 0 && r < 2 * size) wanted = upsampled(r, i);
+              expect(field_weight(o, i, t, size, bilinear, padding) == wanted, "field_weight");
+              const int reach = bilinear ? 2 : 1;
+              expect(wanted == 0 || (o >= 2 * i - reach && o <= 2 * i + 1 + reach), "the window of fields");
+            }
+      }
+}
+
+void test_numbers() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float x = simt::from_half(uint16_t(bits));
+    if (x == x) expect(simt::to_half(x) == bits, "half " + std::to_string(bits));
+    const float y = simt::as_float(bits << 16);
+    if (y == y) expect(simt::to_bfloat16(y) == bits, "bfloat16 " + std::to_string(bits));
+  }
+  expect(simt::to_half(1 + 1 / 2048.f) == 0x3c00 && simt::to_half(1 + 3 / 2048.f) == 0x3c02, "ties of half");
+  expect(simt::to_half(65520) == 0x7c00 && simt::to_half(65519) == 0x7bff, "the largest half");
+}
+
+// ---- layers
+
+class Heap : public Scratch {
+ public:
+  void* take(int64_t bytes) override {
+    taken_.emplace_back(new (std::align_val_t(256)) char[bytes],
+                        [](char* p) { operator delete[](p, std::align_val_t(256)); });
+    std::memset(taken_.back().get(), 0xff, bytes);
+    return taken_.back().get();
+  }
+
+ private:
+  std::vector<std::shared_ptr<char>> taken_;
+};
+
+template <class K>
+class Case {  // random numbers and results, each in a buffer of its own
+ public:
+  using Stored = typename K::Stored;
+  using Sum = typename K::Sum;
+  explicit Case(unsigned seed) : random_(seed) {}
+
+  double normal() { return std::normal_distribution<double>()(random_); }
+  const Stored* image(int64_t count) {
+    Stored* to = taken<Stored>(count);
+    for (int64_t i = 0; i < count; ++i) to[i] = narrowed<Stored>(Sum(normal()));
+    return to;
+  }
+  const Sum* parameters(int64_t count) {
+    Sum* to = taken<Sum>(count);
+    for (int64_t i = 0; i < count; ++i) to[i] = Sum(normal());
+    return to;
+  }
+  const double* statistics(int channels) {
+    double* to = taken<double>(2 * channels);
+    for (int c = 0; c < channels; ++c) to[c] = normal(), to[channels + c] = 0.5 + std::fabs(normal());
+    return to;
+  }
+  Given<K> given(int H, int W, int C) {
+    if (C == 0) return {};
+    return {{image(int64_t(H) * W * C), H, W, C}, statistics(C), parameters(C), parameters(C)};
+  }
+  template <class T>
+  T* result(int64_t count) {
+    T* to = taken<T>(count);
+    results_.push_back({reinterpret_cast<const char*>(to), count * int64_t(sizeof(T))});
+    return to;
+  }
+  GivenGradient<K> gradient(int H, int W, int C) {
+    if (C == 0) return {};
+    return {result<Stored>(int64_t(H) * W * C), result<double>(2 * C), result<Sum>(C), result<Sum>(C)};
+  }
+  std::string bytes() const {
+    std::string all;
+    for (const auto& [from, size] : results_) all.append(from, size);
+    return all;
+  }
+  Context context() { return {nullptr, heap_}; }
+
+ private:
+  template <class T>
+  T* taken(int64_t count) {
+    return static_cast<T*>(heap_.take(count * int64_t(sizeof(T))));
+  }
+  std::mt19937 random_;
+  Heap heap_;
+  std::vector<std::pair<const char*, int64_t>> results_;
+};
+
+struct Form {
+  int taps, stride;  // taps 0: upsampled
+  bool bilinear;
+  Padding padding;
+};
+
+struct Size {
+  int C, S, K, H, W;
+};
+
+template <class K>
+std::string run(const Form& form, const Size& size) {
+  using Sum = typename K::Sum;
+  Case<K> data(7);
+  const Options options{0.2, 1e-5, form.stride, form.padding, form.bilinear};
+  const Context context = data.context();
+  const int k = size.K;
+  if (form.taps > 0) {
+    const int h = quotient_up(size.H, form.stride), w = quotient_up(size.W, form.stride),
+              weights = k * size.C * form.taps * form.taps;
+    const Given<K> input = data.given(size.H, size.W, size.C);
+    const Sum *weight = data.parameters(weights), *bias = data.parameters(k);
+    auto* output = data.template result<typename K::Stored>(int64_t(h) * w * k);
+    double* statistics = data.template result<double>(2 * k);
+    norm_conv2d<K>(input, weight, bias, k, form.taps, options, output, statistics, context);
+    norm_conv2d_backward<K>({data.image(int64_t(h) * w * k), output, statistics, data.statistics(k)}, input, weight, k,
+                            form.taps, options, data.gradient(size.H, size.W, size.C),
+                            data.template result<Sum>(weights), data.template result<Sum>(k), context);
+  } else {
+    const int all = size.S + size.C;
+    const int64_t outputs = int64_t(4) * size.H * size.W * k;
+    const Given<K> deep = data.given(size.H, size.W, size.C), skip = data.given(2 * size.H, 2 * size.W, size.S);
+    const Between<K> norm{data.parameters(all), data.parameters(all)};
+    const Sum *weight = data.parameters(9 * all * k), *bias = data.parameters(k);
+    auto* output = data.template result<typename K::Stored>(outputs);
+    double* statistics = data.template result<double>(2 * k);
+    norm_upsample_conv2d<K>(deep, skip, norm, weight, bias, k, options, output, statistics, context);
+    norm_upsample_conv2d_backward<K>({data.image(outputs), output, statistics, data.statistics(k)}, deep, skip, norm,
+                                     weight, k, options, data.gradient(size.H, size.W, size.C),
+                                     data.gradient(2 * size.H, 2 * size.W, size.S), data.template result<Sum>(all),
+                                     data.template result<Sum>(all), data.template result<Sum>(9 * all * k),
+                                     data.template result<Sum>(k), context);
+  }
+  return data.bytes();
+}
+
+template <class K>
+void test_layers(const char* kind) {
+  const Form forms[] = {{1, 1, false, Padding::zeros},     {3, 1, false, Padding::reflect},
+                        {3, 2, false, Padding::replicate}, {3, 2, false, Padding::reflect},
+                        {0, 1, false, Padding::zeros},     {0, 1, false, Padding::reflect},
+                        {0, 1, true, Padding::zeros},      {0, 1, true, Padding::reflect}};
+  // Single pixels, channels that do not come in fours, several tiles of sites, of channels and of depth.
+  const Size sizes[] = {{1, 0, 1, 2, 2}, {3, 1, 2, 7, 5}, {4, 4, 132, 9, 16}, {132, 0, 20, 3, 5}, {2, 4, 3, 17, 16}};
+  for (const Form& form : forms)
+    for (const Size& size : sizes) {
+      simt::reversed = false;
+      const std::string forwards = run<K>(form, size);
+      simt::reversed = true;
+      expect(forwards == run<K>(form, size), std::string(kind) + ": bits depend on the order of threads, taps " +
+                                                 std::to_string(form.taps) + ", C " + std::to_string(size.C));
+    }
+}
+
+}  // namespace
+
+int main() {
+  test_readers();
+  test_fields();
+  test_numbers();
+  test_layers<Float64>("float64");
+  test_layers<Float32>("float32");
+  test_layers<Tensor32>("TF32");
+  test_layers<Brain16>("bfloat16");
+  test_layers<Half16>("float16");
+  std::printf("%s\n", failures == 0 ? "the emulated CUDA kernels are right" : "there are failures");
+  return failures == 0 ? 0 : 1;
+}
