@@ -107,6 +107,12 @@ cuda::Given<K> given(const dip_fast::Given& x) {
           in<typename K::Sum>(x.bias)};
 }
 
+// Kernels hold a row and a column in 32 bits.
+void check_sides(int64_t height, int64_t width) {
+  TORCH_CHECK_VALUE(height < 32768 && width < 32768, "images on a GPU must have sides below 32768, got ", height, "x",
+                    width);
+}
+
 dip_fast::Given aligned(dip_fast::Given x) {
   x.image = aligned(x.image);
   return x;
@@ -145,6 +151,7 @@ std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& stat
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
                 K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
+  check_sides(H, W);
   const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
   Call call(input);
   const Tensor output = image_of({1, K_, (H + stride - 1) / stride, (W + stride - 1) / stride}, input),
@@ -166,6 +173,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
   const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
   arguments.check_gradient(grad, grad_statistics, output, input, weight);
+  check_sides(H, W);
   const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
   Call call(input);
   const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
@@ -192,6 +200,7 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                      skip_bias, norm_weight, norm_bias, slope, eps, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
+  check_sides(H, W);
   const Options options{slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
   Call call(deep);
   x.deep = aligned(x.deep);
@@ -216,7 +225,9 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
   JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
                                      skip_bias, norm_weight, norm_bias, slope, eps, weight);
   arguments.check_gradient(grad, grad_statistics, output, deep, weight);
-  const Options options{slope, eps, 1, padding_of(padding_mode, 2 * deep.size(2), 2 * deep.size(3)), is_bilinear(mode)};
+  const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3);
+  check_sides(H, W);
+  const Options options{slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
   Call call(deep);
   x.deep = aligned(x.deep);
   if (x.thin) x.thin = aligned(*x.thin);
@@ -252,6 +263,7 @@ Tensor upsample_conv2d(const Tensor& input, const Tensor& weight, const Optional
   arguments.check_upsampled(input, weight);
   const int64_t K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
   if (bias.has_value()) arguments.check_upsampled_bias(*bias, input, K_);
+  check_sides(H, W);
   const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
   Call call(input);
   const Tensor x = aligned(input), w = parameters(weight), b = bias.has_value() ? parameters(*bias) : Tensor(),
@@ -271,6 +283,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
   arguments.check_upsampled(input, weight);
   arguments.check_upsampled_gradient(grad, input, weight);
   const int64_t N = input.size(0), K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
+  check_sides(H, W);
   const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
   Call call(input);
   const Tensor g = aligned(grad), x = aligned(input), w = parameters(weight),

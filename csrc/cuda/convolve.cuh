@@ -81,12 +81,11 @@ DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, in
 }
 
 template <class K, class T, class Operand, class Finish>
-__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
+__global__ void __launch_bounds__(THREADS, Operand::BLOCKS) convolve_kernel(Convolve<K, Operand, Finish> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;
   using S = Shared<Factor, T>;
-  using Factors = Quad<Factor>;
   constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = quotient_up(T::M, ROWS),
                 RIGHT = quotient_up(T::N, ROWS);
   const int phase = blockIdx.z, columns = a.sites.columns(phase);
@@ -94,51 +93,55 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
   const int channel = blockIdx.y * T::N, quad = threadIdx.x % QUADS, line = threadIdx.x / QUADS;
   Factor* shared = shared_memory<Factor>();
 
-  int row[LEFT], column[LEFT];
+  int place[LEFT];  // row and column in 16 bits each; -1: none
 #pragma unroll
   for (int i = 0; i < LEFT; ++i) {
     const int64_t site = first + line + i * ROWS;
-    const bool there = site < total && line + i * ROWS < T::M;
-    row[i] = there ? int(site / columns) * a.sites.step + phase / a.sites.step : -1;
-    column[i] = there ? int(site % columns) * a.sites.step + phase % a.sites.step : -1;
+    if (site >= total || line + i * ROWS >= T::M) {
+      place[i] = -1;
+      continue;
+    }
+    const int row = int(site / columns) * a.sites.step + phase / a.sites.step,
+              column = int(site % columns) * a.sites.step + phase % a.sites.step;
+    place[i] = row << 16 | column;
   }
   const Factor* factors = a.factors + (int64_t(phase) * a.rows + channel + line) * a.depths.pitch + 4 * quad;
 
-  Factors left[LEFT], right[RIGHT] = {};
-  const auto fetch = [&](int depth) {
-#pragma unroll
-    for (int i = 0; i < LEFT; ++i) {
-      Some<Sum, 4> values;
-      if (row[i] >= 0) values = a.operand.four_at(row[i], column[i], depth + 4 * quad);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
-    }
+  // The left factor goes through registers, as it is not what lies in memory; the right one does.
+  Quad<Factor> left[LEFT];
+  const auto fetch = [&](int depth, Factor* step) {
+    Factor* to = step + (T::M + line) * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < RIGHT; ++i)
       if (line + i * ROWS < T::N)
-        right[i] = *reinterpret_cast<const Factors*>(factors + int64_t(i) * ROWS * a.depths.pitch + depth);
+        copy_quad<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * a.depths.pitch + depth);
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i) {
+      Some<Sum, 4> values;
+      if (place[i] >= 0) values = a.operand.four_at(place[i] >> 16, place[i] & 0xffff, depth + 4 * quad);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
+    }
   };
   const auto keep = [&](Factor* step) {
     Factor* to = step + line * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < LEFT; ++i)
       if (line + i * ROWS < T::M) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
-    to += T::M * P::PITCH;
-#pragma unroll
-    for (int i = 0; i < RIGHT; ++i)
-      if (line + i * ROWS < T::N) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, right[i]);
+    copies_done();
   };
 
   P product;
   const int end = a.depths.of(phase);
-  fetch(0);
+  fetch(0, shared);
   keep(shared);
   barrier();
   for (int depth = 0, at = 0; depth < end; depth += P::DEPTH, at ^= 1) {
     const bool more = depth + P::DEPTH < end;
-    if (more) fetch(depth + P::DEPTH);
-    product.step(shared + at * S::STEP, shared + at * S::STEP + T::M * P::PITCH);
-    if (more) keep(shared + (at ^ 1) * S::STEP);
+    Factor *current = shared + at * S::STEP, *next = shared + (at ^ 1) * S::STEP;
+    if (more) fetch(depth + P::DEPTH, next);
+    product.step(current, current + T::M * P::PITCH);
+    if (more) keep(next);
     barrier();
   }
 

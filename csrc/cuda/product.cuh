@@ -24,6 +24,14 @@ DIP_FAST_D void put_quad(Factor* to, const Quad<Factor>& quad) {
   }
 }
 
+// The same from memory, not waiting for it.
+template <int PITCH, class Factor>
+DIP_FAST_D void copy_quad(Factor* to, const Factor* from) {
+  constexpr int AT_ONCE = PITCH % 4 != 0 || sizeof(Factor) > 4 ? 1 : 4;
+#pragma unroll
+  for (int i = 0; i < 4; i += AT_ONCE) copy_async<AT_ONCE* int(sizeof(Factor))>(to + i, from + i);
+}
+
 // ---- by multiplications and additions, for float32 and float64: thread (i, j) of 16 x 16 has rows i + 16 r
 
 template <class Factor, class T>
@@ -115,8 +123,8 @@ DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (
 template <class Factor, class T>
 struct TensorProduct {
   using Sum = float;
-  // Rows of 32 words, and four more: then the eight rows and four words of a fragment lie in different banks.
-  static constexpr int WORDS = 32, PER_WORD = 4 / sizeof(Factor), DEPTH = WORDS * PER_WORD,
+  // Rows of 32 factors, and four words more: then the eight rows and four words of a fragment lie in different banks.
+  static constexpr int DEPTH = 32, PER_WORD = 4 / sizeof(Factor), WORDS = DEPTH / PER_WORD,
                        PITCH = (WORDS + 4) * PER_WORD;
   static constexpr int ROWS = T::M / T::WARPS_DOWN, COLUMNS = T::N / T::WARPS_ACROSS, DOWN = ROWS / 16,
                        ACROSS = COLUMNS / 8;

@@ -21,7 +21,14 @@ constexpr int MOST = 1024, WARP = 32;
 enum class State { ready, at_barrier, at_warp, done };
 
 // A fiber is entered by its context once; from then on by _longjmp, which asks nothing of the kernel.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
 struct Fiber {
+  std::vector<Copy> copies;
   ucontext_t context;
   jmp_buf place;
   bool entered;
@@ -66,6 +73,8 @@ void resume(int thread) {
 // Each thread of [begin, end) up to where it waits next; all of them have to wait alike.
 State phase(int begin, int end) {
   for (int i = begin; i < end; ++i) resume(reversed ? begin + end - 1 - i : i);
+  for (int i = begin; i < end; ++i)
+    if (fibers[i].state == State::done && !fibers[i].copies.empty()) fail("a thread leaves copies behind");
   for (int i = begin; i < end; ++i)
     if (fibers[i].state != fibers[begin].state) fail("the threads of a block or warp wait at different places");
   return fibers[begin].state;
@@ -114,6 +123,12 @@ void meet() { wait(State::at_warp); }
 char* warp_slot() { return fibers[current].slot; }
 char* warp_slot(int lane) { return fibers[current / WARP * WARP + lane].slot; }
 char* shared_memory() { return shared.get(); }
+
+void copy_async(void* to, const void* from, int bytes) { fibers[current].copies.push_back({to, from, bytes}); }
+void copies_done() {
+  for (const Copy& copy : fibers[current].copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  fibers[current].copies.clear();
+}
 
 void run_together(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes) {
   if (threads % WARP != 0 || threads > MOST) fail("a block must be of whole warps, 1024 threads at most");

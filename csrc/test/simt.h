@@ -33,6 +33,9 @@ void meet();        // of the warp
 char* warp_slot();  // 256 bytes of the calling thread, which all of its warp may read between two meetings
 char* warp_slot(int lane);
 char* shared_memory();
+// Done no sooner than copies_done of the same thread, as a GPU may.
+void copy_async(void* to, const void* from, int bytes);
+void copies_done();
 
 void run_together(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes);
 void run_alone(const std::function<void()>& thread, dim3 grid, int threads);
