@@ -155,9 +155,30 @@ def test_each_step_and_each_seed_has_noise_of_its_own():
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(requires_grad):
     z = torch.rand(2, 3, 4, 5).requires_grad_(requires_grad)
-    opcheck(torch.ops.dip_fast.perturb, (z, 0.1, 3, 4))
+    opcheck(torch.ops.dip_fast.perturb.default, (z, 0.1, 3, 4))
     if not requires_grad:
-        opcheck(torch.ops.dip_fast.perturb, ((9 * z).to(torch.int8), 0.1, 3, 4, 2.0))
+        opcheck(torch.ops.dip_fast.perturb.default, ((9 * z).to(torch.int8), 0.1, 3, 4, 2.0))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_of_a_step_in_a_tensor(requires_grad):
+    z = torch.rand(2, 3, 4, 5).requires_grad_(requires_grad)
+    opcheck(torch.ops.dip_fast.perturb.counted, (z, 0.1, 3, torch.tensor(4)))
+
+
+@pytest.mark.parametrize("step", [0, 1, 2**31 + 5, 2**40 + 3, -5])
+def test_step_in_a_tensor_is_the_same_step(step):
+    z = torch.randint(0, 256, (1, 3, 17, 19), dtype=torch.uint8)
+    expected = perturb_reference(z, 0.03, 12345678901234, step, 2560)
+    assert torch.equal(perturb_reference(z, 0.03, 12345678901234, torch.tensor(step), 2560), expected)
+    counted = perturb(z, 0.03, 12345678901234, torch.tensor(step), 2560)
+    torch.testing.assert_close(counted, expected, rtol=0, atol=0.03e-6)
+
+
+def test_step_in_a_tensor_is_not_read():
+    z = torch.zeros(3, 4, device="meta")
+    step = torch.zeros((), dtype=torch.int64, device="meta")
+    assert perturb_reference(z, 0.1, 3, step).shape == perturb(z, 0.1, 3, step).shape == (3, 4)
 
 
 def test_gradient_passes_through():
@@ -167,6 +188,8 @@ def test_gradient_passes_through():
     assert torch.equal(z.grad, weights)
     (perturb(z, 0.1, 3, 4, 2.0) * weights).sum().backward()
     assert torch.equal(z.grad, 1.5 * weights)
+    (perturb(z, 0.1, 3, torch.tensor(4), 2.0) * weights).sum().backward()
+    assert torch.equal(z.grad, 2 * weights)
 
 
 def test_other_dtypes_are_refused():

@@ -15,11 +15,12 @@ from torch import Tensor
 from dip_fast.ops import extension
 
 NAME = "dip_fast::perturb"
+COUNTED = f"{NAME}.counted"  # the step is a tensor
 GROUP, BLOCKS = 64, 16  # values that are drawn together, from as many blocks of four words
 LOW = 0xFFFFFFFF
 
 
-def perturb(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
+def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor: float = 1.0) -> Tensor:
     """Add normal noise of mean 0: the perturbation of the network input at a step.
 
     Parameters
@@ -29,7 +30,8 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 
     deviation : float
         Standard deviation of the noise.
     seed, step : int
-        In [-2**63, 2**63); each pair gives noise of its own.
+        In [-2**63, 2**63); each pair gives noise of its own.  The step may be a 0-dim int64 tensor on the device of z,
+        which is not read on the host then.
     divisor : float
         Of z, rounded to float32: the noise is added to the quotient, so that a z kept in 8 bits needs no other copy.
 
@@ -59,7 +61,9 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 
     >>> torch.equal(perturb(z, 0.1, seed=0, step=1), perturb(z, 0.1, seed=0, step=1))
     True
     """
-    return torch.ops.dip_fast.perturb(z, deviation, seed, step, divisor)
+    if isinstance(step, Tensor):
+        return torch.ops.dip_fast.perturb.counted(z, deviation, seed, step, divisor)
+    return torch.ops.dip_fast.perturb.default(z, deviation, seed, step, divisor)
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Tensor | int, ...]:
@@ -92,7 +96,7 @@ def _product(a: Tensor | int, b: int) -> tuple[Tensor | int, Tensor | int]:
     return product >> 32 & LOW, product & LOW
 
 
-def perturb_reference(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
+def perturb_reference(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor: float = 1.0) -> Tensor:
     """Compute `perturb` in PyTorch: its definition.
 
     A group of 64 values takes 16 blocks of four words: value ``64 g + 16 j + l`` has the j-th number of block
@@ -120,7 +124,7 @@ def _check(z: Tensor) -> None:
         raise TypeError(f"z must be of dtype float32, uint8 or int8, got {z.dtype}")
 
 
-def _fake(z: Tensor, deviation: float, seed: int, step: int, divisor: float = 1.0) -> Tensor:
+def _fake(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor: float = 1.0) -> Tensor:
     _check(z)
     return z.new_empty(z.shape, dtype=torch.float32)
 
@@ -133,8 +137,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad / ctx.divisor, None, None, None, None
 
 
-if extension.load() is None:
-    torch.library.define(NAME, "(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor")
-torch.library.impl(NAME, "default", perturb_reference)  # for devices that have no kernel
-torch.library.register_fake(NAME, _fake)
-torch.library.register_autograd(NAME, _backward, setup_context=_save)
+def _defined(name: str) -> bool:
+    """Whether the compiled operators, if there are any, bring this one."""
+    return extension.load() is not None and name in torch._C._dispatch_get_all_op_names()
+
+
+for name, of_step in ((NAME, "int"), (COUNTED, "Tensor")):
+    if not _defined(name):
+        torch.library.define(name, f"(Tensor z, float deviation, int seed, {of_step} step, float divisor=1) -> Tensor")
+    torch.library.impl(name, "default", perturb_reference)  # for devices that have no kernel
+    torch.library.register_fake(name, _fake)
+    torch.library.register_autograd(name, _backward, setup_context=_save)
