@@ -48,11 +48,16 @@ def _obstacle(network: Network, device: torch.device) -> str:
     """Say what stands against the fused engine; nothing, mostly."""
     if not network.fusible():
         return f"no block of the {type(network).__name__.lower()} network has a fused form"
-    if device.type != "cpu":
-        return f"it has no kernels for {device.type} yet"
+    if device.type not in ("cpu", "cuda"):
+        return f"it has no kernels for {device.type}"
     from dip_fast.ops import extension  # here, since it loads or builds the extension
 
-    return "" if extension.load() is not None else extension.info().reason
+    module = extension.load()
+    if module is None:
+        return extension.info().reason
+    if device.type == "cuda" and not module.build_information().get("cuda", False):
+        return "the operators were compiled without their kernels for cuda; see dip-fast info"
+    return ""
 
 
 def describe(network: Network) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,10 +71,30 @@ def test_engine_is_fused_where_that_can_be_had() -> None:
     assert engines.choose("auto", hourglass, cpu) == "plain"
     with pytest.raises(UsageError, match="no block of the hourglass network has a fused form"):
         engines.choose("fused", hourglass, cpu)
-    with pytest.raises(UsageError, match="no kernels for cuda"):
-        engines.choose("fused", skip, torch.device("cuda"))
+    with pytest.raises(UsageError, match="no kernels for mps"):
+        engines.choose("fused", skip, torch.device("mps"))
     with pytest.raises(ValueError, match="one of auto, fused, plain, got 'fast'"):
         engines.choose("fast", skip, cpu)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_fused_engine_on_a_gpu_needs_a_build_with_its_kernels(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dip_fast.ops import extension
+
+    module = SimpleNamespace(build_information=lambda: {"cuda": built})
+    monkeypatch.setattr(extension, "_loaded", extension.Extension(module=module))
+    skip, gpu = networks.build("skip", 4, 3), torch.device("cuda")
+    assert engines.choose("auto", skip, gpu) == ("fused" if built else "plain")
+    if not built:
+        with pytest.raises(UsageError, match="without their kernels for cuda; see dip-fast info; take the plain one"):
+            engines.choose("fused", skip, gpu)
+
+
+def test_fused_fit_on_a_gpu_needs_room_for_nine_fields() -> None:
+    of = [devices.needed_bytes(QUICK, 3, (256, 256), "fused", device) for device in ("cpu", "cuda")]
+    assert of[1] - of[0] == 9 / 4 * 32 * 256 * 256 * 4
+    of = [devices.needed_bytes(QUICK, 3, (256, 256), "plain", device) for device in ("cpu", "cuda")]
+    assert of[1] == of[0]
 
 
 def test_without_the_extension_only_an_explicit_fused_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
