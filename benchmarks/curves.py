@@ -28,10 +28,10 @@ EVERY = 20  # steps between the lines of the table
 
 
 def move_last_bits(fit: Fit, seed: int) -> None:
-    z, perturb = fit.z.tensor(), fit._perturb
+    z = fit.z.tensor()
     up = torch.rand(z.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     moved = torch.nextafter(z, torch.where(up, torch.inf, -torch.inf))
-    fit._perturb = lambda codes, deviation, seed, step, divisor: perturb(moved, deviation, seed, step)
+    fit._steps.codes, fit._steps.denominator = moved, 1.0
 
 
 def run(fit: Fit, steps: int, window: int) -> tuple[np.ndarray, list[torch.Tensor]]:

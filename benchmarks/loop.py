@@ -16,7 +16,9 @@ import torch
 from dip_fast import cli, reporting
 from dip_fast.degradations import Identity, Mask
 from dip_fast.fitting import KEEP_EVERY, Fit, prepare
+from dip_fast.ops import perturb
 from dip_fast.presets import PRESETS
+from dip_fast.stopping import Variance
 
 SNAPSHOT_EVERY = 100  # the default of dip-fast run
 
@@ -34,8 +36,10 @@ def milliseconds(part: Callable[[], object], calls: int = 25, each: int = 1) -> 
 def parts(fit: Fit, mask: Mask) -> dict[str, torch.Tensor]:
     """Time each part, of a fit that has made a step."""
     x = fit.iterate.clone().requires_grad_()
-    for parameter in fit._parameters.values():
-        parameter.grad = torch.full_like(parameter, 1e-6)
+    steps = fit._steps
+    gradients = [torch.full_like(parameter, 1e-6) for parameter in steps.adam.parameters]
+    one, rate, takes = torch.tensor(1.0), torch.tensor(1e-6, dtype=torch.float64), torch.tensor(True)
+    known = Variance(*(rate for _ in Variance._fields))
 
     def compare(degradation: Identity | Mask) -> None:
         term = degradation.data_term(x)
@@ -47,18 +51,20 @@ def parts(fit: Fit, mask: Mask) -> dict[str, torch.Tensor]:
         return reporting.preview(fit.iterate[0].permute(1, 2, 0).cpu().numpy())
 
     measured = {
-        "perturbation": milliseconds(lambda: fit._perturb(fit._codes, 0.03, 1, 2, fit.z.denominator)),
+        "perturbation": milliseconds(lambda: perturb(steps.codes, 0.03, 1, 2, steps.denominator)),
         "loss and its gradient": milliseconds(lambda: compare(fit.degradation)),
-        "optimiser": milliseconds(fit._optimizer.step),
-        "averages": milliseconds(lambda: fit._average.update((*fit._parameters.values(), fit.iterate), 50)),
-        "stopping statistic": milliseconds(lambda: fit._variance.update(fit.iterate, 50)),
-        "best averages": milliseconds(fit._keep_best),
+        "optimiser": milliseconds(lambda: steps.adam.update(gradients, one, rate, None)),
+        "averages": milliseconds(lambda: steps.take_into_averages(rate)),
+        "stopping statistic": milliseconds(
+            lambda: steps.variance.update(fit.iterate, rate, (rate, rate), known, takes)
+        ),
+        "best averages": milliseconds(lambda: steps.best.copy_(steps.average)),
         f"state, 1 step in {KEEP_EVERY}": milliseconds(fit.state, 5, KEEP_EVERY),
         f"snapshot, 1 step in {SNAPSHOT_EVERY}": milliseconds(preview, 3, SNAPSHOT_EVERY),
     }
     measured["together"] = torch.stack([*measured.values()]).sum(0)
     measured["(loss of a mask)"] = milliseconds(lambda: compare(mask))
-    measured["(PSNR, with a reference)"] = milliseconds(lambda: fit._psnr(fit.iterate))
+    measured["(PSNR, with a reference)"] = milliseconds(steps.error)
     return measured
 
 

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from dip_fast.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.errors import DipFastError, UsageError
     from dip_fast.exporting import export
-    from dip_fast.fitting import Fit, Result, fit
+    from dip_fast.fitting import Fit, fit
     from dip_fast.ops.fuse import fuse, fusion_report
     from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
     from dip_fast.replaying import replay
+    from dip_fast.results import Result
 
 __version__ = "0.1.0"
 
@@ -48,11 +49,12 @@ _HOME = {
     "degradations": ("Degradation", "Identity", "Mask", "Operator"),
     "errors": ("DipFastError", "UsageError"),
     "exporting": ("export",),
-    "fitting": ("Fit", "Result", "fit"),
+    "fitting": ("Fit", "fit"),
     "ops.fuse": ("fuse", "fusion_report"),
     "ops.modules": ("UpsampleConv2d",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
     "replaying": ("replay",),
+    "results": ("Result",),
 }
 
 

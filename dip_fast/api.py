@@ -26,6 +26,7 @@ def denoise(
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
+    precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> np.ndarray:
@@ -47,10 +48,13 @@ def denoise(
     device : {"auto", "cpu", "cuda"}
     engine : {"auto", "fused", "plain"}
         How the network is computed; ``auto`` is fused where that can be had.  The two differ in rounding only.
+    precision : {"tf32", "fp32", "bf16"}
+        Of the products on a GPU; ``bf16`` also halves the memory of the network's images.  A CPU computes in float32.
     channel_axis : int, optional
         Axis of the channels; None for a gray image.
     callbacks : sequence of callable
-        Called with the `Fit` after each step; ``fit.interrupt()`` ends it, with the best answer so far.
+        Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it, with the best
+        answer so far.
 
     Returns
     -------
@@ -60,8 +64,8 @@ def denoise(
     Raises
     ------
     ValueError
-        For an image of another shape or too small, or with NaN or infinite values; for an unknown preset or engine; for
-        an engine or a device that cannot be had (`UsageError`).
+        For an image of another shape or too small, or with NaN or infinite values; for an unknown preset, engine or
+        precision; for one of these or a device that cannot be had (`UsageError`).
     TypeError
         For an image of another dtype.
 
@@ -85,7 +89,7 @@ def denoise(
     (32, 32)
     """
     target, restore = _target(image, channel_axis)
-    return restore(_fit(Identity(target), preset, iterations, stop, seed, device, engine, callbacks))
+    return restore(_fit(Identity(target), preset, iterations, stop, seed, device, engine, precision, callbacks))
 
 
 def inpaint(
@@ -99,6 +103,7 @@ def inpaint(
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
+    precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> np.ndarray:
@@ -113,7 +118,7 @@ def inpaint(
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
-    preset, iterations, stop, seed, device, engine, channel_axis, callbacks
+    preset, iterations, stop, seed, device, engine, precision, channel_axis, callbacks
         As in `denoise`.
 
     Returns
@@ -153,7 +158,7 @@ def inpaint(
     spread = known if channel_axis is None else np.expand_dims(known, channel_axis)
     target, restore = _target(image, channel_axis, known=np.broadcast_to(spread, image.shape))
     degradation = Mask(target, torch.from_numpy(known)[None, None], composite=composite)
-    result = restore(_fit(degradation, preset, iterations, stop, seed, device, engine, callbacks))
+    result = restore(_fit(degradation, preset, iterations, stop, seed, device, engine, precision, callbacks))
     # The values themselves, since a float image passes through another range on its way.
     return np.where(spread, image, result) if composite else result
 
@@ -192,6 +197,7 @@ def _fit(
     seed: int,
     device: str,
     engine: str,
+    precision: str,
     callbacks: Sequence[Callable[[Fit], None]],
 ) -> np.ndarray:
     """Fit a preset, changed as asked, and give the image ``(H, W, C)``."""
@@ -210,4 +216,6 @@ def _fit(
     if iterations is not None:
         options = replace(options, iterations=iterations)
     changed = replace(recipe, options=options)
-    return fit(degradation, changed, seed=seed, device=where, engine=engine, callbacks=callbacks).image
+    return fit(
+        degradation, changed, seed=seed, device=where, engine=engine, precision=precision, callbacks=callbacks
+    ).image

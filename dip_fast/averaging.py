@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 
-import torch
-from torch import Tensor
+def weight_of_newest(most: float, window: int, t: int) -> float:
+    """Weight of what is new at update ``t``, counted from 1, of an exponential moving average.
 
-
-class MovingAverage:
-    """Exponential moving average of tensors.
-
-    ``a <- a + (1 - f) (x - a)`` with ``f = min(most, t / (t + window))`` at update ``t = 1, 2, ...``: early on, when
-    the network still travels far, the average reaches back over a part of the way only.
+    ``a <- a + (1 - f) (x - a)`` with ``f = min(most, t / (t + window))``: early on, when the network still travels far,
+    the average reaches back over a part of the way only.  The first update gives it its value.
 
     Parameters
     ----------
     most : float
         In [0, 1); 0 follows the newest.
     window : int
+    t : int
 
-    Attributes
-    ----------
-    values : list of Tensor
-        Empty before the first update.
+    Returns
+    -------
+    float
+        1 - f; 1 at the first update.
     """
-
-    def __init__(self, most: float, window: int) -> None:
-        self.most = most
-        self.window = window
-        self.values: list[Tensor] = []
-
-    @torch.no_grad()
-    def update(self, tensors: Iterable[Tensor], t: int) -> None:
-        """Take the tensors of update ``t``, counted from 1."""
-        if not self.values:
-            self.values = [tensor.detach().clone() for tensor in tensors]
-            return
-        torch._foreach_lerp_(self.values, list(tensors), 1 - kept(self.most, self.window, t))
-
-
-def kept(most: float, window: int, t: int) -> float:
-    """Part of itself that a moving average keeps at update ``t``."""
-    return min(most, t / (t + window))
+    return 1.0 if t == 1 else 1 - min(most, t / (t + window))

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from dip_fast.errors import UsageError
-from dip_fast.fitting import Fit, State
+from dip_fast.fitting import Fit
+from dip_fast.results import State
 
 FORMAT = "dip-fast checkpoint 2"
 NOW, KEPT = WHICH = ("now", "kept")

@@ -141,6 +141,11 @@ def cli() -> None:
 )
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
 @click.option(
+    "--precision",
+    type=Choice(["fp32", "tf32", "bf16"]),
+    help="Of products on a GPU; bf16 also halves the memory of images.  A CPU computes in fp32.  [default: tf32]",
+)
+@click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="[default: 0]")

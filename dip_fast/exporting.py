@@ -15,10 +15,10 @@ import numpy as np
 
 from dip_fast import __version__, replaying
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.fitting import Result
 from dip_fast.formats import FORMATS, SCHEMA, Kind, compare, digest, pack, tolerance
 from dip_fast.pictures import Picture, write_atomically
 from dip_fast.program import Program
+from dip_fast.results import Result
 from dip_fast.samples import from_unit, to_dtype
 
 

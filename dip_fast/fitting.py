@@ -4,77 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dip_fast import engines, networks
-from dip_fast.averaging import MovingAverage
+from dip_fast import devices, engines, networks
+from dip_fast.averaging import weight_of_newest
 from dip_fast.degradations import Degradation
 from dip_fast.errors import DipFastError
 from dip_fast.network_input import NetworkInput, draw
+from dip_fast.precision import products, require
 from dip_fast.presets import FitOptions, Recipe
-from dip_fast.reductions import mean_square
+from dip_fast.results import COLUMNS, Result, State
+from dip_fast.stepping import FAULTY, MOST, RUNNING, STOPPED, ConsolidationSteps, FitSteps, Numbers, Task, apart
 from dip_fast.stopping import MovingVariance
 
-KEEP_EVERY = 50  # steps between the states that a loss gone wrong falls back to
-JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 dB)
+KEEP_EVERY = MOST  # steps between the states that a loss gone wrong falls back to: the host looks then anyway
+SECONDS_UNSEEN = 0.25  # that a GPU works without the host, where nobody wants to look sooner
 MOST_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 PICTURE = "picture"  # name of the averaged iterate beside the averaged weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
-VARIANCE = ("variance", "value", "best", "best_step")  # numbers of the stopping statistic
-COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")
-
-
-@dataclass(frozen=True)
-class State:
-    """All that the rest of a fit depends on: tensors by name, and numbers that JSON holds."""
-
-    tensors: dict[str, Tensor]
-    numbers: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a fit gave.
-
-    Attributes
-    ----------
-    image : ndarray
-        ``(H, W, C)``, float32, range [0, 1].
-    network : Module
-        With the averaged weights that draw ``image`` from ``z``.
-    z : NetworkInput
-    history : dict of str to ndarray
-        One value a step: ``step``, ``loss``, ``learning_rate``, ``variance`` (the stopping statistic) and, with a
-        reference, ``psnr`` of the iterate in dB.
-    steps, best_step : int
-        Steps done, and the one whose averaged weights are the answer.
-    stop_reason : {"iterations", "variance", "interrupted"}
-    seconds : float
-        Spent in the loop.
-    events : list of dict
-        Losses that became NaN or jumped, and what was done.
-    kept : tuple of ndarray, optional
-        Where the image's pixels were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
-        float32 ``(H, W, C)``.
-    """
-
-    image: np.ndarray
-    network: nn.Module
-    z: NetworkInput
-    history: dict[str, np.ndarray]
-    steps: int
-    best_step: int
-    stop_reason: str
-    seconds: float
-    events: list[dict[str, Any]]
-    kept: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Fit:
@@ -99,6 +52,8 @@ class Fit:
     device : device or str
     reference : Tensor, optional
         Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
+    precision : {"tf32", "fp32", "bf16"}
+        Of the products in the steps, on a GPU.  The answer is drawn with products in float32, as model files draw it.
 
     Attributes
     ----------
@@ -108,11 +63,16 @@ class Fit:
         Why there are no more steps; empty while the fit goes on.
     interrupted : bool
     iterate : Tensor
-        The network's image at the last step, at the perturbed z, ``(1, C, H, W)``.
+        The network's image at the last step, at the perturbed z, ``(1, C, H, W)``.  The next steps write over it.
     rows : list of tuple
         The history, a row a step, in the order of ``COLUMNS``.
     kept : State
         What a loss gone wrong falls back to.
+
+    Notes
+    -----
+    On a GPU the steps between two looks are made without the host; see `run` for when it looks.  All attributes and
+    methods then tell of the last of these steps, and no result depends on how many they were.
     """
 
     def __init__(
@@ -125,31 +85,35 @@ class Fit:
         seed: int = 0,
         device: torch.device | str = "cpu",
         reference: Tensor | None = None,
+        precision: str = "tf32",
     ) -> None:
-        from dip_fast.ops import perturb  # here, since it loads or builds the extension
-
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.z = z
         self.degradation = degradation.to(self.device)
         self.options = options
-        self.reference = None if reference is None else reference.to(self.device)
+        self.precision = precision
 
-        self._workspace, self._threads = _workspace(self.network), _threads(self.network)
-        self._codes = z.codes.to(self.device)
-        self._parameters = dict(self.network.named_parameters())
-        self._optimizer = torch.optim.Adam(self._parameters.values(), lr=options.learning_rate, fused=True)
-        self._perturb = perturb
-        self._seed = seed
-        self._average = MovingAverage(options.averaging, options.averaging_window)  # weights, then iterate
-        self._best: list[Tensor] = []  # the average as it was at the minimum of the variance
-        self._consolidated: list[Tensor] = []
-        self._variance = MovingVariance()
-        self._perturbation = options.perturbation
-        if self._perturbation is None:
-            self._perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
-        self._loss_level = math.nan
+        perturbation = options.perturbation
+        if perturbation is None:
+            perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
+        task = Task(
+            network=self.network,
+            z=z,
+            degradation=self.degradation,
+            perturbation=perturbation,
+            seed=seed,
+            patience=options.patience * options.iterations if options.stop == "auto" else math.inf,
+            reference=None if reference is None else reference.to(self.device),
+            precision=precision,
+            device=self.device,
+        )
+        self._workspace, self._threads = _workspace(self.network, self.device), _threads(self.network, self.device)
+        self._steps = FitSteps(task)
+        self._numbers = Numbers()
+        self._consolidated: dict[str, Tensor] = {}
         self._learning_rate_factor = 1.0
+        self._pace = 1  # steps that fill the time without a look
 
         self.steps = 0
         self.consolidation_steps = 0
@@ -158,13 +122,17 @@ class Fit:
         self.interrupted = False
         self.events: list[dict[str, Any]] = []
         self.rows: list[tuple[float, ...]] = []
-        self.iterate = torch.empty(0)
         self.kept = self.state()
+
+    @property
+    def iterate(self) -> Tensor:
+        """The network's image at the last step."""
+        return self._steps.iterate
 
     @property
     def best_step(self) -> int:
         """Step whose average is the answer."""
-        return self._variance.best_step if self.options.stop == "auto" and self._best else self.steps
+        return int(self._numbers.best_step) if self._has_best() else self.steps
 
     def history(self) -> dict[str, np.ndarray]:
         """Give the history, a value a step, by column."""
@@ -172,71 +140,78 @@ class Fit:
         return {name: table[:, i] for i, name in enumerate(COLUMNS)}
 
     def interrupt(self) -> None:
-        """End the fit after the step that is being made; safe to call from a signal handler."""
+        """End the fit after the steps that are being made; safe to call from a signal handler."""
         self.interrupted = True
 
     def run(self, callbacks: Sequence[Callable[[Fit], None]] = ()) -> None:
-        """Step until the fit is over; each callback is called with the fit after each step."""
-        while not self.stop_reason and not self.interrupted:
-            self.step()
-            for callback in callbacks:
-                callback(self)
-        if not self.interrupted:
-            self._consolidate(callbacks)
+        """Step until the fit is over.
+
+        Parameters
+        ----------
+        callbacks : sequence of callable
+            Each is called with the fit after each step.  One with an attribute ``every`` wants to be called after
+            each step whose number is a multiple of it, or with 0 at no step in particular: on a GPU the steps between
+            run without the host then, for a quarter of a second at most.
+
+        Raises
+        ------
+        DipFastError
+            If the loss goes wrong again and again.
+        UsageError
+            If the memory of the GPU does not do.
+        """
+        try:
+            while not self.stop_reason and not self.interrupted:
+                self.advance(self._unseen(callbacks, self.steps, self.options.iterations))
+                for callback in callbacks:
+                    callback(self)
+            if not self.interrupted:
+                self._consolidate(callbacks)
+        except torch.OutOfMemoryError as error:
+            raise devices.out_of_memory(self.degradation.size) from error
 
     def step(self) -> None:
         """Make one step: perturb z, draw, compare, update the weights and what is known of them."""
-        with self._threads:
-            self._step()
+        self.advance(1)
 
-    def _step(self) -> None:
+    def advance(self, steps: int) -> None:
+        """Make so many steps, but none beyond the next one whose state is kept, and then look."""
         started = time.perf_counter()
-        step = self.steps + 1
-        learning_rate = self._learning_rate_factor * self.options.learning_rate_at(step)
-        self._optimizer.param_groups[0]["lr"] = learning_rate
-
-        if self._perturbation:
-            z = self._perturb(self._codes, self._perturbation, self._seed, step, self.z.denominator)
-        else:
-            z = self.z.tensor(self.device)
-        x = networks.crop(self.network(z), *self.degradation.size)
-        data_term = self.degradation.data_term(x)
-        loss = data_term.item()
-        if fault := self._fault(loss):
-            self._fall_back(fault)
+        steps = min(steps, KEEP_EVERY - self.steps % KEEP_EVERY)
+        plan = [self._plan(step) for step in range(self.steps + 1, self.steps + steps + 1)]
+        with self._at_work():
+            self._steps.make(plan)
+            self._numbers, status = self._steps.read()
+        done = int(self._numbers.steps) - self.steps
+        told = self._steps.tells(min(done + 1, steps))
+        for (rate, *_), (loss, variance, error) in zip(plan, told[:done], strict=False):
+            self.rows.append((len(self.rows) + 1, loss, rate, variance, _psnr(error)))
+        self.steps += done
+        if status == FAULTY:
+            self._fall_back(self._fault(told[done][0]))
             return
-        self._optimizer.zero_grad(set_to_none=True)
-        data_term.backward()
-        self._optimizer.step()
-
-        self.steps = step
-        self.iterate = x.detach()
-        self._average.update((*self._parameters.values(), self.iterate), step)
-        if self._variance.update(self.iterate, step) and self.options.stop == "auto":
-            self._keep_best()
-        self.rows.append((step, loss, learning_rate, self._variance.value, self._psnr(self.iterate)))
-        keep = step % KEEP_EVERY == 0
+        keep = self.steps % KEEP_EVERY == 0
         # A gradient can overflow under a finite loss; the next loss would tell too late.
-        if (keep or step >= self.options.iterations) and not self._weights_are_finite():
+        if (keep or self.steps >= self.options.iterations) and not self._steps.weights.isfinite().all():
             self._fall_back("the weights became infinite")
             return
-        patience = self.options.patience * self.options.iterations
-        if step >= self.options.iterations:
+        if self.steps >= self.options.iterations:
             self.stop_reason = "iterations"
-        elif self.options.stop == "auto" and self._variance.best_step and step - self._variance.best_step >= patience:
+        elif status == STOPPED:
             self.stop_reason = "variance"
-        self.seconds += time.perf_counter() - started
+        self._took(time.perf_counter() - started, steps)
         if keep:
             self.kept = self.state()
 
     def draw(self) -> Tensor:
         """Draw the answer so far at the unperturbed z, ``(1, C, H, W)``, known pixels put back."""
-        with torch.no_grad(), self._threads:
+        with torch.no_grad(), self._threads, products("fp32", self.device):
             output = torch.func.functional_call(self.network, self._answer(), (self.z.tensor(self.device),))
             return self.degradation.composite(networks.crop(output, *self.degradation.size))
 
     def result(self) -> Result:
         """Give the answer and load its weights into the network; the fit cannot go on afterwards."""
+        self._steps.release()
         image = self.draw()
         self.network.load_state_dict(self._answer())
         return Result(
@@ -262,31 +237,23 @@ class Fit:
 
     def state(self) -> State:
         """Copy all that the rest of the fit depends on."""
-        averaged = (*self._parameters, PICTURE)
-        groups: list[tuple[str, Iterable[str], Iterable[Tensor]]] = [
-            ("network", self._parameters, self._parameters.values()),
-            ("average", averaged, self._average.values),
-            ("best", averaged, self._best),
-        ]
-        for moment in MOMENTS if self.steps else ():
-            values = [self._optimizer.state[parameter][moment] for parameter in self._parameters.values()]
-            groups.append((moment, self._parameters, values))
         tensors = {
-            f"{group}.{name}": value.detach().clone()
-            for group, names, values in groups
-            for name, value in zip(names, values, strict=False)
+            f"{group}.{name}": value
+            for group, memory, like in self._memories()
+            for name, value in zip(like, apart(memory.clone(), like.values()), strict=True)
         }
-        if self._variance.mean is not None:
-            tensors["variance.mean"] = self._variance.mean.clone()
+        if self.steps:
+            tensors["variance.mean"] = self._steps.variance.mean.clone()
         tensors["history"] = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(COLUMNS))
+        _, loss_level, *variance, best_step = self._numbers
         numbers = {
             "steps": self.steps,
             "seconds": self.seconds,
             "stop_reason": self.stop_reason,
             "events": list(self.events),
             "learning_rate_factor": self._learning_rate_factor,
-            "loss_level": self._loss_level,
-            "variance": [getattr(self._variance, name) for name in VARIANCE],
+            "loss_level": loss_level,
+            "variance": [*variance, int(best_step)],
         }
         return State(tensors, numbers)
 
@@ -294,94 +261,108 @@ class Fit:
         """Go back, or forward, to a state of a fit that was prepared in the same way."""
         tensors, numbers = state.tensors, state.numbers
         self.steps = numbers["steps"]
-        self._optimizer.state.clear()
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[f"network.{name}"])
-                if self.steps:
-                    moments = {moment: tensors[f"{moment}.{name}"].to(self.device, copy=True) for moment in MOMENTS}
-                    step = torch.tensor(float(self.steps), device=self.device)
-                    self._optimizer.state[parameter] = {"step": step, **moments}
-        self._average.values, self._best = (
-            [
-                tensors[f"{group}.{name}"].to(self.device, copy=True)
-                for name in (*self._parameters, PICTURE)
-                if f"{group}.{name}" in tensors
-            ]
-            for group in ("average", "best")
-        )
-        mean = tensors.get("variance.mean")
-        self._variance.mean = None if mean is None else mean.to(self.device, copy=True)
-        for name, value in zip(VARIANCE, numbers["variance"], strict=True):
-            setattr(self._variance, name, value)
-        self.rows = [tuple(row) for row in tensors["history"].tolist()]
-        self.seconds = numbers["seconds"]
         self.stop_reason = numbers["stop_reason"]
+        self._numbers = Numbers(self.steps, numbers["loss_level"], *numbers["variance"])
+        self._steps.write(self._numbers, STOPPED if self.stop_reason == "variance" else RUNNING)
+        steps = self._steps
+        with torch.no_grad():
+            # The first step gives them their values.
+            for memory in (steps.average, steps.variance.mean, *steps.adam.moments):
+                memory.zero_()
+            for group, memory, like in self._memories():
+                for name, value in zip(like, apart(memory, like.values()), strict=True):
+                    value.copy_(tensors[f"{group}.{name}"])
+            if self.steps:
+                steps.variance.mean.copy_(tensors["variance.mean"])
+        self.rows = [(int(step), *row) for step, *row in tensors["history"].tolist()]
+        self.seconds = numbers["seconds"]
         self.events = list(numbers["events"])
         self._learning_rate_factor = numbers["learning_rate_factor"]
-        self._loss_level = numbers["loss_level"]
+
+    def _memories(self) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Give the pieces of memory that hold something by now: group, memory, and by name what has its shapes."""
+        steps = self._steps
+        averaged = {**steps.parameters, PICTURE: steps.iterate}
+        trained = {name: value for name, value in steps.parameters.items() if value.requires_grad}
+        memories = [("network", steps.weights, steps.parameters)]
+        if self.steps:
+            memories.append(("average", steps.average, averaged))
+            memories += [(moment, memory, trained) for moment, memory in zip(MOMENTS, steps.adam.moments, strict=True)]
+        if self._has_best():
+            memories.append(("best", steps.best, averaged))
+        return memories
+
+    def _has_best(self) -> bool:
+        """Whether there are averages that were kept at a minimum of the variance."""
+        return self.options.stop == "auto" and self._numbers.best_step > 0
+
+    def _averages(self) -> Tensor:
+        """Give the averages that the answer starts from: weights, then the picture."""
+        return self._steps.best if self._has_best() else self._steps.average
 
     def _answer(self) -> dict[str, Tensor]:
         """Weights of the answer so far, by name."""
-        values = self._consolidated or self._averaged() or self._parameters.values()
-        return dict(zip(self._parameters, values, strict=False))
+        if self._consolidated:
+            return self._consolidated
+        parameters = self._steps.parameters
+        return (
+            dict(zip(parameters, apart(self._averages(), parameters.values()), strict=True))
+            if self.steps
+            else parameters
+        )
 
-    def _averaged(self) -> list[Tensor]:
-        """Give the averages that the answer starts from: weights, then the picture."""
-        return self._best if self.options.stop == "auto" and self._best else self._average.values
+    def _plan(self, step: int) -> tuple[float, ...]:
+        """Give what a step is told: its learning rate, and the weights of what is new."""
+        options = self.options
+        rate = self._learning_rate_factor * options.learning_rate_at(step)
+        weight = weight_of_newest(options.averaging, options.averaging_window, step)
+        return rate, weight, *MovingVariance.weights(step)
+
+    def _unseen(self, callbacks: Sequence[Callable[[Fit], None]], done: int, most: int) -> int:
+        """Give the steps to make before the next look, of which ``done`` are made and ``most`` are to be."""
+        if self._steps.looks:
+            return 1
+        wanted = [every for callback in callbacks if (every := getattr(callback, "every", 1))]
+        return min(self._pace, most - done, *(every - done % every for every in (MOST, *wanted)))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Give steps the threads, the precision and the GPU that they are made with."""
+        gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with self._threads, products(self.precision, self.device), gpu:
+            yield
 
     def _consolidate(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Fit the averaged network, at the unperturbed z, to the averaged picture.
 
         It starts from the averages alone, so an interrupted one is dropped and made anew when the fit is resumed.
         """
-        *weights, picture = self._averaged()
-        weights = [value.clone().requires_grad_() for value in weights]
-        named = dict(zip(self._parameters, weights, strict=True))
-        optimizer = torch.optim.Adam(weights, fused=True)
-        z = self.z.tensor(self.device)
-        while self.consolidation_steps < self.options.consolidation_steps and not self.interrupted:
-            started = time.perf_counter()
-            with self._threads:
-                output = torch.func.functional_call(self.network, named, (z,))
-                x = networks.crop(output, *self.degradation.size)
-                optimizer.param_groups[0]["lr"] = self.options.consolidation_rate_at(self.consolidation_steps + 1)
-                optimizer.zero_grad(set_to_none=True)
-                mean_square(x - picture).backward()
-                optimizer.step()
-            self.consolidation_steps += 1
-            self.seconds += time.perf_counter() - started
+        self._steps.release()
+        steps, most = ConsolidationSteps(self._steps, self._averages()), self.options.consolidation_steps
+        while self.consolidation_steps < most and not self.interrupted:
+            started, done = time.perf_counter(), self.consolidation_steps
+            numbers = range(done + 1, done + 1 + self._unseen(callbacks, done, most))
+            with self._at_work():
+                steps.make([(self.options.consolidation_rate_at(step),) for step in numbers])
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+            self.consolidation_steps += len(numbers)
+            self._took(time.perf_counter() - started, len(numbers))
             for callback in callbacks:
                 callback(self)
         if not self.interrupted:
-            self._consolidated = [value.detach() for value in weights]
+            self._consolidated = steps.weights
 
-    def _psnr(self, image: Tensor) -> float:
-        """PSNR in dB at data range 1; NaN without a reference."""
-        if self.reference is None:
-            return math.nan
-        error = mean_square(image.clamp(0, 1) - self.reference).item()
-        return -10 * math.log10(max(error, 2.0**-48))
-
-    def _keep_best(self) -> None:
-        """Keep the averages of now, in the memory of the last ones."""
-        if self._best:
-            torch._foreach_copy_(self._best, self._average.values)
-        else:
-            self._best = [value.clone() for value in self._average.values]
-
-    def _weights_are_finite(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self._parameters.values())
+    def _took(self, seconds: float, steps: int) -> None:
+        """Take note of the time that steps have taken."""
+        self.seconds += seconds
+        self._pace = max(1, int(steps * SECONDS_UNSEEN / seconds))
 
     def _fault(self, loss: float) -> str:
-        """Say what is wrong with a loss; nothing, mostly."""
+        """Say what is wrong with a loss."""
         if not math.isfinite(loss):
             return f"the loss became {loss}"
-        if loss > JUMP * self._loss_level:
-            return f"the loss jumped from {self._loss_level:.3g} to {loss:.3g}"
-        level = loss if math.isnan(self._loss_level) else self._loss_level
-        self._loss_level = level + 0.1 * (loss - level)
-        return ""
+        return f"the loss jumped from {self._numbers.loss_level:.3g} to {loss:.3g}"
 
     def _fall_back(self, fault: str) -> None:
         """Go back to the last good state and go on at half the learning rate."""
@@ -398,18 +379,23 @@ class Fit:
             )
 
 
-def _workspace(network: networks.Network) -> object:
-    """Give what keeps the memory of the fused engine between steps, while it is referred to."""
-    if not network.is_fused():
+def _psnr(error: float) -> float:
+    """PSNR in dB at data range 1, of a mean squared error; NaN of NaN."""
+    return -10 * math.log10(max(error, 2.0**-48))
+
+
+def _workspace(network: networks.Network, device: torch.device) -> object:
+    """Give what keeps the memory of the fused engine between steps, while it is referred to: on a GPU PyTorch does."""
+    if device.type != "cpu" or not network.is_fused():
         return None
     from dip_fast.ops.workspace import Workspace  # here, since it loads or builds the extension
 
     return Workspace()
 
 
-def _threads(network: networks.Network) -> AbstractContextManager[Any]:
+def _threads(network: networks.Network, device: torch.device) -> AbstractContextManager[Any]:
     """Give what a step runs in: threads of the operators' own, where there is hardly anything beside them."""
-    if not network.is_wholly_fused():
+    if device.type != "cpu" or not network.is_wholly_fused():
         return nullcontext()
     from dip_fast.ops.workspace import own_threads  # here, since it loads or builds the extension
 
@@ -423,6 +409,7 @@ def prepare(
     seed: int = 0,
     device: torch.device | str = "cpu",
     engine: str = "auto",
+    precision: str = "tf32",
     reference: Tensor | None = None,
 ) -> Fit:
     """Build the network and its input from a recipe, ready for the first step.
@@ -430,13 +417,23 @@ def prepare(
     The seed gives the first weights, z and the perturbations, each its own stream; the caller's random state is left
     as it was.
     """
+    require(precision, torch.device(device))
     for_network, for_z, for_perturbation = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(for_network)
         network = networks.build(recipe.network, recipe.in_channels, degradation.channels, **recipe.network_options)
     network.use(engines.choose(engine, network, torch.device(device)))
     z = draw(recipe.distribution, recipe.in_channels, network.input_size(*degradation.size), seed=for_z)
-    return Fit(network, z, degradation, recipe.options, seed=for_perturbation, device=device, reference=reference)
+    return Fit(
+        network,
+        z,
+        degradation,
+        recipe.options,
+        seed=for_perturbation,
+        device=device,
+        reference=reference,
+        precision=precision,
+    )
 
 
 def fit(
@@ -446,6 +443,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str = "cpu",
     engine: str = "auto",
+    precision: str = "tf32",
     reference: Tensor | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> Result:
@@ -462,10 +460,12 @@ def fit(
     device : device or str
     engine : {"auto", "fused", "plain"}
         How the network is computed; ``auto`` is fused where that can be had.
+    precision : {"tf32", "fp32", "bf16"}
+        Of the products in the steps, on a GPU; see `Fit`.
     reference : Tensor, optional
         Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
     callbacks : sequence of callable
-        Called with the `Fit` after each step; ``fit.interrupt()`` ends it.
+        Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it.
 
     Returns
     -------
@@ -476,8 +476,10 @@ def fit(
     DipFastError
         If the loss goes wrong again and again.
     UsageError
-        If the fused engine is asked for and cannot be had.
+        If the fused engine or a precision is asked for and cannot be had, or the memory of a GPU does not do.
     """
-    run = prepare(degradation, recipe, seed=seed, device=device, engine=engine, reference=reference)
+    run = prepare(
+        degradation, recipe, seed=seed, device=device, engine=engine, precision=precision, reference=reference
+    )
     run.run(callbacks)
     return run.result()

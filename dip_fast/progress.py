@@ -10,7 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from dip_fast.fitting import COLUMNS, Fit
+from dip_fast.fitting import Fit
+from dip_fast.results import COLUMNS
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -27,6 +28,8 @@ class Progress:
     quiet : bool
         Show nothing.
     """
+
+    every = 0  # at whatever step the fit is
 
     def __init__(self, fit: Fit, say: Callable[[str], None], *, quiet: bool = False) -> None:
         self.say = say

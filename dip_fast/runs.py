@@ -27,10 +27,11 @@ from dip_fast import __version__, checkpoints, devices, engines, exporting, metr
 from dip_fast.contact_sheet import contact_sheet
 from dip_fast.degradations import Degradation, Identity, Mask
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.fitting import Fit, Result, prepare
+from dip_fast.fitting import Fit, prepare
 from dip_fast.formats import FORMATS
 from dip_fast.pictures import Picture, write_atomically
 from dip_fast.progress import Progress
+from dip_fast.results import Result
 from dip_fast.samples import to_unit
 from dip_fast.settings import Settings, complete, resumed
 
@@ -241,7 +242,13 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     recipe = settings.recipe()
     devices.require_memory(recipe, picture.channels, picture.size, device, settings.engine)
     fit = prepare(
-        degradation, recipe, seed=settings.seed, device=device, engine=settings.engine, reference=_tensor(reference)
+        degradation,
+        recipe,
+        seed=settings.seed,
+        device=device,
+        engine=settings.engine,
+        precision=settings.precision,
+        reference=_tensor(reference),
     )
     folder.check_room(_bytes_on_disk(fit, settings, len(formats)))
 
@@ -287,7 +294,7 @@ def _first_lines(picture: Picture, settings: Settings, fused_blocks: str) -> tup
     depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
     device = devices.describe(torch.device(settings.device))
     return (
-        f"device {device}, engine {settings.engine} (torch {torch.__version__})"
+        f"device {device}, engine {settings.engine}{_products(settings)} (torch {torch.__version__})"
         + (f", {fused_blocks}" if settings.engine == "fused" else ""),
         f"{picture.name}: {width}x{height}, {'gray' if picture.channels == 1 else 'RGB'}, {depth}; "
         f"{settings.task}, preset {settings.preset}, seed {settings.seed}",
@@ -295,18 +302,23 @@ def _first_lines(picture: Picture, settings: Settings, fused_blocks: str) -> tup
     )
 
 
+def _products(settings: Settings) -> str:
+    """Say in which precision products are computed, where there is a choice."""
+    return f" in {settings.precision}" if settings.device == "cuda" else ""
+
+
 class _Recorder:
     """Callback that writes snapshots when they are due, and a checkpoint now and then."""
 
     def __init__(self, folder: Folder, snapshot_every: int, steps: int) -> None:
         self.folder = folder
-        self.snapshot_every = snapshot_every
+        self.every = snapshot_every
         self.steps = steps
         self.written = time.monotonic()
 
     def __call__(self, fit: Fit) -> None:
         # A fit that has fallen back, or is consolidating, shows no new iterate.
-        if fit.steps > self.steps and self.snapshot_every and fit.steps % self.snapshot_every == 0:
+        if fit.steps > self.steps and self.every and fit.steps % self.every == 0:
             image = fit.iterate[0].permute(1, 2, 0).cpu().numpy()
             self.folder.write(f"snapshots/iter_{fit.steps:06}.png", reporting.preview(image))
         self.steps = fit.steps
@@ -364,6 +376,7 @@ def _finish(
         "seconds": round(result.seconds, 3),
         "device": settings["device"],
         "engine": settings["engine"],
+        "precision": settings["precision"],
         "seed": settings["seed"],
         "psnr": None if reference is None else metrics.psnr(result.image, reference),
         "ssim": None if reference is None else metrics.ssim(result.image, reference),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from dip_fast import devices, engines, networks
+from dip_fast import devices, engines, networks, precision
 from dip_fast.errors import UsageError
 from dip_fast.presets import PRESETS, Recipe, default
 
@@ -25,6 +25,7 @@ class Settings:
     seed: int
     device: str
     engine: Literal["plain", "fused"]
+    precision: Literal["fp32", "tf32", "bf16"]
     threads: int
     snapshot_every: int
     composite: bool
@@ -62,6 +63,7 @@ def complete(said: dict[str, Any], *, mask: bool) -> Settings:
         raise UsageError("--task denoise has no use for --mask; take --task inpaint")
     devices.require_threads(said.get("threads", 1))
     device = devices.choose(said.get("device", "auto")).type
+    precision.require(said.get("precision", "tf32"), torch.device(device))
     preset = said.get("preset") or default(said.get("network"), device)
     recipe = PRESETS[preset].recipe
     if said.get("network", recipe.network) != recipe.network:
@@ -82,6 +84,7 @@ def complete(said: dict[str, Any], *, mask: bool) -> Settings:
         seed=0,
         device=device,
         engine="plain",
+        precision="tf32",
         threads=torch.get_num_threads(),
         snapshot_every=100,
         composite=True,

@@ -30,7 +30,7 @@ ONE = ("--threads", "1")
 SHORT = (*ONE, "--iterations", "3")
 # Of the preset's own network at 2x2 pixels in its deepest scale: unfitted, two engines differ by 2.5e-5 of the range.
 FITTED = (*ONE, "--iterations", "20")
-KEYS = {"result", "steps", "best_step", "stop_reason", "seconds", "device", "engine", "seed", "psnr", "ssim"}
+KEYS = {"result", "steps", "best_step", "stop_reason", "seconds", "device", "engine", "precision", "seed", "psnr"}
 PROGRAM = [sys.executable, "-m", "dip_fast"]
 
 
@@ -348,6 +348,8 @@ def test_folder_is_no_picture(dip):
         (["--snapshot-evry", "5"], ["--snapshot-every"]),
         (["--stop", "nevr"], ["did you mean never"]),
         (["--fused", "--network", "hourglass"], ["hourglass", "no block", "--no-fused"]),
+        (["--precision", "bf16", "--device", "cpu"], ["--precision bf16 needs a GPU, and this is cpu"]),
+        (["--precision", "fp16"], ["fp32, tf32, bf16"]),
         (["--task", "inpaint"], ["--mask"]),
         (["--task", "inpant"], ["did you mean inpaint"]),
         (["--task", "denoise", "--mask", "white.png"], ["--task"]),
@@ -489,6 +491,7 @@ def assert_not_resumed(outcome, *words):
         (["--snapshot-every", "3"], "snapshot every"),
         (["--stop", "never"], "stop"),
         (["--no-fused"], "engine"),
+        (["--precision", "fp32"], "precision"),
         (["--task", "inpaint"], "task"),
         (["--mask", "white.png"], "mask"),
         (["--reference", "noisy.png"], "reference"),
@@ -504,7 +507,9 @@ def test_resuming_with_other_options_is_refused(dip, stopped, arguments, word):
     assert Path("runs/noisy/run.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["--device", "auto"], ["--iterations", "9", "--fused"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--device", "auto"], ["--iterations", "9", "--fused"], ["--precision", "tf32"]]
+)
 def test_resuming_with_the_same_options_goes_on(dip, stopped, arguments):
     restored = dip(*stopped, *arguments)
     assert restored.code == 0

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from dip_fast import network_input
-from dip_fast.averaging import MovingAverage
+from dip_fast.averaging import weight_of_newest
 from dip_fast.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.errors import DipFastError
 from dip_fast.fitting import KEEP_EVERY, Fit, fit, prepare
 from dip_fast.networks import Network
 from dip_fast.presets import FitOptions, Recipe
-from dip_fast.stopping import ALPHA, IGNORED_STEPS, MovingVariance
+from dip_fast.stepping import apart
+from dip_fast.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
 
 OPTIONS = FitOptions(iterations=20, consolidation=2)
 TINY = Recipe("skip", {"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling": "nearest"}, 4, "uniform", OPTIONS)
@@ -23,6 +24,15 @@ TINY = Recipe("skip", {"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling":
 
 def target(height: int = 17, width: int = 21, channels: int = 3, seed: int = 0) -> Tensor:
     return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def averages(run: Fit) -> list[Tensor]:
+    """Copies of the averages of weights and iterates."""
+    return apart(run._steps.average.clone(), run._steps.averaged)
 
 
 def tiny(**options: object) -> Recipe:
@@ -103,22 +113,21 @@ def test_wrong_degradations_are_refused(make: object, message: str) -> None:
 # --- averages and stopping ---------------------------------------------------------------------------------------
 
 
-def test_average_follows_its_formula() -> None:
-    average, expected = MovingAverage(0.8, 5), 0.0
-    for t in range(1, 60):
-        x = math.sin(t)
-        average.update([torch.tensor([x], dtype=torch.float64)], t)
-        factor = min(0.8, t / (t + 5))
-        expected = x if t == 1 else factor * expected + (1 - factor) * x
-        assert average.values[0].item() == pytest.approx(expected, abs=1e-12)
+def test_weights_of_the_average() -> None:
+    weights = [weight_of_newest(0.8, 5, t) for t in (1, 2, 5, 20, 21, 1000)]
+    assert weights == pytest.approx([1, 5 / 7, 1 / 2, 1 / 5, 1 / 5, 1 / 5])
 
 
-def test_average_does_not_share_memory_with_what_it_averages() -> None:
-    x = torch.ones(3)
-    average = MovingAverage(0.9, 9)
-    average.update([x], 1)
-    x.zero_()
-    assert torch.equal(average.values[0], torch.ones(3))
+def test_averages_follow_their_formula() -> None:
+    run = prepare(Identity(target()), tiny(averaging=0.8, averaging_window=5))
+    expected: list[Tensor] = []
+    for t in range(1, 26):
+        run.step()
+        newest = [value.detach().double() for value in (*run.network.parameters(), run.iterate)]
+        share = 1 - min(0.8, t / (t + 5))
+        expected = newest if t == 1 else [a + share * (b - a) for a, b in zip(expected, newest, strict=True)]
+        for mine, average in zip(averages(run), expected, strict=True):
+            torch.testing.assert_close(mine.double(), average, rtol=0, atol=1e-6)
 
 
 def test_variance_follows_its_recurrence_and_finds_its_minimum() -> None:
@@ -126,21 +135,26 @@ def test_variance_follows_its_recurrence_and_finds_its_minimum() -> None:
     iterates = [torch.rand(1, 1, 4, 5, generator=generator, dtype=torch.float64) for _ in range(IGNORED_STEPS + 100)]
     for i, x in enumerate(iterates):  # quietest about 30 steps after the ignored ones
         x.mul_(0.1 + abs(i - IGNORED_STEPS - 30) / 30)
-    statistic = MovingVariance()
+    statistic = MovingVariance(iterates[0])
+    known = Variance(*(number(value) for value in (0.0, math.nan, math.inf, 0.0)))
     mean, variance, averaged, values = iterates[0], 0.0, math.nan, {}
     for step, x in enumerate(iterates, start=1):
-        statistic.update(x, step)
+        alpha, share = (number(weight) for weight in MovingVariance.weights(step))
+        before = statistic.mean.clone()
+        statistic.update(x, number(step), (alpha, share), known, torch.tensor(False))
+        assert torch.equal(statistic.mean, before)
+        known = statistic.update(x, number(step), (alpha, share), known, torch.tensor(True))
         if step > 1:
             variance = (1 - ALPHA) * (variance + ALPHA * ((x - mean) ** 2).mean().item())
             mean = mean + ALPHA * (x - mean)
             share = min(0.995, step / (step + 3))
             averaged = variance if step == 2 else share * averaged + (1 - share) * variance
-            assert statistic.value == pytest.approx(averaged, rel=1e-12)
+            assert known.value.item() == pytest.approx(averaged, rel=1e-12)
             values[step] = averaged
     late = {step: value for step, value in values.items() if step > IGNORED_STEPS}
-    assert statistic.best_step == min(late, key=late.__getitem__)
-    assert statistic.best == pytest.approx(min(late.values()), rel=1e-12)
-    assert IGNORED_STEPS + 10 < statistic.best_step < IGNORED_STEPS + 100
+    assert known.best_step.item() == min(late, key=late.__getitem__)
+    assert known.best.item() == pytest.approx(min(late.values()), rel=1e-12)
+    assert IGNORED_STEPS + 10 < known.best_step.item() < IGNORED_STEPS + 100
 
 
 def test_learning_rates() -> None:
@@ -173,8 +187,8 @@ def test_noise_is_estimated_from_known_pixels(sigma: float) -> None:
 def test_perturbation_follows_the_noise_where_it_is_not_given(sigma: float, perturbation: float) -> None:
     y = 0.5 + sigma * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(6))
     z = prepare(Identity(y), tiny(perturbation=None))
-    assert z._perturbation == pytest.approx(perturbation, rel=0.05)
-    assert prepare(Identity(y), tiny(perturbation=0.5))._perturbation == 0.5
+    assert z._steps.task.perturbation == pytest.approx(perturbation, rel=0.05)
+    assert prepare(Identity(y), tiny(perturbation=0.5))._steps.task.perturbation == 0.5
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------
@@ -229,29 +243,30 @@ def test_consolidation_brings_the_network_to_the_averaged_picture() -> None:
     def distance(consolidation: int) -> float:
         run = prepare(Identity(target()), tiny(iterations=200, consolidation=consolidation, stop="never"))
         run.run()
-        picture = run._average.values[-1]
+        picture = averages(run)[-1]
         return torch.nn.functional.mse_loss(run.draw(), picture).item()
 
     assert distance(20) < 0.5 * distance(0)
 
 
-def quiet_at_step_8(self: MovingVariance, iterate: Tensor, step: int) -> bool:
-    self.value = abs(step - 8) + 1.0
-    if not self.value < self.best:
-        return False
-    self.best, self.best_step = self.value, step
-    return True
+def quiet_at_step_8(
+    self: MovingVariance, iterate: Tensor, step: Tensor, weights: object, known: Variance, takes: Tensor
+) -> Variance:
+    value = (step - 8).abs() + 1.0
+    better = value < known.best
+    best, best_step = torch.where(better, value, known.best), torch.where(better, step, known.best_step)
+    return Variance(known.variance, value, best, best_step)
 
 
 def test_variance_stops_the_fit_and_chooses_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
     recipe = tiny(iterations=40, patience=0.25, consolidation=0)
-    averages: dict[int, list[Tensor]] = {}
+    seen: dict[int, list[Tensor]] = {}
     run = prepare(Identity(target()), recipe)
-    run.run([lambda one: averages.setdefault(one.steps, [value.clone() for value in one._average.values])])
+    run.run([lambda one: seen.setdefault(one.steps, averages(one))])
     result = run.result()
     assert (result.steps, result.best_step, result.stop_reason) == (18, 8, "variance")
-    for value, expected in zip(result.network.parameters(), averages[8], strict=False):
+    for value, expected in zip(result.network.parameters(), seen[8], strict=False):
         assert torch.equal(value, expected)
 
     never = fit(Identity(target()), replace(recipe, options=replace(recipe.options, stop="never")))
@@ -313,19 +328,20 @@ def test_best_averages_are_kept_in_the_same_memory(monkeypatch: pytest.MonkeyPat
     places = set()
     for step in range(1, 13):
         run.step()
-        places.add(tuple(value.data_ptr() for value in run._best))
+        places.add(run._steps.best.data_ptr())
         if step <= 8:
-            kept = [value.clone() for value in run._average.values]
-        assert all(torch.equal(a, b) for a, b in zip(run._best, kept, strict=True))
+            kept = run._steps.average.clone()
+        assert torch.equal(run._steps.best, kept)
     assert len(places) == 1
-    assert places != {tuple(value.data_ptr() for value in run._average.values)}
+    assert places != {run._steps.average.data_ptr()}
 
 
 def test_fit_that_does_not_stop_by_itself_keeps_no_best_averages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MovingVariance, "update", quiet_at_step_8)
     run = scaled(Identity(target()), stop="never")
     run.run()
-    assert run._best == []
+    assert run._steps.best.numel() == 0
+    assert not any(name.startswith("best") for name in run.state().tensors)
     assert run.result().best_step == 20
 
 

@@ -166,8 +166,8 @@ def test_record_holds_what_repeats_the_run(dip, noisy):
     held = record("runs/noisy")
     assert held["settings"] == {
         "task": "inpaint", "preset": "quick", "network": "skip", "upsampling": "bilinear", "iterations": 6,
-        "stop": "auto", "seed": 7, "device": "cpu", "engine": "fused", "threads": 1, "snapshot_every": 100,
-        "composite": True, "keep_metadata": False,
+        "stop": "auto", "seed": 7, "device": "cpu", "engine": "fused", "precision": "tf32", "threads": 1,
+        "snapshot_every": 100, "composite": True, "keep_metadata": False,
     }  # fmt: skip
     assert held["recipe"]["network_options"]["upsampling"] == "bilinear"
     assert held["recipe"]["options"]["iterations"] == 6
@@ -555,7 +555,7 @@ def test_run_without_any_place_for_its_result_fails(dip, noisy, monkeypatch):
 @pytest.mark.usefixtures("small")
 def test_unwritable_record_is_told_at_the_start(dip, noisy, monkeypatch):
     refuse(monkeypatch, lambda path: path.name == "run.json")
-    monkeypatch.setattr(runs.Fit, "step", lambda self: pytest.fail("the fit was started"))
+    monkeypatch.setattr(runs.Fit, "advance", lambda self, steps: pytest.fail("the fit was started"))
     assert dip("run", noisy, *SHORT).code == 2
 
 

@@ -22,7 +22,9 @@ class Layer(Fusible):
         if self.fused:
             from dip_fast.ops import upsample_conv2d  # here, since it loads or builds the extension
 
-            drawn = upsample_conv2d(x, self.conv.weight, self.conv.bias, mode="nearest", padding_mode="zeros")
+            assert self.conv.bias is not None
+            weight, bias = self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype)
+            drawn = upsample_conv2d(x, weight, bias, mode="nearest", padding_mode="zeros")
         else:
             drawn = self.conv(self.upsample(x))
         normal: Tensor = self.norm(nn.functional.relu(drawn, inplace=True))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dip_fast.networks.layers import Block, Network, batch_norm
+from dip_fast.precision import full
 
 NEGATIVE_SLOPE = 0.01
 
@@ -59,5 +60,4 @@ class Hourglass(Network):
         for decode, skip, norm, same_size in zip(self.decode, self.skip, self.norm, encoded[4:0:-1], strict=True):
             joined = torch.cat((decode(x), skip(same_size)), dim=1)
             x = nn.functional.leaky_relu(norm(joined), NEGATIVE_SLOPE)
-        image: Tensor = self.head(self.widen(x))
-        return image
+        return self.head.finish(full(self.head.conv(self.widen(x))))

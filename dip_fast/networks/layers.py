@@ -109,9 +109,10 @@ def finished(x: Image) -> Tensor:
 
 
 def fits(x: Image) -> bool:
-    """Whether the fused blocks take it: one image, in float32 or float64."""
+    """Whether the fused blocks take it: one image, in float32 or float64, or on a GPU in bfloat16."""
     tensor = x.tensor if isinstance(x, Raw) else x
-    return tensor.shape[0] == 1 and tensor.dtype in (torch.float32, torch.float64)
+    known = tensor.dtype in (torch.float32, torch.float64) or (tensor.dtype == torch.bfloat16 and tensor.is_cuda)
+    return tensor.shape[0] == 1 and known
 
 
 def as_read(x: Image, slope: float) -> Any:

@@ -20,6 +20,7 @@ from dip_fast.networks.layers import (
     fits,
     without_gradient,
 )
+from dip_fast.precision import full
 
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 
@@ -226,9 +227,8 @@ class Skip(Network):
             )
         else:
             drawn = self.head(drawn)
-        return torch.sigmoid(
-            without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
-        )
+        drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
+        return torch.sigmoid(full(drawn))
 
     def use(self, engine: str) -> Self:
         """Choose the engine, see `Network.use`."""

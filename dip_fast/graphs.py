@@ -1,0 +1,81 @@
+"""A step as one CUDA graph: captured once, then repeated without Python and without a wait for the host.
+
+The environment variable ``DIP_FAST_GRAPH`` says whether to: ``auto`` (the default) or ``never``, which makes each step
+from Python, with the same results.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dip_fast.errors import UsageError
+
+WARMUP = 3  # steps before a capture, as PyTorch advises: libraries choose their algorithms and take their memory
+logger = logging.getLogger("dip_fast")
+
+
+def repeatable(step: Callable[[], None], state: Sequence[Tensor], device: torch.device) -> Callable[[], None]:
+    """Give what makes a step again and again: on a GPU its graph, where it has one; elsewhere the function itself.
+
+    Parameters
+    ----------
+    step : callable
+        Works on tensors whose memory stays where it is, and looks at no value.
+    state : sequence of Tensor
+        All that it changes: they hold what they held before when this returns.
+    device : device
+
+    Raises
+    ------
+    UsageError
+        If ``DIP_FAST_GRAPH`` is neither ``auto`` nor ``never``.
+    """
+    policy = os.environ.get("DIP_FAST_GRAPH", "auto")
+    if policy not in ("auto", "never"):
+        raise UsageError(f"DIP_FAST_GRAPH must be auto or never, got {policy!r}")
+    if device.type != "cuda" or policy == "never":
+        return step
+    before = [tensor.clone() for tensor in state]
+    current = torch.cuda.current_stream(device)
+    try:
+        _warm_up(step, device)
+        _restore(state, before)
+        return _capture(step)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()
+        logger.warning(
+            "dip-fast: the step cannot be one CUDA graph (%s); going on without", reason[0] if reason else "no reason"
+        )
+        torch.cuda.set_stream(current)  # PyTorch leaves that of a capture which failed in place
+        _restore(state, before)
+        return step
+
+
+def _warm_up(step: Callable[[], None], device: torch.device) -> None:
+    """Make some steps on a stream of their own, and take no random number of the caller's."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream), torch.random.fork_rng([device]):
+        for _ in range(WARMUP):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def _capture(step: Callable[[], None]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@torch.no_grad()
+def _restore(state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)

@@ -1,0 +1,86 @@
+"""In which precision a GPU computes the products of a fit; a CPU computes in float32."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dip_fast.errors import UsageError
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def require(precision: str, device: torch.device) -> None:
+    """Refuse a precision that cannot be had.
+
+    Raises
+    ------
+    ValueError
+        For an unknown one.
+    UsageError
+        For bf16 on another device than a GPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "bf16" and device.type != "cuda":
+        raise UsageError(f"--precision bf16 needs a GPU, and this is {device.type}; leave it out")
+
+
+@contextmanager
+def products(precision: str, device: torch.device) -> Iterator[None]:
+    """Let products of float32 convolutions and matrices round their factors to TF32, or not; then as it was before.
+
+    PyTorch has an old and a new way to say so and refuses to read the old one where the new one was used to say
+    something else, so the caller's way is kept.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    allowed = precision != "fp32"
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", allowed), (matmul, "allow_tf32", allowed)]
+    with _unwarned():
+        try:
+            before = [getattr(backend, name) for backend, name, _ in switches]
+        except RuntimeError:
+            convolutions = getattr(cudnn, "conv")  # noqa: B009  (unknown to mypy)
+            switches = [
+                (backend, "fp32_precision", "tf32" if allowed else "ieee") for backend in (convolutions, matmul)
+            ]
+            before = [getattr(backend, name) for backend, name, _ in switches]
+        for backend, name, wanted in switches:
+            setattr(backend, name, wanted)
+    try:
+        yield
+    finally:
+        with _unwarned():
+            for (backend, name, _), value in zip(switches, before, strict=True):
+                setattr(backend, name, value)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Spare the user the warning that some versions of PyTorch give of the old way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def drawing(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Give what the network is called in: with bf16, plain layers compute in bfloat16 from float32 parameters.
+
+    Nothing is kept of the parameters in bfloat16: each is used once a step.
+    """
+    if precision != "bf16":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def full(x: Tensor) -> Tensor:
+    """Give a tensor in float32 at least."""
+    return x.float() if x.element_size() < 4 else x

@@ -1,0 +1,522 @@
+"""Steps that nobody looks into: the same results for any number of them between two looks, and no look inside.
+
+What a GPU runs as a graph is run here by the CPU: steps with flags in place of branches, several between two looks.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dip_fast import checkpoints, graphs, precision
+from dip_fast.degradations import Degradation, Identity, Mask
+from dip_fast.errors import DipFastError, UsageError
+from dip_fast.fitting import Fit, prepare
+from dip_fast.ops import perturbation
+from dip_fast.presets import FitOptions, Recipe
+from dip_fast.results import Result
+from dip_fast.stepping import Adam, ConsolidationSteps, apart, together
+from dip_fast.stopping import MovingVariance, Variance
+
+OPTIONS = FitOptions(iterations=130, consolidation=7, warmup=20)
+RECIPE = Recipe("skip", {"down": 4, "up": 4, "skip": 2, "scales": 2, "upsampling": "nearest"}, 2, "uniform", OPTIONS)
+LENGTHS = [1, 7, 50]  # of the steps between two looks
+
+
+def target(seed: int = 0) -> Tensor:
+    noise = torch.rand(1, 3, 17, 13, generator=torch.Generator().manual_seed(seed))
+    return 0.2 * noise + torch.linspace(0.2, 0.6, 13)
+
+
+class Tripped(Identity):
+    """Multiplies the losses of some steps, the first time that they are made, and looks at no value either."""
+
+    def __init__(self, y: Tensor, faults: dict[int, float], fit: Callable[[], Fit] | None = None) -> None:
+        super().__init__(y)
+        self.at = torch.tensor(list(faults), dtype=torch.float64)
+        self.factors = torch.tensor(list(faults.values()))
+        self.armed = torch.ones(len(faults), dtype=torch.bool)
+        self.fit: Any = None
+
+    def data_term(self, x: Tensor) -> Tensor:
+        trips = self.armed & (self.at == self.fit._steps._numbers[0] + 1)
+        self.armed &= ~trips
+        return super().data_term(x) * torch.where(trips, self.factors, 1.0).prod()
+
+
+def unseen(fit: Fit, length: int, monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """Let a fit make so many steps between two looks, as a GPU does."""
+    fit._steps.looks = False
+    fit._pace = length
+    monkeypatch.setattr(Fit, "_took", lambda self, seconds, steps: None)
+    return fit
+
+
+def make(recipe: Recipe = RECIPE, degradation: Degradation | None = None, engine: str = "auto") -> Fit:
+    return prepare(degradation or Identity(target()), recipe, seed=3, engine=engine, reference=target(1))
+
+
+@pytest.fixture(autouse=True)
+def same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the step's number is a tensor or not: kernels round it as they like."""
+    monkeypatch.setattr(perturbation, "perturb", perturbation.perturb_reference)
+
+
+def quiet_at_step_83(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And quieter at the step after the last one, at which the fit is held."""
+    original = MovingVariance.update
+
+    def update(
+        self: MovingVariance, iterate: Tensor, step: Tensor, weights: Any, known: Variance, takes: Tensor
+    ) -> Any:
+        after = original(self, iterate, step, weights, known, takes)
+        value = torch.where(step == 104, 0.0, (step - 83).abs() + 1)
+        better = value < known.best
+        best, best_step = torch.where(better, value, known.best), torch.where(better, step, known.best_step)
+        return Variance(after.variance, value, best, best_step)
+
+    monkeypatch.setattr(MovingVariance, "update", update)
+
+
+def whenever(fit: Fit) -> None:
+    """Callback that wants to look at no step in particular."""
+
+
+whenever.every = 0  # type: ignore[attr-defined]
+
+
+def same(mine: Result, theirs: Result) -> None:
+    """Compare all bits."""
+    np.testing.assert_array_equal(mine.image, theirs.image)
+    for name, values in theirs.history.items():
+        np.testing.assert_array_equal(mine.history[name], values, err_msg=name)
+    for a, b in zip(mine.network.parameters(), theirs.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name in ("steps", "best_step", "stop_reason", "events"):
+        assert getattr(mine, name) == getattr(theirs, name), name
+
+
+def finished(fit: Fit) -> Result:
+    fit.run([whenever])
+    return fit.result()
+
+
+# --- any number of steps between two looks ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("engine", ["fused", "plain"])
+def test_fit_to_the_end(length: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = finished(make(engine=engine))
+    assert expected.stop_reason == "iterations"
+    same(finished(unseen(make(engine=engine), length, monkeypatch)), expected)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_fit_that_stops_by_itself(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet_at_step_83(monkeypatch)
+    expected = finished(make())
+    assert (expected.steps, expected.best_step, expected.stop_reason) == (103, 83, "variance")  # amid the unseen ones
+    same(finished(unseen(make(), length, monkeypatch)), expected)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("faults", [{61: math.nan}, {61: 100.0, 73: math.inf}, {1: math.nan, 100: math.nan}])
+def test_losses_that_go_wrong(length: int, faults: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tripped() -> Fit:
+        degradation = Tripped(target(), faults)
+        degradation.fit = make(degradation=degradation)
+        return degradation.fit
+
+    expected = finished(tripped())
+    assert [event["step"] for event in expected.events] == list(faults)
+    same(finished(unseen(tripped(), length, monkeypatch)), expected)
+
+
+def test_loss_that_stays_wrong_ends_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = make(degradation=Identity(target() * math.nan))
+    with pytest.raises(DipFastError, match="the loss became nan at step 1, as it did 8 times before"):
+        unseen(fit, 7, monkeypatch).run([whenever])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("at", [13, 50, 91])
+def test_resumed_from_a_checkpoint(length: int, at: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = finished(make())
+    first = unseen(make(), length, monkeypatch)
+
+    def interrupt(fit: Fit) -> None:
+        if fit.steps >= at:
+            fit.interrupt()
+
+    interrupt.every = at  # type: ignore[attr-defined]
+    first.run([interrupt])
+    assert first.steps == at
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    second = make()
+    checkpoints.load(tmp_path / "checkpoint", second)
+    same(finished(unseen(second, 50 if length == 1 else 1, monkeypatch)), expected)
+
+
+def test_held_steps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a fit that has stopped: weights, moments, averages, numbers, iterate."""
+    quiet_at_step_83(monkeypatch)
+    fit, looking = unseen(make(), 50, monkeypatch), make()
+    for one in (fit, looking):
+        while not one.stop_reason:
+            one.advance(50 if one is fit else 1)
+        assert (one.steps, one.stop_reason) == (103, "variance")
+    *state, place = fit._steps.state()
+    assert place.item() == 50
+    for tensor, value in zip(state, looking._steps.state(), strict=False):
+        np.testing.assert_array_equal(tensor.numpy(), value.numpy())
+
+
+def test_callbacks_see_the_steps_they_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {"each": [], "sevenths": [], "whenever": []}
+
+    def callback(name: str, every: int | None) -> Callable[[Fit], None]:
+        def look(fit: Fit) -> None:
+            assert len(fit.rows) == fit.steps == fit.rows[-1][0]
+            seen[name].append(fit.steps + fit.consolidation_steps)
+
+        if every is not None:
+            look.every = every  # type: ignore[attr-defined]
+        return look
+
+    unseen(make(), 20, monkeypatch).run([callback("whenever", 0)])
+    assert seen["whenever"] == [20, 40, 50, 70, 90, 100, 120, 130, 137]
+    unseen(make(), 20, monkeypatch).run([callback("sevenths", 7)])
+    assert {*range(7, 130, 7)} < {*seen["sevenths"]}
+    assert len(seen["sevenths"]) < 25
+    unseen(make(), 20, monkeypatch).run([callback("each", None), whenever])
+    assert seen["each"] == [*range(1, 138)]
+
+
+def test_pace_is_what_fills_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = make()
+    fit._steps.looks = False
+    fit._took(0.1, 2)
+    assert fit._pace == 5
+    assert fit._unseen([whenever], 0, 130) == 5
+    assert fit._unseen([whenever], 48, 130) == 2
+    assert fit._unseen([whenever], 129, 130) == 1
+    assert fit._unseen([whenever, lambda fit: None], 0, 130) == 1
+
+
+# --- nothing is looked at -----------------------------------------------------------------------------------------
+
+
+class NoLook(TorchDispatchMode):
+    """Refuses what makes a value known to the host, or brings one from there."""
+
+    LOOKS = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1]
+        assert name not in self.LOOKS, name
+        return func(*args, **(kwargs or {}))
+
+
+def without_a_look_inside(monkeypatch: pytest.MonkeyPatch, steps: Any) -> None:
+    original = steps.step
+
+    def step() -> None:
+        with NoLook():
+            original()
+
+    monkeypatch.setattr(steps, "step", step)
+
+
+@pytest.mark.parametrize("engine", ["fused", "plain"])
+@pytest.mark.parametrize("perturbed", [True, False])
+def test_step_looks_at_no_value(engine: str, perturbed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = RECIPE if perturbed else replace(RECIPE, options=replace(OPTIONS, perturbation=0.0))
+    fit = unseen(make(recipe, engine=engine), 5, monkeypatch)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoLook():
+        torch.ones(()).item()
+    without_a_look_inside(monkeypatch, fit._steps)
+    fit.advance(5)
+    assert fit.steps == 5
+
+
+@pytest.mark.parametrize("perturbation", [0.0, 0.03])
+@pytest.mark.parametrize(
+    ("network", "engine"),
+    [("skip", "plain"), ("skip", "fused"), ("hourglass", "plain"), ("decoder", "plain"), ("decoder", "fused")],
+)
+def test_step_stays_on_its_device(
+    network: str, engine: str, perturbation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the one whose tensors have no values to look at, and do not mix with others."""
+
+    def adam(*tensors: list[Tensor], lr: Tensor, found_inf: Tensor | None, **numbers: object) -> None:
+        assert {tensor.device.type for group in tensors for tensor in group} | {lr.device.type} == {"meta"}
+        assert lr.dtype == torch.float32
+        if found_inf is not None:
+            assert (found_inf.device.type, found_inf.dtype) == ("meta", torch.float32)
+
+    monkeypatch.setattr(torch, "_fused_adam_", adam)  # which has no form on the meta device
+    options = RECIPE.network_options if network == "skip" else {"depth": 2} if network == "decoder" else {}
+    recipe = replace(
+        RECIPE,
+        network=network,
+        network_options=options,
+        in_channels=3,
+        options=replace(OPTIONS, perturbation=perturbation),
+    )
+    on_cpu = make(recipe, engine=engine)
+    degradation = Mask(target(), target()[:, :1] < 0.5)
+    fit = Fit(
+        on_cpu.network.to("meta"),
+        on_cpu.z,
+        degradation,
+        recipe.options,
+        device="meta",
+        reference=target(1),  # type: ignore[arg-type]
+    )
+    fit._steps.looks = False
+    for steps in (fit._steps, ConsolidationSteps(fit._steps, fit._steps.average)):
+        assert {tensor.device.type for tensor in (*steps.state(), steps.told)} == {"meta"}
+        steps.step()
+        with pytest.raises(RuntimeError, match="meta"):
+            steps.place.item()
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, capture: Callable[[Any], Any]) -> list[str]:
+    """Let steps be captured, on the CPU; give the list of what was done."""
+    done: list[str] = []
+    original = graphs.repeatable
+
+    def warm_up(step: Callable[[], None], device: torch.device) -> None:
+        done.append("warm-up")
+        for _ in range(graphs.WARMUP):
+            step()
+
+    def captured(step: Callable[[], None]) -> Callable[[], None]:
+        done.append("capture")
+        return capture(step)
+
+    monkeypatch.setattr(graphs, "_warm_up", warm_up)
+    monkeypatch.setattr(graphs, "_capture", captured)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: done.append("stream"))
+    monkeypatch.setattr(graphs, "repeatable", lambda step, state, device: original(step, state, torch.device("cuda")))
+    return done
+
+
+def test_capture_follows_a_warm_up_on_another_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    state = torch.zeros(3)
+
+    def step() -> None:
+        done.append("step")
+        state.add_(1)
+
+    @contextlib.contextmanager
+    def on(place: Any) -> Any:
+        done.append(f"on {place.name}")
+        yield
+        done.append(f"off {place.name}")
+
+    def stream(name: str) -> Any:
+        return SimpleNamespace(name=name, wait_stream=lambda other: done.append(f"{name} waits for {other.name}"))
+
+    main, gpu = stream("main"), torch.device("cuda")
+    graph = SimpleNamespace(name="graph", replay=lambda: done.append("replay"))
+    for name, value in {
+        "current_stream": lambda device: main,
+        "Stream": lambda device: stream("side"),
+        "stream": on,
+        "CUDAGraph": lambda: graph,
+        "graph": on,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    repeat = graphs.repeatable(step, [state], gpu)
+    warm_up = ["side waits for main", "on side", *["step"] * graphs.WARMUP, "off side", "main waits for side"]
+    assert done == [*warm_up, "on graph", "step", "off graph"]
+    assert (state == 1).all()  # by the capture, which does nothing on a GPU
+    repeat()
+    assert done[-1] == "replay"
+
+
+def test_warm_up_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = finished(make())
+    done = pretend(monkeypatch, lambda step: step)
+    fit = unseen(make(), 7, monkeypatch)
+    same(finished(fit), expected)
+    assert done == ["warm-up", "capture"] * 2  # the fit, and its consolidation
+    assert fit._steps._repeat is None  # the memory of its graph was there for the other one's
+
+
+def test_fit_without_a_graph_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(step: Callable[[], None]) -> Callable[[], None]:
+        step()  # a capture that failed may leave anything
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    expected = finished(make())
+    done = pretend(monkeypatch, refuse)
+    same(finished(unseen(make(), 7, monkeypatch)), expected)
+    assert done == ["warm-up", "capture", "stream"] * 2
+    (line, _) = caplog.messages
+    assert line.endswith("one CUDA graph (operation not permitted when stream is capturing); going on without")
+
+
+def test_graph_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = pretend(monkeypatch, lambda step: step)
+    monkeypatch.setenv("DIP_FAST_GRAPH", "never")
+    make().step()
+    assert not done
+    monkeypatch.setenv("DIP_FAST_GRAPH", "always")
+    with pytest.raises(UsageError, match="DIP_FAST_GRAPH must be auto or never, got 'always'"):
+        make().step()
+
+
+def test_out_of_memory_names_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = make()
+
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...\nlines")
+
+    monkeypatch.setattr(fit._steps, "step", exhausted)
+    with pytest.raises(UsageError, match=r"a 13x17 picture needs more memory .*; 9x12 would need half") as caught:
+        fit.run()
+    assert "\n" not in str(caught.value)
+
+
+# --- the parts ----------------------------------------------------------------------------------------------------
+
+
+def test_tensors_in_one_piece_of_memory() -> None:
+    like = [torch.rand(3, 5), torch.rand(()), torch.rand(64), torch.rand(1, 2, 9)]
+    memory, tensors = together(like)
+    for i, (tensor, one) in enumerate(zip(tensors, like, strict=True)):
+        assert tensor.shape == one.shape
+        assert tensor.data_ptr() % 64 == memory.data_ptr() % 64
+        tensor.fill_(i + 1)
+    for i, tensor in enumerate(apart(memory, like)):
+        assert (tensor == i + 1).all()
+    assert memory.sum() == 15 + 2 + 3 * 64 + 4 * 18
+
+
+def test_adam_is_that_of_pytorch() -> None:
+    generator = torch.Generator().manual_seed(1)
+    start = [torch.rand(5, 3, generator=generator), torch.rand(70, generator=generator)]
+    mine, theirs = [value.clone() for value in start], [value.clone().requires_grad_() for value in start]
+    ours, reference = Adam(mine), torch.optim.Adam(theirs, fused=True)
+    for step in range(1, 8):
+        gradients = [torch.randn(value.shape, generator=generator) for value in start]
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        reference.param_groups[0]["lr"] = 0.01 / step
+        reference.step()
+        number, rate = torch.tensor(float(step)), torch.tensor(0.01 / step, dtype=torch.float64)
+        before = [value.clone() for value in (*mine, *ours.moments)]
+        ours.update([gradient * math.nan for gradient in gradients], number, rate, torch.tensor(1.0))
+        assert all(torch.equal(a, b) for a, b in zip((*mine, *ours.moments), before, strict=True))
+        ours.update(gradients, number, rate, torch.tensor(0.0))
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+# --- precision ----------------------------------------------------------------------------------------------------
+
+
+def flags() -> list[Any]:
+    return [
+        torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn.fp32_precision,  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision,
+    ]
+
+
+@pytest.mark.parametrize(("name", "conv"), [("fp32", ("none", "ieee")), ("tf32", ("tf32",)), ("bf16", ("tf32",))])
+@pytest.mark.parametrize("said", ["nothing", "the old way", "the new way"])
+def test_products_are_as_they_were_afterwards(name: str, conv: tuple[str, ...], said: str) -> None:
+    gpu = torch.device("cuda")
+    before = flags()
+    try:
+        if said == "the old way":
+            torch.backends.cudnn.allow_tf32 = False
+        elif said == "the new way":
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        inside = flags()
+        with contextlib.suppress(ZeroDivisionError), precision.products(name, gpu):
+            assert flags()[0] in conv
+            assert (flags()[2] == "tf32") == (name != "fp32")
+            raise ZeroDivisionError
+        after = flags()
+        assert [value.replace("ieee", "none") for value in after] == [v.replace("ieee", "none") for v in inside]
+        with precision.products(name, torch.device("cpu")):
+            assert flags() == after
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.conv.fp32_precision = before[0]  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn.fp32_precision = before[1]  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision = before[2]
+
+
+def test_precision_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16, got 'fp16'"):
+        make_with("fp16")
+    with pytest.raises(UsageError, match="bf16 needs a GPU, and this is cpu"):
+        make_with("bf16")
+    make_with("fp32")
+
+
+def make_with(name: str) -> Fit:
+    return prepare(Identity(target()), RECIPE, precision=name)
+
+
+@pytest.mark.parametrize("network", ["skip", "hourglass", "decoder"])
+def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whose plain layers can do the same."""
+    monkeypatch.setattr("dip_fast.fitting.require", lambda name, device: None)
+    recipe = replace(
+        RECIPE,
+        network=network,
+        network_options=RECIPE.network_options if network == "skip" else {},
+        in_channels=3,
+        options=replace(OPTIONS, iterations=10, perturbation=0.03),
+    )
+    losses = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        read: list[torch.dtype] = []
+        degradation = Seen(target())
+        fit = prepare(degradation, recipe, engine="plain", precision=name)
+        fit.network.register_forward_pre_hook(lambda module, inputs, read=read: read.append(inputs[0].dtype))
+        fit.run()
+        losses[name] = fit.rows[0][1]
+        assert read == [dtype] * 11  # with a step of the consolidation
+        assert degradation.dtypes == {torch.float32}
+        coarse = (fit.iterate.bfloat16() == fit.iterate).double().mean()
+        assert coarse < 0.1 or network == "decoder"  # whose last layer is a convolution
+        read.clear()
+        assert fit.draw().dtype == torch.float32
+        assert read == [torch.float32]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]
+
+
+class Seen(Identity):
+    """Remembers in what the images come that it compares."""
+
+    def __init__(self, y: Tensor) -> None:
+        super().__init__(y)
+        self.dtypes: set[torch.dtype] = set()
+
+    def data_term(self, x: Tensor) -> Tensor:
+        self.dtypes.add(x.dtype)
+        return super().data_term(x)
