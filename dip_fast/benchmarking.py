@@ -9,8 +9,10 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -26,14 +28,21 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
-from dip_fast import devices, engines, memory, networks, profiling
+from dip_fast import devices, engines, networks, profiling, roofline
 from dip_fast.degradations import Identity
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Fit, prepare
+from dip_fast.meters import Meter, meter
 from dip_fast.presets import PRESETS, FitOptions, Recipe
 
-ENGINES = ("fused", "plain", "plain-retained", "compile")
+# By device; all but the fused one are plain PyTorch.
+ENGINES = {
+    "cpu": ("fused", "plain", "plain-retained", "compile"),
+    "cuda": ("fused", "plain", "plain-channels-last", "compile", "compile-max-autotune"),
+}
+COMPILED = {"compile": "default", "compile-max-autotune": "max-autotune"}  # modes of torch.compile
 RETAINED = ("fused", "plain-retained")  # run with `cli.keep_memory`, the fused engine as the command line runs it
 CHANNELS = 3
 
@@ -41,6 +50,7 @@ CHANNELS = 3
 PAUSE = 0.05  # seconds between the end of a step and the next one's begin
 WARM_UP = (2, 5.0)  # steps, or seconds of them, whichever is there first
 ROUNDS = (2, 50)  # least and most turns of each engine
+STEPS = 10**5  # of the recipe: more than anybody measures, so that none is the last
 TURN = 0.3  # seconds of steps that are measured in a turn, one step at least
 START = 256**2  # what starting a configuration costs, in pixels of its picture: shares of the time are by their sum
 # torch.compile needs a minute or two for each of the networks, the first time; it may spend this part of the time.
@@ -60,16 +70,19 @@ class Settings:
     upsampling : tuple of {"nearest", "bilinear"}
     preset : str
         Of the skip network; its upsampling is replaced.
-    engines : tuple of {"fused", "plain", "plain-retained", "compile"}, optional
-        All that can be had here unless given; one that is given and cannot be had is an error.
+    engines : tuple of str, optional
+        Of `ENGINES` of the device.  All that can be had here unless given; one that is given and cannot be had is an
+        error.
     threads : int, optional
         CPU threads of each process; those of this one by default.
     device : {"auto", "cpu", "cuda"}
+    precision : {"fp32", "tf32", "bf16"}, optional
+        Of the products on a GPU, of all engines; ``tf32`` by default.  A CPU has ``fp32`` alone.
     seconds : float
         Time that all of it may take, starting and compiling included; every engine makes two measured steps at least,
         whatever they take.
     steps : int, optional
-        Measured steps of each engine, in place of a time.
+        Measured steps of each engine, in place of a time; on a GPU rounded up to whole batches.
     """
 
     sizes: tuple[int, ...] = (256, 512)
@@ -78,6 +91,7 @@ class Settings:
     engines: tuple[str, ...] | None = None
     threads: int | None = None
     device: str = "auto"
+    precision: str | None = None
     seconds: float = 540.0
     steps: int | None = None
 
@@ -91,6 +105,12 @@ class Job:
     recipe: Recipe
     threads: int
     device: str
+    precision: str = "fp32"
+
+    @property
+    def meter(self) -> Meter:
+        """What it is measured with."""
+        return meter(torch.device(self.device))
 
     @property
     def upsampling(self) -> str:
@@ -115,8 +135,9 @@ def measure(settings: Settings, say: Callable[[str], None] = lambda line: None) 
     list of dict
         For each size and upsampling a record of each engine: ``size``, ``upsampling``, ``engine``,
         ``median_step_seconds``, ``quartiles_step_seconds``, ``steps`` (measured), ``peak_memory_bytes`` (of the whole
-        process; on a GPU of its memory), ``alternating`` (whether the engines took turns), ``threads``, ``device``,
-        ``preset`` and ``torch``.
+        process; on a GPU of its tensors there, and ``reserved_memory_bytes`` with what the allocator holds beside
+        them), ``alternating`` (whether the engines took turns), ``threads``, ``device``, ``precision``, ``preset`` and
+        ``torch``.
 
     Raises
     ------
@@ -151,8 +172,9 @@ def profile(settings: Settings, say: Callable[[str], None] = lambda line: None) 
     Returns
     -------
     dict
-        What `machine` gives, ``preset``, ``device``, ``threads``, and ``profiles``: for each size and upsampling what
-        `dip_fast.profiling.profile` gives, with ``size`` and ``upsampling``.
+        What `machine` gives, ``preset``, ``device``, ``precision``, ``threads``, and ``profiles``: for each size and
+        upsampling what `dip_fast.profiling.profile` gives, on a GPU `dip_fast.roofline.profile`, with ``size`` and
+        ``upsampling``.
     """
     jobs = [job for (job,) in _jobs(replace(settings, engines=("fused",)), say)]
     profiles = []
@@ -162,12 +184,13 @@ def profile(settings: Settings, say: Callable[[str], None] = lambda line: None) 
             found = worker.ask(f"profile {settings.steps or 5}")
         threads = found.pop("threads")
         profiles.append({"size": job.size, "upsampling": job.upsampling, **found})
-    facts = {"preset": settings.preset, "device": jobs[0].device, "threads": threads}
+    job = jobs[0]
+    facts = {"preset": settings.preset, "device": job.device, "precision": job.precision, "threads": threads}
     return {**machine(), **facts, "profiles": profiles}
 
 
 def machine() -> dict[str, Any]:
-    """Name the CPU, the kernels that the operators run on it (None without a build) and the version of torch."""
+    """Name the CPU, its kernels (None without a build), the GPU and its driver (if any), and the version of torch."""
     from dip_fast.ops import extension  # here, since it loads or builds the extension
 
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
@@ -175,12 +198,25 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
         "kernels": module.cpu_level() if module is not None else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": _driver(),
         "torch": torch.__version__,
     }
 
 
+def _driver() -> str | None:
+    """Read the version of the GPU's driver, None where there is none."""
+    versions = [re.search(r"Kernel Module.*?(\d+\.\d[\d.]*)", line) for line in _lines("/proc/driver/nvidia/version")]
+    return next((found[1] for found in versions if found), None)
+
+
 def machine_line(facts: Mapping[str, Any]) -> str:
     """Say in a line what `machine` found, with the preset, threads and device of a record."""
+    if facts["device"] == "cuda":
+        return (
+            f"{facts['gpu']}, driver {facts['driver'] or 'unknown'}, torch {facts['torch']}, {facts['precision']}, "
+            f"preset {facts['preset']}"
+        )
     threads = facts["threads"]
     return (
         f"{facts['cpu']}, kernels {facts['kernels'] or 'absent'}, torch {facts['torch']}, "
@@ -190,10 +226,11 @@ def machine_line(facts: Mapping[str, Any]) -> str:
 
 def table(records: Sequence[Mapping[str, Any]], *, head: bool = True) -> list[str]:
     """Write records as the lines of a table, with the ratios to the fused engine of the same size and upsampling."""
+    unit, ours = ("ms", 1e3) if records[0]["device"] == "cuda" else ("s", 1.0)
     lines = []
     if head:
         lines.append(
-            f"{'size':>9} {'upsampling':10} {'engine':14} {'step s':>8} {'quartiles':>17} {'ratio':>7} "
+            f"{'size':>9} {'upsampling':10} {'engine':20} {'step ' + unit:>8} {'quartiles':>17} {'ratio':>7} "
             f"{'peak MB':>8} {'ratio':>7} {'steps':>5}"
         )
     fused = {(r["size"], r["upsampling"]): r for r in records if r["engine"] == "fused"}
@@ -203,10 +240,10 @@ def table(records: Sequence[Mapping[str, Any]], *, head: bool = True) -> list[st
             key: f"{record[key] / base[key]:.2f}x" if base else "-"
             for key in ("median_step_seconds", "peak_memory_bytes")
         }
-        low, high = record["quartiles_step_seconds"]
+        low, high = (ours * seconds for seconds in record["quartiles_step_seconds"])
         lines.append(
-            f"{record['size']:>4}x{record['size']:<4} {record['upsampling']:10} {record['engine']:14} "
-            f"{record['median_step_seconds']:8.3f} {f'{low:.3f} - {high:.3f}':>17} "
+            f"{record['size']:>4}x{record['size']:<4} {record['upsampling']:10} {record['engine']:20} "
+            f"{ours * record['median_step_seconds']:8.3f} {f'{low:.3f} - {high:.3f}':>17} "
             f"{ratios['median_step_seconds']:>7} {record['peak_memory_bytes'] / 1e6:8.0f} "
             f"{ratios['peak_memory_bytes']:>7} {record['steps']:5}"
         )
@@ -215,6 +252,10 @@ def table(records: Sequence[Mapping[str, Any]], *, head: bool = True) -> list[st
 
 def profile_lines(found: Mapping[str, Any]) -> list[str]:
     """Write one of the profiles of `profile` as lines."""
+    return _roofline_lines(found) if "ceilings" in found else _time_lines(found)
+
+
+def _time_lines(found: Mapping[str, Any]) -> list[str]:
     step = found["step_seconds"]
     lines = [
         f"{place(found['size'], found['upsampling'])}: a step takes {found['median_step_seconds']:.3f} s, "
@@ -238,6 +279,43 @@ def profile_lines(found: Mapping[str, Any]) -> list[str]:
             f"{operator['seconds'] / step:6.1%} {' '.join(columns)}"
         )
     return lines
+
+
+def _roofline_lines(found: Mapping[str, Any]) -> list[str]:
+    ceilings, operators = found["ceilings"], found["operators"]
+    rates = ", ".join(f"{name} {rate / 1e12:.1f} TFLOP/s" for name, rate in ceilings["flop_per_second"].items())
+    lines = [
+        f"{place(found['size'], found['upsampling'])}: a step takes {1e3 * found['median_step_seconds']:.3f} ms, its "
+        f"operators, each alone, {1e3 * found['operators_seconds']:.3f} ms",
+        f"floor {1e3 * found['floor_seconds']:.3f} ms, {found['share_of_floor']:.1%} of its speed: each tensor read "
+        "and written once, or the form's multiplications, whichever takes longer",
+        f"ceilings, measured: a copy {ceilings['bytes_per_second'] / 1e12:.2f} TB/s; torch.mm {rates}",
+        f"{'operator':54} {'calls':>5} {_COLUMNS}",
+    ]
+    lines += [f"{operator['name']:54} {operator['calls']:5} {_columns(operator)}" for operator in operators]
+    compared = found["upsample_conv2d"]
+    size, channels = compared[0]["size"], compared[0]["channels"]
+    lines += [
+        "",
+        f"upsample_conv2d, {channels} channels, {size}x{size} -> {2 * size}x{2 * size}, and interpolate, pad, conv2d",
+        f"{'mode':8} {'pass':16} {_COLUMNS} {'plain ms':>9} {'NHWC ms':>9} {'ratio':>6}",
+    ]
+    return lines + [
+        f"{record['mode']:8} {record['pass']:16} {_columns(record)} {1e3 * record['plain_seconds']:9.3f} "
+        f"{1e3 * record['plain_channels_last_seconds']:9.3f} {record['ratio']:5.2f}x"
+        for record in compared
+    ]
+
+
+_COLUMNS = f"{'ms':>8} {'GB/s':>7} {'TFLOP/s':>8} {'direct':>8} {'bound':>7} {'share':>6}"
+
+
+def _columns(record: Mapping[str, Any]) -> str:
+    return (
+        f"{1e3 * record['seconds']:8.4f} {record['bytes_per_second'] / 1e9:7.0f} "
+        f"{record['flop_per_second'] / 1e12:8.1f} {record['direct_flop_per_second'] / 1e12:8.1f} "
+        f"{record['bound']:>7} {record['share']:6.1%}"
+    )
 
 
 def _sum(operators: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -297,9 +375,13 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
         devices.require_threads(settings.threads)
     device = devices.choose(settings.device)
     threads = settings.threads or torch.get_num_threads()
-    wanted = settings.engines or ENGINES
-    if unknown := set(wanted) - set(ENGINES):
-        raise UsageError(f"engines must be of {', '.join(ENGINES)}, got {unknown.pop()!r}")
+    offered = ENGINES[device.type]
+    wanted = settings.engines or offered
+    if unknown := set(wanted) - set(offered):
+        raise UsageError(f"engines must be of {', '.join(offered)} on {device.type}, got {unknown.pop()!r}")
+    precision = settings.precision or ("tf32" if device.type == "cuda" else "fp32")
+    if device.type == "cpu" and precision != "fp32":
+        raise UsageError(f"--precision {precision}: a CPU computes in fp32; leave it out, or take --device cuda")
     recipes = [_recipe(settings.preset, upsampling) for upsampling in settings.upsampling]
     if "fused" in wanted:
         try:
@@ -316,7 +398,7 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
         for name in wanted:
             devices.require_memory(recipe, CHANNELS, (size, size), device, _engine(name))
     return [
-        [Job(name, size, recipe, threads, device.type) for name in wanted]
+        [Job(name, size, recipe, threads, device.type, precision) for name in wanted]
         for size, recipe in itertools.product(settings.sizes, recipes)
     ]
 
@@ -324,7 +406,8 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
 def _recipe(preset: str, upsampling: str) -> Recipe:
     recipe = PRESETS[preset].recipe
     network_options = {**recipe.network_options, "upsampling": upsampling}
-    return replace(recipe, network_options=network_options, options=replace(recipe.options, stop="never"))
+    options = replace(recipe.options, stop="never", iterations=STEPS)
+    return replace(recipe, network_options=network_options, options=options)
 
 
 def _engine(name: str) -> str:
@@ -337,18 +420,27 @@ def _needed_bytes(job: Job) -> float:
 
 
 def _compile_ahead(groups: list[list[Job]], deadline: float | None, say: Callable[[str], None]) -> list[list[Job]]:
-    """Let torch.compile fill its cache for all that it will be measured on, as many at once as there is room for.
+    """Let torch.compile fill its cache for all that it will be measured on.
 
-    Compiling keeps one core busy, so this halves its time on two; and the processes that are measured later find the
-    code in the cache, so that their peak memory is that of the steps.  What cannot be compiled, or not until the
-    deadline, is left out.
+    The processes that are measured later find the code in the cache, so that their peak memory is that of the steps.
+    What cannot be compiled, or not until the deadline, is left out.
     """
-    waiting = deque(job for group in groups for job in group if job.engine == "compile")
+    for name in COMPILED:
+        groups = _compile(name, groups, deadline, say)
+    return groups
+
+
+def _compile(name: str, groups: list[list[Job]], deadline: float | None, say: Callable[[str], None]) -> list[list[Job]]:
+    """Compile for one of the engines, as many networks at once as there is room for: compiling keeps one core busy.
+
+    Autotuning goes by the clock, and would choose by what others do to it: one at a time.
+    """
+    waiting = deque(job for group in groups for job in group if job.engine == name)
     if not waiting:
         return groups
     room = devices.available_bytes(torch.device(waiting[0].device)) // max(map(_needed_bytes, waiting))
-    most = max(1, min(os.cpu_count() or 1, int(room)))
-    say(f"compiling for torch.compile, which takes minutes the first time: {len(waiting)} in all")
+    most = max(1, min(os.cpu_count() or 1, int(room))) if COMPILED[name] == "default" else 1
+    say(f"compiling for torch.compile ({name}), which takes minutes the first time: {len(waiting)} in all")
     left_out: set[str] = set()
     with contextlib.ExitStack() as stack:
         running: dict[connection.Connection | Any, tuple[Worker, Job]] = {}
@@ -391,25 +483,27 @@ def _measure(jobs: list[Job], settings: Settings, seconds: float, say: Callable[
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(job)) for job in together]
             say(f"{title}: {', '.join(job.engine for job in together)}")
-            taken = _take_turns(workers, settings.steps, until)
+            taken = _take_turns(workers, settings.steps, jobs[0].meter.batch, until)
         for job, answers in zip(together, taken, strict=True):
             records.append(_record(job, answers, settings.preset, alternating))
     return records
 
 
-def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> list[list[dict[str, Any]]]:
+def _take_turns(workers: Sequence[Worker], steps: int | None, batch: int, until: float) -> list[list[dict[str, Any]]]:
     """Let the workers take turns, so many or while there is time.
 
-    The first step of a turn is not measured: it finds the caches as the others left them, and its threads asleep.
-    Those that follow are, for `TURN` seconds, or one of them if a number of steps is asked for.
+    The first answer of a turn is not measured: it finds the caches as the others left them, and its threads asleep.
+    Those that follow are, for `TURN` seconds, or one of them if a number of steps is asked for.  On a GPU an answer is
+    that of a batch of steps.
     """
     for worker in workers:
         spent, made = 0.0, 0
         while made < WARM_UP[0] and spent < WARM_UP[1]:
-            spent += worker.ask("step")["seconds"]
+            spent += batch * worker.ask("step")["seconds"]
             made += 1
     taken: list[list[dict[str, Any]]] = [[] for _ in workers]
-    least, most = (steps, steps) if steps else ROUNDS
+    turns = math.ceil(steps / batch) if steps else None
+    least, most = (turns, turns) if turns else ROUNDS
     rounds, longest = 0, 0.0
     while rounds < least or (rounds < most and time.monotonic() + longest < until):
         begin = time.monotonic()
@@ -419,7 +513,7 @@ def _take_turns(workers: Sequence[Worker], steps: int | None, until: float) -> l
             spent = 0.0
             while spent == 0 or (spent < TURN and not steps):
                 answers.append(worker.ask("step"))
-                spent += answers[-1]["seconds"]
+                spent += batch * answers[-1]["seconds"]
         rounds += 1
         longest = max(longest, time.monotonic() - begin)
     return taken
@@ -434,11 +528,16 @@ def _record(job: Job, answers: Sequence[Mapping[str, Any]], preset: str, alterna
         "engine": job.engine,
         "median_step_seconds": quartiles[1],
         "quartiles_step_seconds": [quartiles[0], quartiles[2]],
-        "steps": len(seconds),
-        "peak_memory_bytes": max(answer["peak_bytes"] for answer in answers),
+        "steps": len(seconds) * job.meter.batch,
+        **{
+            f"{name}_memory_bytes": max(answer[f"{name}_bytes"] for answer in answers)
+            for name in ("peak", "reserved")
+            if f"{name}_bytes" in answers[0]
+        },
         "alternating": alternating,
         "threads": answers[0]["threads"],
         "device": job.device,
+        "precision": job.precision,
         "preset": preset,
         "torch": torch.__version__,
     }
@@ -540,15 +639,18 @@ class Worker:
 def serve() -> None:
     """Be a worker: take the job from the command line and answer a question a line, until there are no more.
 
-    ``step`` makes a step of the fit; ``profile N`` measures N of them and looks into some more.
+    ``step`` makes a step of the fit, on a GPU a batch of them; ``profile N`` measures N of these and looks into more.
     """
-    with os.fdopen(os.dup(1), "w") as answers:
+    with os.fdopen(os.dup(1), "w") as answers, contextlib.ExitStack() as stack:
         os.dup2(2, 1)  # what libraries print is no answer
         fit = None
         for question in sys.stdin:
             try:
-                fit = fit or _fit(_job(sys.argv[2]))
-                answer = _answer(fit, question.split())
+                if fit is None:
+                    job = _job(sys.argv[2])
+                    stack.enter_context(roofline.products_in(job.precision))
+                    fit = _fit(job)
+                answer = _answer(fit, job, question.split())
             except Exception as error:
                 answer = {"error": _short(error)}
             print(json.dumps({**answer, "threads": torch.get_num_threads()}), file=answers, flush=True)
@@ -571,19 +673,37 @@ def _fit(job: Job) -> Fit:
     noise = torch.randn(1, CHANNELS, job.size, job.size, generator=torch.Generator().manual_seed(0))
     picture = (ramp * ramp[:, None] + 0.1 * noise).clamp(0, 1)
     fit = prepare(Identity(picture), job.recipe, device=job.device, engine=_engine(job.engine))
-    if job.engine == "compile":
-        fit.network.compile()
+    if job.device == "cuda" and job.engine != "fused":
+        _as_on_a_gpu(fit, job)
+    if job.engine in COMPILED:
+        fit.network.compile(mode=COMPILED[job.engine])
     return fit
 
 
-def _answer(fit: Fit, words: Sequence[str]) -> dict[str, Any]:
+def _as_on_a_gpu(fit: Fit, job: Job) -> None:
+    """Let plain PyTorch run as who knows it would: cuDNN's algorithms tried, one layout of the images throughout."""
+    torch.backends.cudnn.benchmark = True
+    layout = torch.channels_last if job.engine == "plain-channels-last" else torch.contiguous_format
+    forward = fit.network.forward
+
+    def in_layout(z: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, enabled=job.precision == "bf16"):
+            drawn: Tensor = forward(z.contiguous(memory_format=layout))
+        return drawn.float()
+
+    fit.network.to(memory_format=layout)  # type: ignore[call-overload]
+    fit.network.forward = in_layout
+
+
+def _answer(fit: Fit, job: Job, words: Sequence[str]) -> dict[str, Any]:
     if words[0] == "profile":
+        if job.device == "cuda":
+            return roofline.profile(fit, job.precision, int(words[1]), job.meter)
         return profiling.profile(fit, int(words[1]))
-    seconds = profiling.seconds(fit.step, fit.device)
+    seconds = job.meter.seconds(fit.step, job.meter.batch)
     if fit.events:
         raise DipFastError(f"a step went wrong: {fit.events[-1]['fault']}")
-    cuda = fit.device.type == "cuda"
-    return {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated() if cuda else memory.peak_bytes()}
+    return {"seconds": seconds, **job.meter.peaks()}
 
 
 def _short(error: BaseException) -> str:

@@ -24,7 +24,9 @@ from dip_fast.errors import DipFastError, ReplayDiffersError, UsageError
 from dip_fast.presets import PRESETS
 
 INTERRUPTED = 130
-BENCH_ENGINES = ("fused", "plain", "plain-retained", "compile")  # of dip_fast.benchmarking, which imports torch
+# Of dip_fast.benchmarking, which imports torch: on a CPU, on a GPU, or on both.
+BENCH_ENGINES = ("fused", "plain", "plain-retained", "plain-channels-last", "compile", "compile-max-autotune")
+PRECISIONS = ("fp32", "tf32", "bf16")
 FORMAT_NAMES = ("onnx", "torchscript", "pt2")  # of dip_fast.formats, which imports numpy
 
 
@@ -397,9 +399,11 @@ def presets(as_json: bool) -> None:
     type=Choice(list(BENCH_ENGINES)),
     multiple=True,
     metavar="NAME ...",
-    help="fused, plain, plain-retained, compile.  [default: all that can be had]",
+    help="fused, plain, compile; on a CPU plain-retained, on a GPU plain-channels-last, compile-max-autotune.  "
+    "[default: all that can be had]",
 )
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
+@click.option("--precision", type=Choice(list(PRECISIONS)), help="Of the products, on a GPU.  [default: tf32]")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
 )
@@ -428,7 +432,9 @@ def bench(
 
     Each runs in a process of its own, and they take turns, whose first step is not measured: fused, as dip-fast
     run has it; plain, which is plain PyTorch; plain-retained, the same with freed memory kept by the
-    allocator; and plain under torch.compile, which needs minutes the first time.  Ratios are to fused.
+    allocator; and plain under torch.compile, which needs minutes the first time.  On a GPU plain lets cuDNN try its
+    algorithms; plain-channels-last keeps the images so, and compile-max-autotune is torch.compile in that mode.
+    Ratios are to fused.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 130 stopped by the user.
     """

@@ -5,9 +5,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.autograd.profiler import record_function
 
 from dip_fast.errors import UsageError
 from dip_fast.fitting import Fit
+from dip_fast.meters import CPUMeter
 from dip_fast.networks.skip import Scale, Skip
 
 SIDE = 2048  # of the matrices whose product gives the rate
@@ -109,7 +109,8 @@ def profile(fit: Fit, steps: int) -> dict[str, Any]:
     for _ in range(2):
         fit.step()
         mm()
-    pairs = [(seconds(fit.step, fit.device), seconds(mm, fit.device)) for _ in range(steps)]
+    clock = CPUMeter()
+    pairs = [(clock.seconds(fit.step), clock.seconds(mm)) for _ in range(steps)]
     step, once = (statistics.median(times) for times in zip(*pairs, strict=True))
     rate = 2 * SIDE**3 / once
     count = multiplications(fit.network)
@@ -123,17 +124,6 @@ def profile(fit: Fit, steps: int) -> dict[str, Any]:
         "share_of_floor": floor / step,
         **_look_into(fit),
     }
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Time a call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
 
 
 def _look_into(fit: Fit) -> dict[str, Any]:

@@ -15,14 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dip_fast import benchmarking, cli, devices, memory, profiling
-from dip_fast.benchmarking import ENGINES, Job, Settings, Worker
+from dip_fast import benchmarking, cli, devices, memory, profiling, roofline
+from dip_fast.benchmarking import Job, Settings, Worker
 from dip_fast.degradations import Identity
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import prepare
 from dip_fast.networks import Decoder, Skip
 from dip_fast.presets import PRESETS
 
+ENGINES = benchmarking.ENGINES["cpu"]
 KEYS = {
     "size",
     "upsampling",
@@ -54,8 +55,8 @@ def asked(dip, monkeypatch):
     return settings
 
 
-def job(engine="plain", size=16, upsampling="nearest"):
-    return Job(engine, size, benchmarking._recipe("quick", upsampling), 1, "cpu")
+def job(engine="plain", size=16, upsampling="nearest", device="cpu", precision="fp32"):
+    return Job(engine, size, benchmarking._recipe("quick", upsampling), 1, device, precision)
 
 
 # --- the floor ----------------------------------------------------------------------------------------------------
@@ -149,15 +150,17 @@ def test_sizes_are_written_as_one_likes(asked, arguments, more):
 
 def test_defaults_are_those_of_the_function(asked):
     assert asked() == Settings()
-    assert cli.BENCH_ENGINES == ENGINES
+    assert set(cli.BENCH_ENGINES) == {name for names in benchmarking.ENGINES.values() for name in names}
+    assert cli.PRECISIONS == roofline.PRECISIONS
 
 
 def test_options_reach_the_function(asked):
     given = (
-        "--engines plain compile --sizes 64 --upsampling bilinear --preset quick --threads 1 --device cpu --seconds 9"
+        "--engines plain compile --sizes 64 --upsampling bilinear --preset quick --threads 1 --device cuda "
+        "--precision bf16 --seconds 9"
     )
     assert asked(*given.split()) == Settings(
-        (64,), ("bilinear",), "quick", ("plain", "compile"), threads=1, device="cpu", seconds=9.0
+        (64,), ("bilinear",), "quick", ("plain", "compile"), threads=1, device="cuda", precision="bf16", seconds=9.0
     )
 
 
@@ -169,6 +172,9 @@ def test_options_reach_the_function(asked):
         ("--sizes 256 large", ["large", "integer"]),
         ("--sizes 8", ["8", "16"]),
         ("--engines fused plian", ["plian", "did you mean plain"]),
+        ("--device cpu --engines compile-max-autotune", ["compile-max-autotune", "on cpu", "plain-retained"]),
+        ("--device cpu --precision bf16", ["--precision bf16", "--device cuda"]),
+        ("--precision fp64", ["fp64", "fp32, tf32, bf16"]),
         ("--upsampling cubic", ["cubic", "nearest, bilinear, both"]),
         ("--preset decoder", ["decoder", "quick, paper"]),
         ("--threads 100000", ["100000", "cores"]),
@@ -247,7 +253,8 @@ class Fake:
     def receive(self):
         self.answers.readline()
         steps = self.asked.count(self.job.engine)
-        return {"seconds": float(steps), "peak_bytes": 1 + ENGINES.index(self.job.engine), "threads": 1}
+        names = benchmarking.ENGINES[self.job.device]
+        return {"seconds": float(steps), "peak_bytes": 1 + names.index(self.job.engine), "threads": 1}
 
     def ask(self, question):
         self.send(question)
@@ -360,8 +367,72 @@ def test_fused_engine_that_cannot_be_had_is_left_out_unless_it_is_asked_for(fake
         measured(engines=("fused", "plain"), steps=1)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU for whoever only asks whether there is one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 1e12)
+    monkeypatch.setattr(benchmarking.engines, "choose", lambda engine, network, device: engine)
+
+
+@pytest.mark.usefixtures("small", "gpu")
+def test_engines_on_a_gpu_take_turns_of_batches_of_steps(fake):
+    asked = fake()
+    records, said = measured(device="cuda", steps=30)
+    names = list(benchmarking.ENGINES["cuda"])
+    assert [record["engine"] for record in records] == names
+    assert {record["precision"] for record in records} == {"tf32"}
+    assert {record["device"] for record in records} == {"cuda"}
+    assert {record["steps"] for record in records} == {40}  # two batches of twenty
+    assert asked[:2] == ["compile", "compile-max-autotune"]
+    assert asked[2:] == names + [name for name in names for _ in range(2)] * 2  # warm-up, and two turns
+    assert [line for line in said if "max-autotune" in line]
+    assert benchmarking.table(records)[0].split()[4] == "ms"
+
+
+@pytest.mark.usefixtures("small", "gpu")
+def test_only_autotuning_waits_for_what_is_compiled_before(monkeypatch, fake):
+    """Its choices go by the clock."""
+    running, most = set(), {}
+
+    class Watched(Fake):
+        def send(self, question):
+            running.add(self)
+            most[self.job.engine] = max(most.get(self.job.engine, 0), len(running))
+            super().send(question)
+
+        def receive(self):
+            running.discard(self)
+            return super().receive()
+
+    monkeypatch.setattr(benchmarking.os, "cpu_count", lambda: 4)
+    fake(Watched)
+    measured(device="cuda", sizes=(16, 32), engines=("compile", "compile-max-autotune"), steps=1)
+    assert most == {"compile": 2, "compile-max-autotune": 1}
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("engine", "layout"), [("plain", torch.contiguous_format), ("plain-channels-last", torch.channels_last)]
+)
+def test_plain_engines_on_a_gpu_keep_to_one_layout(engine, layout, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    fit = benchmarking._fit(job("plain", size=20))
+    benchmarking._as_on_a_gpu(fit, job(engine, device="cuda"))
+    seen = []
+    for module in fit.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, inputs, output: seen.append((output, module.weight)))
+    fit.step()
+    assert seen
+    for output, weight in seen:
+        assert output.is_contiguous(memory_format=layout)
+        assert weight.is_contiguous(memory_format=layout)
+    assert torch.backends.cudnn.benchmark
+
+
 def test_table_gives_ratios_to_the_fused_engine_of_the_same_row():
-    record = {"upsampling": "nearest", "quartiles_step_seconds": [1.0, 1.0], "steps": 2}
+    record = {"upsampling": "nearest", "quartiles_step_seconds": [1.0, 1.0], "steps": 2, "device": "cpu"}
     figures = [(64, "fused", 2.0, 4e6), (64, "plain", 5.0, 8e6), (32, "plain", 1.0, 1e6)]
     keys = ("size", "engine", "median_step_seconds", "peak_memory_bytes")
     _, fused, plain, alone = benchmarking.table([{**record, **dict(zip(keys, row, strict=True))} for row in figures])
@@ -408,7 +479,7 @@ def test_step_that_fell_back_is_no_measurement():
     fit = benchmarking._fit(job())
     next(fit.network.parameters()).data.fill_(float("nan"))
     with pytest.raises(DipFastError, match="the loss became nan"):
-        benchmarking._answer(fit, ["step"])
+        benchmarking._answer(fit, job(), ["step"])
 
 
 @pytest.mark.usefixtures("small")
