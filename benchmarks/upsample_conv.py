@@ -3,12 +3,14 @@
 The engines take turns, so that a change in the machine's speed meets them all, and the medians are compared.  Large
 freed blocks are kept by the allocator on every side (or page faults would be most of what is measured): the script
 starts itself again with the environment that this needs.  A multiply-add counts as two operations, and those of the
-operator are a quarter of the layers'.
+operator are a quarter of the layers'.  On a GPU cuDNN tries its algorithms, each engine is timed as a graph of many
+calls, and the operator stands beside what bounds it there.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -19,59 +21,30 @@ ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.mal
 PASSES = ("forward", "forward+backward")
 
 
-def measure(functions, seconds):
+def measure(functions, seconds, meter):
     """Give each function's median time, in seconds, and the spread of its middle half, from runs in turn."""
     times = {name: [] for name in functions}
-    for function in functions.values():
-        function()
-        function()
+    prepared = {name: meter.repeated(function) for name, function in functions.items()}
     start = time.perf_counter()
     while len(times[next(iter(times))]) < 5 or time.perf_counter() - start < seconds:
-        for name, function in functions.items():
-            begin = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - begin)
+        for name, (run, calls) in prepared.items():
+            times[name].append(meter.seconds(run) / calls)
     quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
     return {name: (q[1], q[2] - q[0]) for name, q in quartiles.items()}
 
 
-def call(torch, function, leaves, grad):
-    """Make the function that is timed: one pass of `function`."""
-    if grad is None:
+def records(torch, options, meter):
+    from dip_fast import roofline
 
-        def run():
-            with torch.no_grad():
-                function(*leaves)
-    else:
-
-        def run():
-            torch.autograd.grad(function(*leaves), leaves, grad)
-
-    return run
-
-
-def records(torch, options):
-    from dip_fast.ops import reference, upsample_conv2d
-
+    device = torch.device(options.device)
+    ceiling = roofline.ceilings(meter, device) if options.device == "cuda" else None
     for channels, size, mode in itertools.product(options.channels, options.sizes, options.modes):
         kind = dict(mode=mode, padding_mode=options.padding_mode)
-
-        def plain(input, weight, bias, kind=kind):
-            return reference.upsample_conv2d(input, weight, bias, **kind)
-
-        def fused(input, weight, bias, kind=kind):
-            return upsample_conv2d(input, weight, bias, **kind)
-
-        engines = {"fused": fused, "plain": plain}
-        if "compile" in options.engines:
-            torch.compiler.reset()
-            engines["compile"] = torch.compile(plain)
-        shapes = (1, channels, size, size), (channels, channels, 3, 3), (channels,)
-        leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+        torch.compiler.reset()
+        passes = roofline.passes(channels, size, kind, options.precision, device, options.engines)
         for which in options.passes:
-            grad = torch.randn(1, channels, 2 * size, 2 * size) if which == "forward+backward" else None
-            functions = {name: call(torch, f, leaves, grad) for name, f in engines.items() if name in options.engines}
-            for engine, (median, spread) in measure(functions, options.seconds).items():
+            found = measure(passes[which], options.seconds, meter)
+            for engine, (median, spread) in found.items():
                 yield {
                     "height": size,
                     "width": size,
@@ -82,10 +55,14 @@ def records(torch, options):
                     "median_seconds": median,
                     "spread_seconds": spread,
                     "threads": torch.get_num_threads(),
-                }
+                    "device": options.device,
+                    "precision": options.precision,
+                    **(roofline.bound(passes[which][engine], median, ceiling, options.precision, device)
+                       if ceiling and engine == "fused" else {}),
+                }  # fmt: skip
 
 
-def products(torch, options):
+def products(torch, options, meter):
     """Compare the nine products' rate in each pass, transforms included, with that of a large torch.mm."""
     from dip_fast.ops import upsample_conv2d
 
@@ -103,6 +80,7 @@ def products(torch, options):
             "weight gradient": lambda: backward(grad, input, weight, *kind, [False, True, True]),
         },
         4 * options.seconds,
+        meter,
     )
     return {
         name: (2 * 2048**3 if name == "torch.mm" else 18 * C * C * H * H) / median / 1e9
@@ -110,24 +88,26 @@ def products(torch, options):
     }
 
 
-def print_table(found):
+def print_table(found, names):
     rows = {}
     for record in found:
         key = record["channels"], record["height"], record["mode"], record["pass"]
-        rows.setdefault(key, {})[record["engine"]] = record["median_seconds"], record["spread_seconds"]
+        rows.setdefault(key, {})[record["engine"]] = record
         if len(rows) == 1 and len(rows[key]) == 1:
-            print(f"{'channels':>8} {'input':>9} {'mode':8} {'pass':16} {'fused ms':>15} {'plain ms':>15} {'ratio':>6}"
-                  f" {'compile ms':>11} {'ratio':>6}")  # fmt: skip
+            heads = "".join(f" {f'{name} ms':>22} {'ratio':>6}" for name in names)
+            print(f"{'channels':>8} {'input':>9} {'mode':8} {'pass':16}{heads}")
     for (channels, size, mode, which), engines in rows.items():
         shown = f"{channels:8} {f'{size}x{size}':>9} {mode:8} {which:16}"
-        for name in ("fused", "plain"):
-            if name in engines:
-                median, spread = engines[name]
-                shown += f" {median * 1e3:8.2f} ±{spread * 5e2:5.2f}"
-        for name in ("plain", "compile"):
-            if name in engines and "fused" in engines:
-                ratio = engines[name][0] / engines["fused"][0]
-                shown += f" {ratio:5.2f}x" if name == "plain" else f" {engines[name][0] * 1e3:11.2f} {ratio:5.2f}x"
+        for name in names:
+            median, spread = engines[name]["median_seconds"], engines[name]["spread_seconds"]
+            ratio = median / engines["fused"]["median_seconds"] if "fused" in engines else math.nan
+            shown += f" {f'{median * 1e3:.3f} ±{spread * 5e2:.3f}':>22} {ratio:5.2f}x"
+        fused = engines.get("fused", {})
+        if "share" in fused:
+            shown += (
+                f"  {fused['bytes_per_second'] / 1e9:.0f} GB/s, {fused['flop_per_second'] / 1e12:.1f} TFLOP/s, "
+                f"{fused['share']:.1%} of the {fused['bound']} bound"
+            )
         print(shown)
 
 
@@ -138,7 +118,10 @@ def main():
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--modes", nargs="+", default=["nearest", "bilinear"])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=PASSES)
-    parser.add_argument("--engines", nargs="+", default=["fused", "plain", "compile"])
+    parser.add_argument("--engines", nargs="+", default=["fused", "plain", "compile"],
+                        choices=["fused", "plain", "plain-channels-last", "compile"])  # fmt: skip
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="tf32 on a GPU unless given, else fp32")
     parser.add_argument("--padding-mode", default="reflect")
     parser.add_argument("--threads", type=int, help="the number of CPUs unless given")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each line")
@@ -146,26 +129,41 @@ def main():
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
 
+    options.precision = options.precision or ("tf32" if options.device == "cuda" else "fp32")
+    options.engines = list(dict.fromkeys(options.engines))
+
     import torch
 
+    from dip_fast import devices, meters, precision, roofline
+    from dip_fast.errors import UsageError
     from dip_fast.ops import extension
 
+    try:
+        device = devices.choose(options.device)
+    except UsageError as error:
+        parser.error(str(error))
+    meter = meters.meter(device)
     torch.manual_seed(0)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    found = records(torch, options)
-    if options.json:
-        json.dump(list(found), sys.stdout, indent=1)
-        print()
-        return
-    module = extension.load()
-    kernels = module.cpu_level() if module is not None else "absent"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, kernels {kernels}, {options.padding_mode}")
-    print_table(found)
-    rates = products(torch, options)
-    print("rates at 128 channels, 128x128, whole passes: "
-          + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))  # fmt: skip
+    with precision.products(options.precision, device), roofline.trying_algorithms():
+        found = records(torch, options, meter)
+        if options.json:
+            json.dump(list(found), sys.stdout, indent=1)
+            print()
+            return
+        module = extension.load()
+        kernels = module.cpu_level() if module is not None else "absent"
+        where = f"{torch.get_num_threads()} threads, kernels {kernels}"
+        if options.device == "cuda":
+            where = f"{torch.cuda.get_device_name()}, {options.precision}"
+        print(f"torch {torch.__version__}, {where}, {options.padding_mode}")
+        print_table(found, options.engines)
+    if options.device == "cpu":
+        rates = products(torch, options, meter)
+        print("rates at 128 channels, 128x128, whole passes: "
+              + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))  # fmt: skip
 
 
 if __name__ == "__main__":

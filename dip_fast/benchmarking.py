@@ -30,7 +30,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from dip_fast import devices, engines, networks, profiling, roofline
+from dip_fast import devices, engines, networks, precision, profiling, roofline
 from dip_fast.degradations import Identity
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Fit, prepare
@@ -379,9 +379,9 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
     wanted = settings.engines or offered
     if unknown := set(wanted) - set(offered):
         raise UsageError(f"engines must be of {', '.join(offered)} on {device.type}, got {unknown.pop()!r}")
-    precision = settings.precision or ("tf32" if device.type == "cuda" else "fp32")
-    if device.type == "cpu" and precision != "fp32":
-        raise UsageError(f"--precision {precision}: a CPU computes in fp32; leave it out, or take --device cuda")
+    products_in = settings.precision or ("tf32" if device.type == "cuda" else "fp32")
+    if device.type == "cpu" and products_in != "fp32":
+        raise UsageError(f"--precision {products_in}: a CPU computes in fp32; leave it out, or take --device cuda")
     recipes = [_recipe(settings.preset, upsampling) for upsampling in settings.upsampling]
     if "fused" in wanted:
         try:
@@ -398,7 +398,7 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
         for name in wanted:
             devices.require_memory(recipe, CHANNELS, (size, size), device, _engine(name))
     return [
-        [Job(name, size, recipe, threads, device.type, precision) for name in wanted]
+        [Job(name, size, recipe, threads, device.type, products_in) for name in wanted]
         for size, recipe in itertools.product(settings.sizes, recipes)
     ]
 
@@ -648,7 +648,7 @@ def serve() -> None:
             try:
                 if fit is None:
                     job = _job(sys.argv[2])
-                    stack.enter_context(roofline.products_in(job.precision))
+                    stack.enter_context(precision.products(job.precision, torch.device(job.device)))
                     fit = _fit(job)
                 answer = _answer(fit, job, question.split())
             except Exception as error:
@@ -687,9 +687,8 @@ def _as_on_a_gpu(fit: Fit, job: Job) -> None:
     forward = fit.network.forward
 
     def in_layout(z: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=job.precision == "bf16"):
-            drawn: Tensor = forward(z.contiguous(memory_format=layout))
-        return drawn.float()
+        with precision.drawing(job.precision, fit.device):
+            return precision.full(forward(z.contiguous(memory_format=layout)))
 
     fit.network.to(memory_format=layout)  # type: ignore[call-overload]
     fit.network.forward = in_layout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -42,33 +41,22 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
         yield
         return
     allowed = precision != "fp32"
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    switches: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", allowed), (matmul, "allow_tf32", allowed)]
-    with _unwarned():
-        try:
-            before = [getattr(backend, name) for backend, name, _ in switches]
-        except RuntimeError:
-            convolutions = getattr(cudnn, "conv")  # noqa: B009  (unknown to mypy)
-            switches = [
-                (backend, "fp32_precision", "tf32" if allowed else "ieee") for backend in (convolutions, matmul)
-            ]
-            before = [getattr(backend, name) for backend, name, _ in switches]
-        for backend, name, wanted in switches:
-            setattr(backend, name, wanted)
+    wanted: Any = allowed
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    name = "allow_tf32"
     try:
+        before = [getattr(backend, name) for backend in backends]
+    except RuntimeError:
+        backends[0] = getattr(torch.backends.cudnn, "conv")  # noqa: B009  (unknown to mypy)
+        name, wanted = "fp32_precision", "tf32" if allowed else "ieee"
+        before = [getattr(backend, name) for backend in backends]
+    try:
+        for backend in backends:
+            setattr(backend, name, wanted)
         yield
     finally:
-        with _unwarned():
-            for (backend, name, _), value in zip(switches, before, strict=True):
-                setattr(backend, name, value)
-
-
-@contextmanager
-def _unwarned() -> Iterator[None]:
-    """Spare the user the warning that some versions of PyTorch give of the old way."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+        for backend, value in zip(backends, before, strict=True):
+            setattr(backend, name, value)
 
 
 def drawing(precision: str, device: torch.device) -> AbstractContextManager[Any]:

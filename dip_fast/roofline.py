@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dip_fast.fitting import Fit
 from dip_fast.meters import Meter, medians
 from dip_fast.ops import reference
+from dip_fast.precision import PRECISIONS, products
 
-PRECISIONS = ("fp32", "tf32", "bf16")
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product gives the rate: from here on it grows no more
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes that are copied: far more than caches hold
 # Products for each pixel of a 3x3 convolution of stride 1: Winograd's F(2x2) on a CPU; on a GPU its transforms would
@@ -49,14 +49,14 @@ class Ceilings:
 
 
 @contextmanager
-def products_in(precision: str) -> Iterator[None]:
-    """Let PyTorch's products of float32 run in TF32, or not; of what is bfloat16 it decides nothing."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+def trying_algorithms() -> Iterator[None]:
+    """Let cuDNN try its algorithms for each shape and keep to the fastest, as who fits one shape would."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cudnn.benchmark = before
 
 
 def ceilings(meter: Meter, device: torch.device) -> Ceilings:
@@ -70,7 +70,7 @@ def ceilings(meter: Meter, device: torch.device) -> Ceilings:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         # Not zeros: with less to switch the GPU draws less power, and keeps a higher clock.
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        with products_in(precision):
+        with products(precision, device):
             seconds = medians({"mm": partial(torch.mm, a, b, out=torch.empty_like(a))}, meter)["mm"]
         rates[precision] = 2 * side**3 / seconds
     return Ceilings(2 * source.nbytes / copied, rates)
@@ -229,6 +229,15 @@ def judged(
     }
 
 
+def bound(
+    function: Callable[[], object], seconds: float, ceiling: Ceilings, precision: str, device: torch.device
+) -> dict[str, Any]:
+    """Say how near a function that takes so long comes to what bounds the operators that it calls."""
+    with Recorder() as recorder:
+        function()
+    return judged(recorder.calls, seconds, ceiling, precision, device)
+
+
 def profile(fit: Fit, precision: str, steps: int, meter: Meter) -> dict[str, Any]:
     """Measure the steps of a fused fit and each of its operators alone, against the ceilings of the device.
 
@@ -255,7 +264,7 @@ def profile(fit: Fit, precision: str, steps: int, meter: Meter) -> dict[str, Any
     step = statistics.median(meter.seconds(fit.step, meter.batch) for _ in range(steps))
     ceiling = ceilings(meter, fit.device)
     operators = []
-    with products_in(precision):
+    with products(precision, fit.device):
         for call, count in record(fit).items():
             seconds = medians({"call": call.prepared(fit.device)}, meter)["call"]
             found = judged([call], seconds, ceiling, precision, fit.device)
@@ -290,12 +299,9 @@ def compare(device: torch.device, precision: str, ceiling: Ceilings, meter: Mete
     records = []
     for mode in reference.MODES:
         both = passes(channels, size, {"mode": mode, "padding_mode": "reflect"}, precision, device)
-        with products_in(precision):
-            with Recorder() as recorder:
-                both["forward+backward"]["fused"]()
+        with products(precision, device), trying_algorithms():
             for name, functions in both.items():
                 times = medians(functions, meter)
-                calls = recorder.calls[: 1 if name == "forward" else None]
                 plain, last = times["plain"], times["plain-channels-last"]
                 records.append(
                     {
@@ -303,7 +309,7 @@ def compare(device: torch.device, precision: str, ceiling: Ceilings, meter: Mete
                         "pass": name,
                         "channels": channels,
                         "size": size,
-                        **judged(calls, times["fused"], ceiling, precision, device),
+                        **bound(functions["fused"], times["fused"], ceiling, precision, device),
                         "plain_seconds": plain,
                         "plain_channels_last_seconds": last,
                         "ratio": min(plain, last) / times["fused"],
@@ -313,9 +319,17 @@ def compare(device: torch.device, precision: str, ceiling: Ceilings, meter: Mete
 
 
 def passes(
-    channels: int, size: int, kind: Mapping[str, str], precision: str, device: torch.device
+    channels: int,
+    size: int,
+    kind: Mapping[str, str],
+    precision: str,
+    device: torch.device,
+    names: Sequence[str] = ("fused", "plain", "plain-channels-last"),
 ) -> dict[str, dict[str, Callable[[], object]]]:
-    """Make the passes of the operator and of PyTorch's layers, by pass and engine, with values of their own."""
+    """Make the passes of the operator and of PyTorch's layers, by pass and engine, with values of their own.
+
+    The engines are those of the names; a fourth is ``compile``, the layers under torch.compile.
+    """
     from dip_fast.ops import upsample_conv2d  # here, since it loads or builds the extension
 
     def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -333,9 +347,11 @@ def passes(
         "fused": (fused, own),
         "plain": (plain, torch.contiguous_format),
         "plain-channels-last": (plain, torch.channels_last),
+        "compile": (torch.compile(plain) if "compile" in names else plain, torch.contiguous_format),
     }
     made: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "forward+backward": {}}
-    for name, (function, layout) in engines.items():
+    for name in names:
+        function, layout = engines[name]
         *leaves, grad = [t.clone(memory_format=layout) if t.dim() == 4 else t.clone() for t in tensors]
         for leaf in leaves:
             leaf.requires_grad_()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dip_fast import benchmarking, cli, devices, memory, profiling, roofline
+from dip_fast import benchmarking, cli, devices, memory, precision, profiling
 from dip_fast.benchmarking import Job, Settings, Worker
 from dip_fast.degradations import Identity
 from dip_fast.errors import DipFastError, UsageError
@@ -151,7 +151,7 @@ def test_sizes_are_written_as_one_likes(asked, arguments, more):
 def test_defaults_are_those_of_the_function(asked):
     assert asked() == Settings()
     assert set(cli.BENCH_ENGINES) == {name for names in benchmarking.ENGINES.values() for name in names}
-    assert cli.PRECISIONS == roofline.PRECISIONS
+    assert cli.PRECISIONS == precision.PRECISIONS
 
 
 def test_options_reach_the_function(asked):

@@ -167,14 +167,6 @@ def test_share_is_that_of_what_takes_longer():
     assert (found["bound"], found["bound_seconds"], found["share"]) == ("matrix", 16.0, 0.5)
 
 
-def test_products_in_a_precision_are_undone():
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    for precision, allowed in (("fp32", False), ("tf32", True)):
-        with roofline.products_in(precision):
-            assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is allowed
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
-
-
 # --- the profile --------------------------------------------------------------------------------------------------
 
 
