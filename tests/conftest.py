@@ -16,12 +16,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc):
-    """Run tests that ask for a `level` once for each instruction set that this CPU has, one right after the other."""
-    if "level" in metafunc.fixturenames:
+    """Run tests that ask for a `level` once for each instruction set that this CPU has, one right after the other.
+
+    Those that ask for a `device` run once more on a GPU, which has no such sets.
+    """
+    levels, devices = "level" in metafunc.fixturenames, "device" in metafunc.fixturenames
+    on_gpu = ["cuda"] * devices
+    if levels:
         from dip_fast.ops import extension  # here, since it loads or builds the extension
 
         module = extension.load()
-        metafunc.parametrize("level", ["reference"] if module is None else module.cpu_levels(), indirect=True)
+        of_cpu = ["reference"] if module is None else module.cpu_levels()
+        metafunc.parametrize("level", [*of_cpu, *_marked(on_gpu)], indirect=True)
+    elif devices:
+        metafunc.parametrize("device", ["cpu", *_marked(on_gpu)], indirect=True)
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def level(request):
     from dip_fast.ops import extension
 
     module = extension.load()
-    if module is None:
+    if module is None or request.param == "cuda":
         yield request.param
         return
     before = module.cpu_level()
@@ -95,3 +103,32 @@ def noisy(place):
 
     Image.fromarray(pixels(16, 18)).save(place / "noisy.png")
     return place / "noisy.png"
+
+
+def _marked(names):
+    return [pytest.param(name, marks=pytest.mark.gpu) for name in names]
+
+
+@pytest.fixture
+def device(request):
+    """A device that has kernels: the CPU, and the GPU in tests that are marked so."""
+    name = getattr(request, "param", None) or ("cuda" if request.getfixturevalue("level") == "cuda" else "cpu")
+    if name == "cuda":
+        request.getfixturevalue("gpu")
+    return torch.device(name)
+
+
+@pytest.fixture
+def gpu():
+    """A GPU that has kernels, with products of float32 in float32, unless a test says otherwise."""
+    from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    if extension.load() is None or not torch._C._dispatch_has_kernel_for_dispatch_key("dip_fast::norm_conv2d", "CUDA"):
+        pytest.skip("the extension has no CUDA kernels")
+    from dip_fast.precision import products
+
+    device = torch.device("cuda")
+    with products("fp32", device):
+        yield device

@@ -36,19 +36,20 @@ def run(network: Network, engine: str, z: Tensor) -> tuple[Tensor, dict[str, Ten
     network.use(engine).zero_grad()
     z = z.clone().requires_grad_()
     output = network(z)
-    (output * torch.sin(torch.arange(output.numel(), dtype=z.dtype)).view_as(output)).sum().backward()
+    weights = torch.sin(torch.arange(output.numel(), dtype=z.dtype)).reshape(output.shape)
+    (output * weights.to(z.device)).sum().backward()
     gradients = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
     return output.detach(), {"z": z.grad, **gradients}
 
 
 @pytest.mark.parametrize("case", NETWORKS)
-def test_fused_is_the_same_function(case: str) -> None:
+def test_fused_is_the_same_function(device: torch.device, case: str) -> None:
     make, shape = NETWORKS[case]
     torch.manual_seed(0)
     network = make().double()
     for parameter in network.parameters():  # so that no scale is 1 and no shift is 0
         parameter.data += 0.3 * torch.rand_like(parameter)
-    z = torch.rand(shape, dtype=torch.float64)
+    network, z = network.to(device), torch.rand(shape, dtype=torch.float64).to(device)
     (output, gradients), (expected, theirs) = run(network, "fused", z), run(network, "plain", z)
     # Worst seen: 3e-15 in the output, 2e-12 in a gradient whose largest is 5.  Gradients that are zero in exact
     # arithmetic (a shift before a batch norm) are rounding in both, which the absolute bound compares.
@@ -60,7 +61,7 @@ def test_fused_is_the_same_function(case: str) -> None:
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
-def test_fused_rounds_as_well_as_plain(upsampling: str) -> None:
+def test_fused_rounds_as_well_as_plain(device: torch.device, upsampling: str) -> None:
     """In float32, by the distances of output and gradients from those in float64, medians of five networks."""
     distances: dict[str, list[list[float]]] = {"fused": [], "plain": []}
     floors = []
@@ -69,7 +70,7 @@ def test_fused_rounds_as_well_as_plain(upsampling: str) -> None:
         network = Skip(8, 3, down=32, up=32, scales=3, upsampling=upsampling)
         for parameter in network.parameters():
             parameter.data += 0.1 * torch.rand_like(parameter)
-        z = torch.rand(1, 8, 64, 64)
+        network, z = network.to(device), torch.rand(1, 8, 64, 64).to(device)
         output, gradients = run(deepcopy(network).double(), "plain", z.double())
         exact = {"output": output, **gradients}
         for engine, rows in distances.items():
@@ -104,20 +105,20 @@ def test_fused_engine_runs_the_operators(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("case", ["nearest", "bilinear", "no-branch", "one-unfused", "pooled"])
-def test_biases_before_a_batch_norm_have_no_gradient(case: str) -> None:
+def test_biases_before_a_batch_norm_have_no_gradient(device: torch.device, case: str) -> None:
     make, shape = NETWORKS[case]
-    network = make().use("fused")
-    network(torch.rand(shape)).square().sum().backward()
+    network = make().to(device).use("fused")
+    network(torch.rand(shape, device=device)).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         if name.endswith("deepen.conv.bias"):
             assert not parameter.grad.any(), name
 
 
-def test_two_images_run_in_the_plain_form() -> None:
+def test_two_images_run_in_the_plain_form(device: torch.device) -> None:
     torch.manual_seed(0)
-    network = Skip(5, 3, down=8, up=8, scales=2).double()
-    z = torch.rand(2, 5, 8, 12, dtype=torch.float64)
+    network = Skip(5, 3, down=8, up=8, scales=2).double().to(device)
+    z = torch.rand(2, 5, 8, 12, dtype=torch.float64, device=device)
     assert torch.equal(network.use("fused")(z), network.use("plain")(z))
 
 
