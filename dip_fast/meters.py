@@ -24,13 +24,13 @@ class Meter(Protocol):
     Attributes
     ----------
     batch : int
-        Steps of a fit that are measured together.
+        Steps of a fit that are measured together, as their mean.
     """
 
     batch: int
 
-    def seconds(self, function: Callable[[], object], calls: int = 1) -> float:
-        """Time a call, as the mean of so many in a row, from when the device is idle until it is idle again."""
+    def seconds(self, function: Callable[[], object]) -> float:
+        """Time a call, from when the device is idle until it is idle again."""
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
         """Prepare a function for being timed by the device's own work: something to call, and how many calls it is."""
@@ -44,12 +44,11 @@ class CPUMeter:
 
     batch = 1  # a step is long, and each is a measurement of its own
 
-    def seconds(self, function: Callable[[], object], calls: int = 1) -> float:
+    def seconds(self, function: Callable[[], object]) -> float:
         """See `Meter`."""
         begin = time.perf_counter()
-        for _ in range(calls):
-            function()
-        return (time.perf_counter() - begin) / calls
+        function()
+        return time.perf_counter() - begin
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
         """See `Meter`: a call costs nothing beside its work."""
@@ -65,22 +64,21 @@ class CPUMeter:
 class CUDAMeter:
     """Events of the GPU's own clock, and PyTorch's allocator."""
 
-    batch = 20  # steps of milliseconds: beside so many, the host's wait for the last one does not count
+    batch = 50  # steps of milliseconds, as many as a fit makes between two looks of the host
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def seconds(self, function: Callable[[], object], calls: int = 1) -> float:
+    def seconds(self, function: Callable[[], object]) -> float:
         """See `Meter`; work on other streams than the current one counts too, as the end waits for all."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(self.device)
         begin.record()
-        for _ in range(calls):
-            function()
+        function()
         torch.cuda.synchronize(self.device)
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / calls
+        return begin.elapsed_time(end) / 1e3
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
         """See `Meter`: as a graph of so many calls that it takes long enough, whose launches are not measured."""

@@ -229,6 +229,16 @@ def judged(
     }
 
 
+def step_seconds(fit: Fit, meter: Meter) -> float:
+    """Time a step, as the mean of a batch that the fit makes as it does in a run."""
+
+    def batch() -> None:
+        for _ in range(meter.batch):
+            fit.step()
+
+    return meter.seconds(batch) / meter.batch
+
+
 def bound(
     function: Callable[[], object], seconds: float, ceiling: Ceilings, precision: str, device: torch.device
 ) -> dict[str, Any]:
@@ -259,9 +269,8 @@ def profile(fit: Fit, precision: str, steps: int, meter: Meter) -> dict[str, Any
         ``operators_seconds``, the sum of their times; ``floor_seconds``, that of their bounds; ``share_of_floor``, this
         over the step; ``upsample_conv2d``, what `compare` gives.
     """
-    for _ in range(2):
-        meter.seconds(fit.step, meter.batch)
-    step = statistics.median(meter.seconds(fit.step, meter.batch) for _ in range(steps))
+    taken = [step_seconds(fit, meter) for _ in range(2 + steps)]
+    step = statistics.median(taken[2:])
     ceiling = ceilings(meter, fit.device)
     operators = []
     with products(precision, fit.device):

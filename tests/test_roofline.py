@@ -71,8 +71,8 @@ def cuda(monkeypatch):
 
 
 def test_events_stand_around_all_work_and_nothing_else(cuda):
-    assert CUDAMeter(torch.device("cuda")).seconds(cuda.work, 4) == pytest.approx(0.002)
-    assert cuda.log == ["synchronize", "record", *["work"] * 4, "synchronize", "record", "wait"]
+    assert CUDAMeter(torch.device("cuda")).seconds(cuda.work) == pytest.approx(0.002)
+    assert cuda.log == ["synchronize", "record", "work", "synchronize", "record", "wait"]
 
 
 def test_operator_on_a_gpu_is_timed_as_a_graph_after_its_warm_up(cuda):
@@ -93,8 +93,8 @@ def test_each_device_has_its_meter():
     assert isinstance(meters.meter(CPU), CPUMeter)
     assert isinstance(meters.meter(torch.device("cuda")), CUDAMeter)
     calls = []
-    assert CPUMeter().seconds(lambda: calls.append(1), 3) > 0
-    assert len(calls) == 3
+    assert CPUMeter().seconds(lambda: calls.append(1)) > 0
+    assert len(calls) == 1
 
 
 # --- what a call costs --------------------------------------------------------------------------------------------
