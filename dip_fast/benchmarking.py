@@ -77,7 +77,7 @@ class Settings:
         CPU threads of each process; those of this one by default.
     device : {"auto", "cpu", "cuda"}
     precision : {"fp32", "tf32", "bf16"}, optional
-        Of the products on a GPU, of all engines; ``tf32`` by default.  A CPU has ``fp32`` alone.
+        Of the products on a GPU, of all engines; ``tf32`` by default.  A CPU computes in ``fp32``.
     seconds : float
         Time that all of it may take, starting and compiling included; every engine makes two measured steps at least,
         whatever they take.
@@ -379,9 +379,9 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
     wanted = settings.engines or offered
     if unknown := set(wanted) - set(offered):
         raise UsageError(f"engines must be of {', '.join(offered)} on {device.type}, got {unknown.pop()!r}")
-    products_in = settings.precision or ("tf32" if device.type == "cuda" else "fp32")
-    if device.type == "cpu" and products_in != "fp32":
-        raise UsageError(f"--precision {products_in}: a CPU computes in fp32; leave it out, or take --device cuda")
+    asked = settings.precision or "tf32"
+    precision.require(asked, device)
+    used = asked if device.type == "cuda" else "fp32"
     recipes = [_recipe(settings.preset, upsampling) for upsampling in settings.upsampling]
     if "fused" in wanted:
         try:
@@ -398,7 +398,7 @@ def _jobs(settings: Settings, say: Callable[[str], None]) -> list[list[Job]]:
         for name in wanted:
             devices.require_memory(recipe, CHANNELS, (size, size), device, _engine(name))
     return [
-        [Job(name, size, recipe, threads, device.type, products_in) for name in wanted]
+        [Job(name, size, recipe, threads, device.type, used) for name in wanted]
         for size, recipe in itertools.product(settings.sizes, recipes)
     ]
 
@@ -641,15 +641,12 @@ def serve() -> None:
 
     ``step`` makes a step of the fit, on a GPU a batch of them; ``profile N`` measures N of these and looks into more.
     """
-    with os.fdopen(os.dup(1), "w") as answers, contextlib.ExitStack() as stack:
+    with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print is no answer
-        fit = None
+        job, fit = _job(sys.argv[2]), None
         for question in sys.stdin:
             try:
-                if fit is None:
-                    job = _job(sys.argv[2])
-                    stack.enter_context(precision.products(job.precision, torch.device(job.device)))
-                    fit = _fit(job)
+                fit = fit or _fit(job)
                 answer = _answer(fit, job, question.split())
             except Exception as error:
                 answer = {"error": _short(error)}
@@ -672,7 +669,7 @@ def _fit(job: Job) -> Fit:
     ramp = torch.linspace(0.2, 0.8, job.size)
     noise = torch.randn(1, CHANNELS, job.size, job.size, generator=torch.Generator().manual_seed(0))
     picture = (ramp * ramp[:, None] + 0.1 * noise).clamp(0, 1)
-    fit = prepare(Identity(picture), job.recipe, device=job.device, engine=_engine(job.engine))
+    fit = prepare(Identity(picture), job.recipe, device=job.device, engine=_engine(job.engine), precision=job.precision)
     if job.device == "cuda" and job.engine != "fused":
         _as_on_a_gpu(fit, job)
     if job.engine in COMPILED:
@@ -683,15 +680,17 @@ def _fit(job: Job) -> Fit:
 def _as_on_a_gpu(fit: Fit, job: Job) -> None:
     """Let plain PyTorch run as who knows it would: cuDNN's algorithms tried, one layout of the images throughout.
 
-    The weights, 9 MB, stay as the fit has them; cuDNN turns them over as it reads them.
+    It runs step by step, as eager code does; torch.compile makes graphs of its own.  The weights, 9 MB, stay as the fit
+    has them; cuDNN turns them over as it reads them.
     """
     torch.backends.cudnn.benchmark = True
+    os.environ["DIP_FAST_GRAPH"] = "never"
     layout = torch.channels_last if job.engine == "plain-channels-last" else torch.contiguous_format
     forward = fit.network.forward
 
     def in_layout(z: Tensor) -> Tensor:
-        with precision.drawing(job.precision, fit.device):
-            return precision.full(forward(z.contiguous(memory_format=layout)))
+        drawn: Tensor = forward(z.contiguous(memory_format=layout))
+        return drawn
 
     fit.network.forward = in_layout
 
@@ -699,7 +698,7 @@ def _as_on_a_gpu(fit: Fit, job: Job) -> None:
 def _answer(fit: Fit, job: Job, words: Sequence[str]) -> dict[str, Any]:
     if words[0] == "profile":
         if job.device == "cuda":
-            return roofline.profile(fit, job.precision, int(words[1]), job.meter)
+            return roofline.profile(fit, int(words[1]), job.meter)
         return profiling.profile(fit, int(words[1]))
     seconds = roofline.step_seconds(fit, job.meter)
     if fit.events:

@@ -26,7 +26,7 @@ from dip_fast.presets import PRESETS
 INTERRUPTED = 130
 # Of dip_fast.benchmarking, which imports torch: on a CPU, on a GPU, or on both.
 BENCH_ENGINES = ("fused", "plain", "plain-retained", "plain-channels-last", "compile", "compile-max-autotune")
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")  # of dip_fast.precision
 FORMAT_NAMES = ("onnx", "torchscript", "pt2")  # of dip_fast.formats, which imports numpy
 
 
@@ -144,7 +144,7 @@ def cli() -> None:
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), help="[default: auto]")
 @click.option(
     "--precision",
-    type=Choice(["fp32", "tf32", "bf16"]),
+    type=Choice(list(PRECISIONS)),
     help="Of products on a GPU; bf16 also halves the memory of images.  A CPU computes in fp32.  [default: tf32]",
 )
 @click.option(

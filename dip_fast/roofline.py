@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dip_fast.fitting import Fit
 from dip_fast.meters import Meter, medians
 from dip_fast.ops import reference
-from dip_fast.precision import PRECISIONS, products
+from dip_fast.precision import PRECISIONS, drawing, products
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product gives the rate: from here on it grows no more
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes that are copied: far more than caches hold
@@ -194,7 +194,8 @@ def record(fit: Fit) -> Counter[Call]:
     if fit.device.type == "cuda":
         z = z.contiguous(memory_format=torch.channels_last)
     with Recorder() as recorder:
-        output = fit.network(z)
+        with drawing(fit.precision, fit.device):
+            output = fit.network(z)
         # Not into .grad, which is the fit's.
         torch.autograd.grad(output, list(fit.network.parameters()), torch.ones_like(output))
     return Counter(recorder.calls)
@@ -233,8 +234,9 @@ def step_seconds(fit: Fit, meter: Meter) -> float:
     """Time a step, as the mean of a batch that the fit makes as it does in a run."""
 
     def batch() -> None:
-        for _ in range(meter.batch):
-            fit.step()
+        end = fit.steps + meter.batch
+        while fit.steps < end and not fit.events:
+            fit.advance(end - fit.steps)
 
     return meter.seconds(batch) / meter.batch
 
@@ -248,15 +250,13 @@ def bound(
     return judged(recorder.calls, seconds, ceiling, precision, device)
 
 
-def profile(fit: Fit, precision: str, steps: int, meter: Meter) -> dict[str, Any]:
+def profile(fit: Fit, steps: int, meter: Meter) -> dict[str, Any]:
     """Measure the steps of a fused fit and each of its operators alone, against the ceilings of the device.
 
     Parameters
     ----------
     fit : Fit
-        Goes on by some multiple of the meter's batch of steps.
-    precision : {"fp32", "tf32", "bf16"}
-        Of its products.
+        Goes on by ``steps + 2`` batches of steps.
     steps : int
         Batches of steps whose median is given.
     meter : Meter
@@ -271,6 +271,7 @@ def profile(fit: Fit, precision: str, steps: int, meter: Meter) -> dict[str, Any
     """
     taken = [step_seconds(fit, meter) for _ in range(2 + steps)]
     step = statistics.median(taken[2:])
+    precision = fit.precision
     ceiling = ceilings(meter, fit.device)
     operators = []
     with products(precision, fit.device):

@@ -173,7 +173,7 @@ def test_options_reach_the_function(asked):
         ("--sizes 8", ["8", "16"]),
         ("--engines fused plian", ["plian", "did you mean plain"]),
         ("--device cpu --engines compile-max-autotune", ["compile-max-autotune", "on cpu", "plain-retained"]),
-        ("--device cpu --precision bf16", ["--precision bf16", "--device cuda"]),
+        ("--device cpu --precision bf16", ["--precision bf16", "needs a GPU"]),
         ("--precision fp64", ["fp64", "fp32, tf32, bf16"]),
         ("--upsampling cubic", ["cubic", "nearest, bilinear, both"]),
         ("--preset decoder", ["decoder", "quick, paper"]),
@@ -417,6 +417,7 @@ def test_only_autotuning_waits_for_what_is_compiled_before(monkeypatch, fake):
 )
 def test_plain_engines_on_a_gpu_keep_to_one_layout(engine, layout, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setenv("DIP_FAST_GRAPH", "auto")
     fit = benchmarking._fit(job("plain", size=20))
     benchmarking._as_on_a_gpu(fit, job(engine, device="cuda"))
     seen = []
@@ -427,6 +428,7 @@ def test_plain_engines_on_a_gpu_keep_to_one_layout(engine, layout, monkeypatch):
     assert seen
     assert all(output.is_contiguous(memory_format=layout) for output in seen)
     assert torch.backends.cudnn.benchmark
+    assert os.environ["DIP_FAST_GRAPH"] == "never"
 
 
 def test_table_gives_ratios_to_the_fused_engine_of_the_same_row():

@@ -127,16 +127,18 @@ def test_fit_on_a_gpu_starts_as_on_a_cpu():
 
 
 def test_precisions_restore_alike():
-    """Single fits part, as any two ways of rounding do: by 0.2 dB here, so 0.05 for the mean of sixteen."""
+    """Single fits part, as any two ways of rounding do: by 0.05 dB here (on a CPU), so 0.02 for the mean of eight."""
     recipe = PRESETS["quick"].recipe
     recipe = replace(recipe, options=replace(recipe.options, iterations=300, stop="never"))
-    target = clean()[0].permute(1, 2, 0).numpy()
+    target = clean(128)[0].permute(1, 2, 0).numpy()
 
     def psnr(seed: int, precision: str) -> float:
-        image = fit(Identity(noisy(seed)), recipe, seed=seed, device="cuda", engine="fused", precision=precision).image
+        image = fit(
+            Identity(noisy(seed, 128)), recipe, seed=seed, device="cuda", engine="fused", precision=precision
+        ).image
         return -10 * math.log10(((image - target) ** 2).mean())
 
-    means = {precision: np.mean([psnr(seed, precision) for seed in range(16)]) for precision in PRECISIONS}
+    means = {precision: np.mean([psnr(seed, precision) for seed in range(8)]) for precision in PRECISIONS}
     assert means["tf32"] == pytest.approx(means["fp32"], abs=0.1)
     assert means["bf16"] == pytest.approx(means["fp32"], abs=0.1)
 

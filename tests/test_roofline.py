@@ -103,7 +103,7 @@ def test_each_device_has_its_meter():
 def fitted(size=(40, 36)):
     recipe = benchmarking._recipe("quick", "bilinear")
     picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    return prepare(Identity(picture), recipe, engine="fused")
+    return prepare(Identity(picture), recipe, engine="fused", precision="fp32")
 
 
 @pytest.mark.usefixtures("small")
@@ -178,7 +178,7 @@ def test_profile_against_the_ceilings(monkeypatch):
     monkeypatch.setattr(roofline, "OPERATOR", (4, 8))
     monkeypatch.setattr(meters, "RUNS", 2)
     fit = fitted()
-    found = json.loads(json.dumps(roofline.profile(fit, "fp32", 2, CPUMeter())))
+    found = json.loads(json.dumps(roofline.profile(fit, 2, CPUMeter())))
     assert fit.steps == 4
     operators = found["operators"]
     assert {operator["name"].split()[0] for operator in operators} == {
