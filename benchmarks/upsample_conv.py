@@ -40,7 +40,8 @@ def records(torch, options, meter):
     ceiling = roofline.ceilings(meter, device) if options.device == "cuda" else None
     for channels, size, mode in itertools.product(options.channels, options.sizes, options.modes):
         kind = dict(mode=mode, padding_mode=options.padding_mode)
-        torch.compiler.reset()
+        if "compile" in options.engines:
+            torch.compiler.reset()
         passes = roofline.passes(channels, size, kind, options.precision, device, options.engines)
         for which in options.passes:
             found = measure(passes[which], options.seconds, meter)

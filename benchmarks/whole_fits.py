@@ -1,0 +1,132 @@
+"""Whole fits, each in a process of its own: seconds with start-up, PSNR in each precision, the same bits twice or not.
+
+    python benchmarks/whole_fits.py --device cuda [--preset paper] [--size 512] [--precisions fp32 tf32 bf16] [--json]
+
+The picture is examples/clean.png, enlarged or reduced to the size, with noise of sigma 25/255 drawn from the seed.  All
+steps of the preset are made.  Seconds are those of the process, from its start to its end, Python and PyTorch included;
+no file is written.  Single fits part, as any two ways of rounding do: compare means over some --seeds.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CLEAN = Path(__file__).parents[1] / "examples" / "clean.png"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--iterations", type=int, help="the preset's unless given")
+    parser.add_argument("--engines", nargs="+", choices=["fused", "plain"], default=["fused"])
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "tf32", "bf16"], default=["tf32"])
+    parser.add_argument("--seeds", type=int, default=1, help="fits of each engine and precision")
+    parser.add_argument(
+        "--twice", action="store_true", help="make each fit twice, and say whether the bits are the same"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of records in place of a table")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # the job of a process
+    options = parser.parse_args()
+    if options.one:
+        from dip_fast.errors import DipFastError
+
+        try:
+            print(json.dumps(fitted(**json.loads(options.one))))
+        except DipFastError as error:
+            sys.exit(str(error))
+        return
+    records = []
+    for engine, precision, seed in itertools.product(options.engines, options.precisions, range(options.seeds)):
+        job = {
+            "device": options.device,
+            "preset": options.preset,
+            "size": options.size,
+            "iterations": options.iterations,
+            "engine": engine,
+            "precision": precision,
+            "seed": seed,
+        }
+        runs = [in_a_process(job) for _ in range(1 + options.twice)]
+        same = len({run["sha256"] for run in runs}) == 1 if options.twice else None
+        records.append({**job, **runs[0], "same_bits": same})
+        if not options.json:
+            row(records[-1], head=len(records) == 1)
+    if options.json:
+        json.dump(records, sys.stdout, indent=1)
+        print()
+    else:
+        for (engine, precision), of in itertools.groupby(
+            records, lambda record: (record["engine"], record["precision"])
+        ):
+            values = [record["psnr"] for record in of]
+            print(f"{engine} {precision}: mean PSNR {sum(values) / len(values):.3f} dB of {len(values)} fits")
+    if any(record["same_bits"] is False for record in records):
+        sys.exit("the same seed gave other bits")
+
+
+def in_a_process(job):
+    started = time.perf_counter()
+    command = [sys.executable, __file__, "--one", json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"a fit ended with exit code {done.returncode}: {job}")
+    return {"process_seconds": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def row(record, head):
+    if head:
+        seconds = f"{'process s':>10} {'loop s':>8}"
+        print(f"{'engine':6} {'in':4} {'seed':>4} {'steps':>5} {seconds} {'PSNR dB':>8} {'peak MB':>8} bits")
+    same = {None: "-", True: "the same", False: "OTHERS"}[record["same_bits"]]
+    print(
+        f"{record['engine']:6} {record['precision']:4} {record['seed']:4} {record['steps']:5} "
+        f"{record['process_seconds']:10.2f} {record['loop_seconds']:8.2f} {record['psnr']:8.3f} "
+        f"{record['peak_memory_bytes'] / 1e6:8.0f} {same}",
+        flush=True,
+    )
+
+
+def fitted(device, preset, size, iterations, engine, precision, seed):
+    """Make a fit, in a process that has nothing else to do."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from dip_fast.degradations import Identity
+    from dip_fast.fitting import fit
+    from dip_fast.meters import meter
+    from dip_fast.presets import PRESETS
+
+    clean = torch.tensor(np.asarray(Image.open(CLEAN).convert("RGB")), dtype=torch.float32).permute(2, 0, 1)[None] / 255
+    clean = torch.nn.functional.interpolate(clean, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    noisy = (clean + 25 / 255 * noise).clamp(0, 1)
+    recipe = PRESETS[preset].recipe
+    changes = {"stop": "never"} | ({"iterations": iterations} if iterations else {})
+    recipe = replace(recipe, options=replace(recipe.options, **changes))
+    result = fit(Identity(noisy), recipe, seed=seed, device=device, engine=engine, precision=precision)
+
+    target = clean[0].permute(1, 2, 0).numpy()
+    return {
+        "steps": result.steps,
+        "loop_seconds": result.seconds,
+        "psnr": -10 * math.log10(float(((result.image - target) ** 2).mean())),
+        "sha256": hashlib.sha256(result.image.tobytes()).hexdigest(),
+        "peak_memory_bytes": meter(torch.device(device)).peaks()["peak_bytes"],
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
