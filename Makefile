@@ -3,13 +3,15 @@
 # make lint   ruff, ruff format, mypy, clang-format
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
 # make test-replay   replay an ONNX file where there is no PyTorch
+# make test-gpu   the tests that need a GPU, skipped with the reason where there is none
+# make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
 # make test-slow, make clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-slow test-cpp test-replay lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-replay lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -29,6 +31,13 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
+
+test-gpu: .venv/installed
+	$(BIN)/pytest -m gpu -rs
+
+# From the checkout, with the Python that has a torch for CUDA: nothing is installed.
+gpu-bars:
+	PYTHON=$(PYTHON) benchmarks/gpu_bars.sh
 
 test-cpp: .venv/requirements
 	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -B build/cpp -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python

@@ -26,8 +26,7 @@ from dip_fast.precision import PRECISIONS, drawing, products
 
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product gives the rate: from here on it grows no more
 COPIED = {"cpu": 2**26, "cuda": 2**30}  # bytes that are copied: far more than caches hold
-# Products for each pixel of a 3x3 convolution of stride 1: Winograd's F(2x2) on a CPU; on a GPU its transforms would
-# cost more than the tensor cores' products that they save.
+# Products for each pixel of a 3x3 convolution of stride 1: Winograd's F(2x2) on a CPU, all nine taps on a GPU.
 OF_3X3 = {"cpu": 16 / 4, "cuda": 9.0}
 OPERATOR = 128, 256  # channels and side of the input of the operator that is compared with PyTorch's layers
 
