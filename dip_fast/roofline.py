@@ -195,7 +195,6 @@ def record(fit: Fit) -> Counter[Call]:
     with Recorder() as recorder:
         with drawing(fit.precision, fit.device):
             output = fit.network(z)
-        # Not into .grad, which is the fit's.
         torch.autograd.grad(output, list(fit.network.parameters()), torch.ones_like(output))
     return Counter(recorder.calls)
 
@@ -350,7 +349,7 @@ def passes(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = (1, channels, size, size), (channels, channels, 3, 3), (channels,), (1, channels, 2 * size, 2 * size)
     tensors = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
-    # The operator's images are channels_last on a GPU.
+    # The operator's images are channels_last on a GPU, its weights as a module has them.
     own = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     engines = {
         "fused": (fused, own),
@@ -361,7 +360,13 @@ def passes(
     made: dict[str, dict[str, Callable[[], object]]] = {"forward": {}, "forward+backward": {}}
     for name in names:
         function, layout = engines[name]
-        *leaves, grad = [t.clone(memory_format=layout) if t.dim() == 4 else t.clone() for t in tensors]
+        x, weight, bias, grad = tensors
+        leaves = [
+            x.clone(memory_format=layout),
+            weight.clone(memory_format=torch.contiguous_format if name == "fused" else layout),
+            bias.clone(),
+        ]
+        grad = grad.clone(memory_format=layout)
         for leaf in leaves:
             leaf.requires_grad_()
 

@@ -368,14 +368,14 @@ def test_fused_engine_that_cannot_be_had_is_left_out_unless_it_is_asked_for(fake
 
 
 @pytest.fixture
-def gpu(monkeypatch):
+def pretended_gpu(monkeypatch):
     """A GPU for whoever only asks whether there is one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices, "available_bytes", lambda device: 1e12)
     monkeypatch.setattr(benchmarking.engines, "choose", lambda engine, network, device: engine)
 
 
-@pytest.mark.usefixtures("small", "gpu")
+@pytest.mark.usefixtures("small", "pretended_gpu")
 def test_engines_on_a_gpu_take_turns_of_batches_of_steps(fake):
     asked = fake()
     records, said = measured(device="cuda", steps=60)
@@ -390,7 +390,7 @@ def test_engines_on_a_gpu_take_turns_of_batches_of_steps(fake):
     assert benchmarking.table(records)[0].split()[4] == "ms"
 
 
-@pytest.mark.usefixtures("small", "gpu")
+@pytest.mark.usefixtures("small", "pretended_gpu")
 def test_only_autotuning_waits_for_what_is_compiled_before(monkeypatch, fake):
     """Its choices go by the clock."""
     running, most = set(), {}
