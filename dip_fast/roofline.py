@@ -192,6 +192,8 @@ def record(fit: Fit) -> Counter[Call]:
     z = fit.z.tensor(fit.device)
     if fit.device.type == "cuda":
         z = z.contiguous(memory_format=torch.channels_last)
+    if fit.precision == "bf16":
+        z = z.bfloat16()
     with Recorder() as recorder:
         with drawing(fit.precision, fit.device):
             output = fit.network(z)
