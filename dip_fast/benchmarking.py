@@ -416,7 +416,7 @@ def _engine(name: str) -> str:
 
 
 def _needed_bytes(job: Job) -> float:
-    return PROCESS + devices.needed_bytes(job.recipe, CHANNELS, (job.size, job.size), _engine(job.engine))
+    return PROCESS + devices.needed_bytes(job.recipe, CHANNELS, (job.size, job.size), _engine(job.engine), job.device)
 
 
 def _compile_ahead(groups: list[list[Job]], deadline: float | None, say: Callable[[str], None]) -> list[list[Job]]:
