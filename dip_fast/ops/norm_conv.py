@@ -8,6 +8,7 @@ carries the gradient of the batch norm through them (csrc/autograd.cpp).  `dip_f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Raw(NamedTuple):
     Attributes
     ----------
     tensor : Tensor, (1, C, H, W)
-        float32 or float64.
+        float32 or float64; on a GPU also bfloat16, with parameters in float32.
     statistics : Tensor, (2, C), optional
         Mean and biased variance of each channel, float64; None for an image that is read as it is.
     weight, bias : Tensor, (C,), optional
@@ -80,7 +81,7 @@ def norm_conv2d(
     TypeError, ValueError
         If a dtype or shape does not fit.
     NotImplementedError
-        Where there are no kernels: other devices than the CPU; in backward, if second derivatives are asked for.
+        Where there are no kernels for a device; in backward, if second derivatives are asked for.
 
     Notes
     -----
@@ -148,6 +149,16 @@ def _statistics(like: Tensor, channels: int) -> Tensor:
     return like.new_empty((2, channels), dtype=torch.float64)
 
 
+def empty_image(like: Tensor, size: Sequence[int]) -> Tensor:
+    """Make an image as the kernels of a device lay them out: channels last on a GPU."""
+    layout = torch.channels_last if like.is_cuda else torch.contiguous_format
+    return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _empty_like(image: Tensor) -> Tensor:
+    return empty_image(image, image.shape) if image.dim() == 4 else torch.empty_like(image)
+
+
 def _fake_conv(
     input: Tensor,
     statistics: Tensor | None,
@@ -162,7 +173,7 @@ def _fake_conv(
 ) -> tuple[Tensor, Tensor]:
     K = weight.shape[0]
     size = (-(-side // stride) for side in input.shape[2:])
-    return input.new_empty((1, K, *size)), _statistics(input, K)
+    return empty_image(input, (1, K, *size)), _statistics(input, K)
 
 
 def _wanted(like: Tensor, shape: Any, wanted: bool) -> Tensor:
@@ -190,7 +201,7 @@ def _fake_conv_backward(
         for t in (statistics, norm_weight, norm_bias)
     ]
     return (
-        _wanted(input, input.shape, mask[0]),
+        empty_image(input, input.shape) if mask[0] else input.new_empty(0),
         *of_norm,
         _wanted(weight, weight.shape, mask[1]),
         _wanted(weight, weight.shape[:1], mask[2]),
@@ -216,7 +227,7 @@ def _fake_join(
     padding_mode: str,
 ) -> tuple[Tensor, Tensor]:
     K = weight.shape[0]
-    return deep.new_empty((1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
+    return empty_image(deep, (1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
 
 
 def _fake_join_backward(
@@ -243,10 +254,10 @@ def _fake_join_backward(
 ) -> list[Tensor]:
     tensors = (
         deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
-        norm_bias, weight,
+        norm_bias,
     )  # fmt: skip
-    like = [deep.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in tensors]
-    return [*like, _wanted(weight, weight.shape[:1], with_bias)]
+    like = [deep.new_empty(0) if tensor is None else _empty_like(tensor) for tensor in tensors]
+    return [*like, torch.empty_like(weight), _wanted(weight, weight.shape[:1], with_bias)]
 
 
 if extension.load() is not None:  # without it the plain engine runs: there is nothing that these would save

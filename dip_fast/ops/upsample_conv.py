@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.ops import extension, reference
+from dip_fast.ops.norm_conv import empty_image
 
 FORWARD = "dip_fast::upsample_conv2d"
 BACKWARD = "dip_fast::upsample_conv2d_backward"
@@ -45,7 +46,7 @@ def upsample_conv2d(
     Returns
     -------
     Tensor, (N, K, 2H, 2W)
-        The convolved image, contiguous.
+        The convolved image, contiguous; on a GPU, channels last.
 
     Raises
     ------
@@ -72,15 +73,19 @@ def upsample_conv2d(
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str) -> Tensor:
-    return input.new_empty(reference.output_shape(input, weight, bias, mode, padding_mode))
+    return empty_image(input, reference.output_shape(input, weight, bias, mode, padding_mode))
 
 
 def _fake_backward(
     grad: Tensor, input: Tensor, weight: Tensor, mode: str, padding_mode: str, mask: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     reference.output_shape(input, weight, None, mode, padding_mode)
-    shapes = input.shape, weight.shape, weight.shape[:1]
-    return tuple(input.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, mask, strict=True))  # type: ignore[return-value]
+    nothing = input.new_empty(0)
+    return (
+        empty_image(input, input.shape) if mask[0] else nothing,
+        weight.new_empty(weight.shape if mask[1] else (0,)),
+        weight.new_empty(weight.shape[:1] if mask[2] else (0,)),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
