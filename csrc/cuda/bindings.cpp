@@ -73,7 +73,7 @@ void with_kind(at::ScalarType image, Use use) {
     case at::kHalf:
       return use(Half16{});
     default:
-      if (at::globalContext().allowTF32CuDNN()) return use(Tensor32{});
+      if (at::globalContext().allowTF32CuDNN(at::Float32Op::CONV)) return use(Tensor32{});
       return use(Float32{});
   }
 }

@@ -81,7 +81,7 @@ DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, in
 }
 
 template <class K, class T, class Operand, class Finish>
-__global__ void __launch_bounds__(THREADS, Operand::BLOCKS) convolve_kernel(Convolve<K, Operand, Finish> a) {
+__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;

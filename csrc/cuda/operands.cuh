@@ -111,7 +111,6 @@ enum class Form { window, folded, bilinear };
 template <class K, Form form>
 struct Patch {
   using Sum = typename K::Sum;
-  static constexpr int BLOCKS = 2;  // that one multiprocessor has registers for
   Pixels<K> from;
   int taps = 1, stride = 1;  // taps: of a side
   Padding padding = Padding::zeros;
@@ -154,7 +153,6 @@ struct Patch {
 // The upsampled image, then the thin one beside it, from `begin` of the depth on.
 template <class K, Form form>
 struct Joined {
-  static constexpr int BLOCKS = 1;
   Patch<K, form> deep;
   Patch<K, Form::window> thin;
   int begin;
@@ -198,7 +196,6 @@ struct Arriving {
 template <class K>
 struct Readers2d {
   using Sum = typename K::Sum;
-  static constexpr int BLOCKS = 1;
   Arriving<K> arriving;
   int height, width;  // of the input
   int taps, stride;
