@@ -2,6 +2,8 @@
 # make test   set up .venv and run the tests against the installed wheel
 # make lint   ruff, ruff format, mypy, clang-format
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
+# make check-cuda   compile the CUDA kernels for three generations of GPUs and look for warnings and local memory; needs nvcc
+# make test-cuda-emulated   run the operators' tests with the CUDA kernels, on an emulated GPU
 # make test-replay   replay an ONNX file where there is no PyTorch
 # make test-gpu   the tests that need a GPU, skipped with the reason where there is none
 # make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
@@ -9,9 +11,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+EMULATED_TESTS := tests/test_norm_conv.py tests/test_upsample_conv.py tests/test_perturbation.py tests/test_engines.py
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-replay lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -40,12 +44,20 @@ gpu-bars:
 	PYTHON=$(PYTHON) benchmarks/gpu_bars.sh
 
 test-cpp: .venv/requirements
-	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -B build/cpp -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
-	$(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -B build/cpp-sanitize -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DDIP_FAST_SANITIZE=ON
+	$(CMAKE) -B build/cpp
+	$(CMAKE) -B build/cpp-sanitize -DDIP_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS)
 	$(BIN)/cmake --build build/cpp-sanitize --parallel $(MAX_JOBS)
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure
+
+check-cuda: .venv/requirements
+	$(BIN)/python .ci/check_cuda.py $(if $(CODES),--codes $(CODES))
+
+test-cuda-emulated: .venv/installed
+	$(CMAKE) -B build/cpp
+	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS) --target dip_fast_emulated
+	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(BIN)/pytest $(EMULATED_TESTS)
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:

@@ -37,10 +37,14 @@ if missing is not None:
         f"dip-fast: installing without compiled operators, {missing}; they are compiled on first use", file=sys.stderr
     )
 
+sources = {}
+for path in building["read_sources"](ROOT / "csrc"):
+    sources[".".join(["dip_fast._csrc", *path.parent.parts])] = [f"*{suffix}" for suffix in building["SUFFIXES"]]
+
 setup(
-    packages=[*find_packages(include=["dip_fast*"]), "dip_fast._csrc", "dip_fast._csrc.cpu"],
+    packages=[*find_packages(include=["dip_fast*"]), *sources],
     package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
-    package_data={"dip_fast._csrc": ["sources.txt", "*.h", "*.cpp"], "dip_fast._csrc.cpu": ["*.h", "*.cpp"]},
+    package_data=sources,
     include_package_data=False,  # else csrc/test, which only the source distribution needs, would come too
     ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
     cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},

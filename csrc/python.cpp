@@ -19,11 +19,20 @@ bool is_parallel() {
 #endif
 }
 
+bool has_cuda() {
+#ifdef DIP_FAST_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
 pybind11::dict build_information() {
   pybind11::dict info;
   info["torch"] = DIP_FAST_TORCH_VERSION;
   info["compiler"] = __VERSION__;
   info["parallel"] = is_parallel();
+  info["cuda"] = has_cuda();
   return info;
 }
 
@@ -42,7 +51,8 @@ struct OwnThreads {
 
 PYBIND11_MODULE(_C, m) {
   dip_fast::cpu::level();  // a wrong DIP_FAST_CPU is an error here, not at the first call
-  m.def("build_information", &build_information, "The versions of torch and the compiler; whether loops are parallel.");
+  m.def("build_information", &build_information,
+        "The versions of torch and the compiler; whether loops are parallel; whether there are CUDA kernels.");
   m.def("cpu_levels", &cpu_levels, "The kernels that this CPU can run, slowest first.");
   m.def("cpu_level", [] { return dip_fast::cpu::level().name; }, "The kernels in use.");
   m.def(

@@ -50,14 +50,13 @@ def _obstacle(network: Network, device: torch.device) -> str:
         return f"no block of the {type(network).__name__.lower()} network has a fused form"
     if device.type not in ("cpu", "cuda"):
         return f"it has no kernels for {device.type}"
-    from dip_fast.ops import extension  # here, since it loads or builds the extension
+    from dip_fast.ops import building, extension  # here, since it loads or builds the extension
 
-    module = extension.load()
-    if module is None:
-        return extension.info().reason
-    if device.type == "cuda" and not module.build_information().get("cuda", False):
-        return "the operators were compiled without their kernels for cuda; see dip-fast info"
-    return ""
+    build = extension.info()
+    if build.module is None:
+        return build.reason
+    lacking = building.lacks_cuda(build.record) if device.type == "cuda" else None
+    return "" if lacking is None else f"the operators were built without CUDA: {lacking}"
 
 
 def describe(network: Network) -> str:

@@ -58,6 +58,7 @@ def _operators(build: extension.Extension) -> dict[str, Any]:
         "build": build.origin,
         "for torch": build.record["torch"],
         "compiler": build.record["compiler"],
+        "cuda": build.record["cuda"],
         "kernels": f"{build.module.cpu_level()} of {'/'.join(build.module.cpu_levels())}",
     }
 

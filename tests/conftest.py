@@ -1,6 +1,10 @@
-"""One thread for all tests: the tensors are tiny, and threads that wait for each other would take most of the time."""
+"""One thread for all tests: the tensors are tiny, and threads that wait for each other would take most of the time.
+
+With DIP_FAST_EMULATED=build/cpp/libdip_fast_emulated.so the operators run the CUDA kernels, on an emulated GPU.
+"""
 
 import io
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -12,6 +16,22 @@ import torch
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
+
+EMULATED = os.environ.get("DIP_FAST_EMULATED")
+if EMULATED:
+    from dip_fast.ops import extension as _extension
+
+    assert _extension.load() is not None, _extension.info().reason
+    torch.backends.cudnn.allow_tf32 = False  # float32 is tested as such
+    torch.ops.load_library(EMULATED)  # says on standard error that it takes the place of the CPU's kernels, once
+
+
+def pytest_collection_modifyitems(items):
+    """Leave out what is about the kernels of the CPU where they are not in use."""
+    if EMULATED:
+        for item in items:
+            if item.get_closest_marker("cpu_only"):
+                item.add_marker(pytest.mark.skip(reason="about the kernels of the CPU"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -26,7 +46,7 @@ def pytest_generate_tests(metafunc):
         from dip_fast.ops import extension  # here, since it loads or builds the extension
 
         module = extension.load()
-        of_cpu = ["reference"] if module is None else module.cpu_levels()
+        of_cpu = ["reference"] if module is None else ["emulated"] if EMULATED else module.cpu_levels()
         metafunc.parametrize("level", [*of_cpu, *_marked(on_gpu)], indirect=True)
     elif devices:
         metafunc.parametrize("device", ["cpu", *_marked(on_gpu)], indirect=True)
@@ -38,7 +58,7 @@ def level(request):
     from dip_fast.ops import extension
 
     module = extension.load()
-    if module is None or request.param == "cuda":
+    if module is None or EMULATED or request.param == "cuda":
         yield request.param
         return
     before = module.cpu_level()

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,17 +77,18 @@ def test_engine_is_fused_where_that_can_be_had() -> None:
         engines.choose("fast", skip, cpu)
 
 
-@pytest.mark.parametrize("built", [True, False])
-def test_fused_engine_on_a_gpu_needs_a_build_with_its_kernels(built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_is_fused_on_a_gpu_if_the_kernels_were_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     from dip_fast.ops import extension
 
-    module = SimpleNamespace(build_information=lambda: {"cuda": built})
-    monkeypatch.setattr(extension, "_loaded", extension.Extension(module=module))
     skip, gpu = networks.build("skip", 4, 3), torch.device("cuda")
-    assert engines.choose("auto", skip, gpu) == ("fused" if built else "plain")
-    if not built:
-        with pytest.raises(UsageError, match="without their kernels for cuda; see dip-fast info; take the plain one"):
-            engines.choose("fused", skip, gpu)
+    build = extension.info()
+    monkeypatch.setattr(extension, "_loaded", replace(build, record=build.record | {"cuda": "13.0 sm_90"}))
+    assert engines.choose("auto", skip, gpu) == "fused"
+    monkeypatch.setattr(extension, "_loaded", replace(build, record=build.record | {"cuda": "none: no nvcc here"}))
+    with pytest.raises(UsageError, match="the operators were built without CUDA: no nvcc here; take the plain one"):
+        engines.choose("fused", skip, gpu)
+    assert engines.choose("auto", skip, gpu) == "plain"
+    assert engines.choose("auto", skip, torch.device("cpu")) == "fused"
 
 
 def test_fused_fit_on_a_gpu_needs_room_for_nine_fields() -> None:

@@ -6,7 +6,8 @@ depends on; processes that want the same build at the same time wait for the one
 warning says why and the operators run through `dip_fast.ops.reference`.
 
 The environment variable ``DIP_FAST_BUILD`` says whether to compile: ``auto`` (the default) or ``never``, which loads
-what is there already.  ``CXX`` and ``MAX_JOBS`` name the compiler and limit its processes.
+what is there already.  ``CXX`` and ``MAX_JOBS`` name the compiler and limit its processes; ``CUDA_HOME`` and
+``TORCH_CUDA_ARCH_LIST`` say what compiles the CUDA kernels, and for which GPUs.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Extension:
     reason : str
         Why there is none; empty if there is one.
     record : dict
-        What it was made from and for: torch, python, flags, sources (a digest) and compiler.
+        What it was made from and for: as `building.target` says, and the compiler.
     """
 
     module: ModuleType | None = None
@@ -121,7 +122,7 @@ def _load() -> Extension:
 
     wanted = building.target()
     shipped = building.read_record(shipped_library())
-    differing = [name for name in wanted if wanted[name] != shipped.get(name)]
+    differing = building.differences(shipped, wanted)
     if shipped and not differing:
         extension = _import(shipped_library(), "shipped")
         if extension.module is not None:
@@ -139,12 +140,23 @@ def _load() -> Extension:
     library = cache_folder() / key / "_C.so"
     try:
         if not building.read_record(library):
+            library = _cached(wanted) or library
+        if not building.read_record(library):
             if policy == "never":
                 return Extension(reason=f"{reason}, and DIP_FAST_BUILD=never forbids making one")
             _build_once(library)
     except (building.BuildError, OSError, NotImplementedError) as error:  # the last: a file system without locks
         return Extension(reason=f"{reason}, and making one here failed: {error}")
     return _import(library, "cached")
+
+
+def _cached(wanted: dict[str, str]) -> Path | None:
+    """Find a build in the cache that serves, though it is not the very one: of CUDA kernels for more GPUs, say."""
+    for library in sorted(cache_folder().glob("*/_C.so")):
+        record = building.read_record(library)
+        if record and not building.differences(record, wanted):
+            return library
+    return None
 
 
 def _build_once(library: Path) -> None:
