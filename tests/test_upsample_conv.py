@@ -202,6 +202,7 @@ def test_spreads_no_further_than_in_pytorch(device, mode, padding_mode, value):
 # ---- registration
 
 
+@pytest.mark.cpu_only  # what is emulated lays images out as a GPU does
 @kinds
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_forward(device, mode, padding_mode, requires_grad):
@@ -210,6 +211,7 @@ def test_opcheck_forward(device, mode, padding_mode, requires_grad):
         opcheck(torch.ops.dip_fast.upsample_conv2d, (input, weight, b, mode, padding_mode))
 
 
+@pytest.mark.cpu_only  # what is emulated lays images out as a GPU does
 @pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck_backward(device, mask, requires_grad):

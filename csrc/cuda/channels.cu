@@ -40,12 +40,17 @@ struct Total {
 };
 
 // T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance", 1983.
+// The mean is `near` + `offset`: where all values are alike their differences are exact.
 struct Whole {
-  double count = 0, mean = 0, squares = 0;
+  double count = 0, near = 0, offset = 0, squares = 0;
   DIP_FAST_D void add(const Whole& other) {
     if (other.count == 0) return;
-    const double all = count + other.count, apart = other.mean - mean;
-    mean += apart * other.count / all;
+    if (count == 0) {
+      *this = other;
+      return;
+    }
+    const double all = count + other.count, apart = (other.near - near) + (other.offset - offset);
+    offset += apart * other.count / all;
     squares += other.squares + apart * apart * count * other.count / all;
     count = all;
   }
@@ -55,11 +60,11 @@ DIP_FAST_D Total as_whole(float x) { return {x}; }
 DIP_FAST_D Total as_whole(double x) { return {x}; }
 template <class Sum>
 DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
-  return {double(x.count), double(x.mean), double(x.squares)};
+  return {double(x.count), double(x.mean), double(x.rest), double(x.squares)};
 }
 DIP_FAST_D void put(const Total& total, double* to, int) { *to = total.sum; }
 DIP_FAST_D void put(const Whole& whole, double* to, int pitch) {
-  to[0] = whole.mean;
+  to[0] = whole.near + whole.offset;
   const double variance = whole.squares / whole.count;
   to[pitch] = variance < 0 ? 0 : variance;  // what is not a number stays so
 }
@@ -125,7 +130,7 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
     squares += apart * apart;
   });
   const Sum shift = count > 0 ? rest / count : Sum(0);
-  a.parts[a.runs.part() * a.runs.channels + channel] = {count, mean + shift, squares - rest * shift};
+  a.parts[a.runs.part() * a.runs.channels + channel] = {count, mean, shift, squares - rest * shift};
 }
 
 // ---- affine maps

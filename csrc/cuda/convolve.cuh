@@ -51,7 +51,7 @@ DIP_FAST_D void finish_column(const Raw<K>& raw, int channel, int64_t part, int 
     squares += apart * apart;
   });
   const Sum shift = count > 0 ? rest / count : Sum(0);
-  raw.parts[part * channels + channel] = {count, mean + shift, squares - rest * shift};
+  raw.parts[part * channels + channel] = {count, mean, shift, squares - rest * shift};
 }
 
 template <class K, class Each>

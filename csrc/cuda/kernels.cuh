@@ -24,10 +24,10 @@ struct Depths {
   DIP_FAST_HD int of(int p) const { return p < 2 ? (p == 0 ? phase[0] : phase[1]) : p == 2 ? phase[2] : phase[3]; }
 };
 
-// Mean and sum of squared deviations of so many values.
+// Mean, in two parts as one of a float would be too coarse, and sum of squared deviations of so many values.
 template <class Sum>
 struct Moment {
-  Sum count, mean, squares;
+  Sum count, mean, rest, squares;
 };
 
 // A weight (K, channels, taps, taps) as a right factor: [phase][row][pitch].

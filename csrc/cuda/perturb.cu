@@ -46,10 +46,12 @@ __global__ void perturb_kernel(Perturb<Z> a) {
   for (int pair = 0; pair < 4; pair += 2) {
     const float uniform = float(words[pair] >> 1) * 0x1p-31f + 0x1p-32f;  // in (0, 1]
     const float radius = sqrtf(-2 * logf(uniform));
-    // Half turns in [-1, 1), so that no bit of the word is lost about 0.
-    const float turns = float(int32_t(words[pair + 1])) * 0x1p-31f;
-    noise[pair] = radius * cospif(turns);
-    noise[pair + 1] = radius * sinpif(turns);
+    // The nearest quarter turn, exactly, and a rest of an eighth at most, of which a float loses least.
+    const uint32_t shifted = words[pair + 1] + 0x20000000u, quarter = shifted >> 30;
+    const float rest = float(int32_t((shifted << 2) ^ 0x80000000u)) * 0x1p-33f;  // in half turns
+    const float c = cospif(rest), s = sinpif(rest), x = quarter & 1 ? -s : c, y = quarter & 1 ? c : s;
+    noise[pair] = radius * (quarter & 2 ? -x : x);
+    noise[pair + 1] = radius * (quarter & 2 ? -y : y);
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {

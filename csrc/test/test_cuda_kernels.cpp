@@ -210,8 +210,8 @@ void test_layers(const char* kind) {
                         {3, 2, false, Padding::replicate}, {3, 2, false, Padding::reflect},
                         {0, 1, false, Padding::zeros},     {0, 1, false, Padding::reflect},
                         {0, 1, true, Padding::zeros},      {0, 1, true, Padding::reflect}};
-  // Single pixels, channels that do not come in fours, several tiles of sites, of channels and of depth.
-  const Size sizes[] = {{1, 0, 1, 2, 2}, {3, 1, 2, 7, 5}, {4, 4, 132, 9, 16}, {132, 0, 20, 3, 5}, {2, 4, 3, 17, 16}};
+  // Few pixels, channels that do not come in fours, several tiles of sites, of channels and of depth.
+  const Size sizes[] = {{1, 0, 1, 2, 2}, {3, 1, 2, 7, 5}, {4, 4, 132, 9, 16}, {68, 0, 20, 3, 5}};
   for (const Form& form : forms)
     for (const Size& size : sizes) {
       simt::reversed = false;
