@@ -57,7 +57,7 @@ check-cuda: .venv/requirements
 test-cuda-emulated: .venv/installed
 	$(CMAKE) -B build/cpp
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS) --target dip_fast_emulated
-	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(BIN)/pytest $(EMULATED_TESTS)
+	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(BIN)/pytest $(EMULATED_TESTS) $(if $(SELECT),-k "$(SELECT)")
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:

@@ -253,6 +253,7 @@ def test_exports():
     torch.testing.assert_close(program.module()(*data), Model()(*data))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_types_are_computed_in_float32_on_a_cpu(dtype):
     data = [t.to(dtype) for t in arguments((1, 8, 8, 6, 6))]

@@ -260,15 +260,14 @@ template <class K>
 struct Columns {
   Arriving<K> arriving;
   Runs runs;
-  typename K::Sum* parts;
+  double* parts;  // few channels are summed so: those of a head
 };
 
 template <class K>
 __global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
-  using Sum = typename K::Sum;
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
-  Sum total = 0;
+  double total = 0;
   a.runs.each([&](int64_t pixel) { total += a.arriving.template read<1>(pixel, channel).at[0]; });
   a.parts[a.runs.part() * a.runs.channels + channel] = total;
 }
@@ -346,7 +345,7 @@ void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context
   using Sum = typename K::Sum;
   const int K_ = arriving.grad.channels;
   const Runs runs(K_, arriving.grad.pixels());
-  Sum* parts = context.take<Sum>(runs.count() * K_);
+  double* parts = context.take<double>(runs.count() * K_);
   double* sums = context.take<double>(K_);
   launch<false>(columns_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{arriving, runs, parts});
   join(parts, runs.count(), K_, sums, 0, context.stream);
