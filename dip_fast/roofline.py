@@ -136,7 +136,7 @@ class Call:
         return sum(value.nbytes for value in (*self.arguments, *self.results) if isinstance(value, Like))
 
     def multiplications(self, of_3x3: float) -> tuple[float, float]:
-        """Count the multiplications in the form of the kernels, and of the convolution itself.
+        """Count the multiplications in the form of the design, and of the convolution itself.
 
         Forward, with C channels in (S of them beside the upsampled ones), K out, and per pixel written:
 
@@ -145,7 +145,8 @@ class Call:
             3x3, stride 2         9 C K                       9 C K
             after upsampling      9/4 (C - S) K + 9 S K       9 C K        docs/notes/operator.md
 
-        and as much again for each gradient that is wanted, of the image and of the weight.
+        and as much again for each gradient that is wanted, of the image and of the weight.  (After upsampling the CUDA
+        kernels make more of them forward, 4 or 9 in place of 9/4: docs/notes/cuda.md.)
         """
         given = self.named
         weight = given.get("weight")
