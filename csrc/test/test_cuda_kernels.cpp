@@ -204,8 +204,9 @@ std::string run(const Form& form, const Size& size) {
   return data.bytes();
 }
 
+// few: for a sanitizer, which takes its time over each change of fibers.
 template <class K>
-void test_layers(const char* kind) {
+void test_layers(const char* kind, bool few) {
   const Form forms[] = {{1, 1, false, Padding::zeros},     {3, 1, false, Padding::reflect},
                         {3, 2, false, Padding::replicate}, {3, 2, false, Padding::reflect},
                         {0, 1, false, Padding::zeros},     {0, 1, false, Padding::reflect},
@@ -215,6 +216,10 @@ void test_layers(const char* kind) {
   for (const Form& form : forms)
     for (const Size& size : sizes) {
       simt::reversed = false;
+      if (few) {
+        if (size.K <= 20) run<K>(form, size);
+        continue;
+      }
       const std::string forwards = run<K>(form, size);
       simt::reversed = true;
       expect(forwards == run<K>(form, size), std::string(kind) + ": bits depend on the order of threads, taps " +
@@ -224,15 +229,16 @@ void test_layers(const char* kind) {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
+  const bool few = count > 1;
   test_readers();
   test_fields();
   test_numbers();
-  test_layers<Float64>("float64");
-  test_layers<Float32>("float32");
-  test_layers<Tensor32>("TF32");
-  test_layers<Brain16>("bfloat16");
-  test_layers<Half16>("float16");
+  test_layers<Float64>("float64", few);
+  test_layers<Float32>("float32", few);
+  test_layers<Tensor32>("TF32", few);
+  test_layers<Brain16>("bfloat16", few);
+  test_layers<Half16>("float16", few);
   std::printf("%s\n", failures == 0 ? "the emulated CUDA kernels are right" : "there are failures");
   return failures == 0 ? 0 : 1;
 }
