@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dip_fast import checkpoints, graphs, precision
 from dip_fast.degradations import Degradation, Identity, Mask
@@ -359,6 +360,48 @@ def test_warm_up_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     same(finished(fit), expected)
     assert done == ["warm-up", "capture"] * 2  # the fit, and its consolidation
     assert fit._steps._repeat is None  # the memory of its graph was there for the other one's
+
+
+class Recorded(TorchDispatchMode):
+    """A graph: the operators of a step with their tensors and what else the host gave them, to be done once more."""
+
+    def __init__(self, steps: Any) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        before = [tensor.clone() for tensor in steps.state()]
+        with self:
+            steps.step()
+        with torch.no_grad():  # a capture computes nothing
+            for tensor, value in zip(steps.state(), before, strict=True):
+                tensor.copy_(value)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, made))
+        return made
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Give each result its place of the first time."""
+        for func, args, kwargs, made in self.calls:
+            for new, old in zip(tree_leaves(func(*args, **kwargs)), tree_leaves(made), strict=True):
+                if isinstance(new, Tensor) and new.data_ptr() != old.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize("engine", ["fused", "plain"])
+@pytest.mark.parametrize("faults", [{}, {61: 100.0, 73: math.inf}])
+def test_recorded_step_is_every_step(engine: str, faults: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the host has a say in would be that of the first step for ever."""
+
+    def tripped() -> Fit:
+        degradation = Tripped(target(), faults)
+        degradation.fit = make(degradation=degradation, engine=engine)
+        return degradation.fit
+
+    expected = finished(tripped())
+    pretend(monkeypatch, lambda step: Recorded(step.__self__).replay)
+    same(finished(unseen(tripped(), 7, monkeypatch)), expected)
 
 
 def test_fit_without_a_graph_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
