@@ -31,6 +31,23 @@ DIP_FAST_HD float field_weight(int o, int i, int t, int size, bool bilinear, Pad
   return r < 0 ? 0.f : upsampled_from(r, i, size, bilinear);
 }
 
+// A pixel at the border of an image, by the side it is on (top, bottom, left, right) and its place there.
+struct Border {
+  int side, at;  // side -1: none
+};
+DIP_FAST_HD Border border_of(int row, int column, int height, int width) {
+  if (row == 0 || row == height - 1) return {row == 0 ? 0 : 1, column};
+  if (column == 0 || column == width - 1) return {column == 0 ? 2 : 3, row};
+  return {-1, 0};
+}
+struct Place {
+  int row, column;  // may be outside of the image
+};
+DIP_FAST_HD Place at_border(int side, int at, int height, int width) {
+  if (side < 2) return {side == 0 ? 0 : height - 1, at};
+  return {at, side == 2 ? 0 : width - 1};
+}
+
 // The outputs of a convolution that read pixel i of a line through tap t: its padding reads some pixels twice.
 struct Readers {
   int first, second;  // -1: none

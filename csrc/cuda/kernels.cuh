@@ -54,6 +54,15 @@ struct Raw {
   typename K::Stored* output;
   Moment<typename K::Sum>* parts;  // (parts, channels); null: not wanted
 };
+// The same for an image that is upsampled bilinearly: to what comes out, that of the one upsampled to the nearest is
+// added, blurred, and at the border what was computed directly.
+template <class K>
+struct Blurred {
+  Raw<K> raw;
+  const typename K::Stored* nearest;  // (height, width, channels)
+  const typename K::Stored* border;   // (4, longest, channels), see `Border`
+  int height, width, longest;
+};
 template <class K>
 struct Back {
   typename K::Stored* output;

@@ -5,6 +5,8 @@
 namespace dip_fast::cuda {
 namespace {
 
+constexpr int FOLDED = 4;  // taps of an output that is upsampled to the nearest, see `Form`
+
 template <class K>
 using Sum = typename K::Sum;
 
@@ -48,16 +50,23 @@ Arriving<K> arriving(const Output<K>& of, int height, int width, int channels, c
 }
 
 // The convolution itself; `write` puts the weight into the factors.
-template <class K, class Operand, class Write>
-void run(const Operand& operand, const Sites& sites, const Depths& depths, const Sum<K>* bias, int outputs,
-         typename K::Stored* output, double* statistics, const Write& write, const Context& context) {
+template <class K, class Operand, class Finish, class Write>
+void run(const Operand& operand, const Sites& sites, const Depths& depths, int outputs, const Finish& finish,
+         const Write& write, const Context& context) {
   const int rows = factor_rows<K>(sites, outputs);
   auto* factors = context.take<typename K::Factor>(int64_t(sites.phases()) * rows * depths.pitch);
   write(factors, rows);
+  convolve<K>(operand, sites, factors, depths, outputs, finish, context.stream);
+}
+
+// Calls `use` with the place for the moments of what a convolution of such sites writes; null: they are not wanted.
+template <class K, class Use>
+void with_moments(const Sites& sites, int outputs, double* statistics, const Context& context, const Use& use) {
+  if (statistics == nullptr) return use(nullptr);
   const int64_t count = convolution_parts<K>(sites, outputs);
-  auto* parts = statistics == nullptr ? nullptr : context.take<Moment<Sum<K>>>(count * outputs);
-  convolve<K>(operand, sites, factors, depths, outputs, Raw<K>{bias, output, parts}, context.stream);
-  if (statistics != nullptr) merge_moments<K>(parts, count, outputs, statistics, outputs, context.stream);
+  auto* parts = context.take<Moment<Sum<K>>>(count * outputs);
+  use(parts);
+  merge_moments<K>(parts, count, outputs, statistics, outputs, context.stream);
 }
 
 // The way back to `channels` channels of the input, from `offset` of the weight on.  Gives the sums of what comes out,
@@ -197,14 +206,14 @@ void norm_conv2d(const Given<K>& input, const typename K::Sum* weight, const typ
   const Patch<K, Form::window> patch{pixels_of(input, own, options.slope), taps, options.stride, options.padding};
   const Sites sites{quotient_up(input.image.height, options.stride), quotient_up(input.image.width, options.stride), 1};
   const int depth = rounded_depth<K>(patch.depth());
-  run<K>(
-      patch, sites, Depths{depth, {depth}}, bias, outputs, output, statistics,
-      [&](typename K::Factor* factors, int rows) {
-        Packing<K> packing = packing_of<K>(weight, outputs, patch.channels(), taps, 0, patch.channels());
-        packing.factors = factors, packing.rows = rows, packing.pitch = packing.depth = depth;
-        pack<K>(packing, false, 1, context.stream);
-      },
-      context);
+  const auto write = [&](typename K::Factor* factors, int rows) {
+    Packing<K> packing = packing_of<K>(weight, outputs, patch.channels(), taps, 0, patch.channels());
+    packing.factors = factors, packing.rows = rows, packing.pitch = packing.depth = depth;
+    pack<K>(packing, false, 1, context.stream);
+  };
+  with_moments<K>(sites, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
+    run<K>(patch, sites, Depths{depth, {depth}}, outputs, Raw<K>{bias, output, parts}, write, context);
+  });
 }
 
 template <class K>
@@ -236,26 +245,42 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
                           const Options& options, typename K::Stored* output, double* statistics,
                           const Context& context) {
   const Join<K> join(deep, skip, norm, options, context);
-  const int side = options.bilinear ? 3 : 2, phases = options.bilinear ? 1 : 4;
-  const Sites sites{2 * deep.image.height, 2 * deep.image.width, options.bilinear ? 1 : 2};
-  const int begin = rounded_depth<K>(side * side * join.C), thin = rounded_depth<K>(9 * join.S);
-  const Depths depths{begin + thin, {begin + thin, begin + thin, begin + thin, begin + thin}};
-  const auto write = [&](typename K::Factor* factors, int rows) {
-    Packing<K> packing = packing_of<K>(weight, outputs, join.S + join.C, 3, join.S, join.C);
-    packing.factors = factors, packing.rows = rows, packing.pitch = depths.pitch, packing.depth = begin;
-    pack<K>(packing, !options.bilinear, phases, context.stream);
-    if (join.S == 0) return;
-    packing.offset = 0, packing.count = join.S, packing.begin = begin, packing.depth = thin;
-    pack<K>(packing, false, phases, context.stream);
+  const int H = 2 * deep.image.height, W = 2 * deep.image.width;
+  const Sites pixels{H, W, 1}, phases{H, W, 2};
+  const int thin = rounded_depth<K>(9 * join.S);
+  // With so many products for the deep image, and so deep ones for the thin one after them.
+  const auto product = [&](const auto& operand, const Sites& sites, int products, int of_thin, const auto& finish) {
+    const int begin = rounded_depth<K>(products * join.C), pitch = begin + of_thin;
+    const auto write = [&](typename K::Factor* factors, int rows) {
+      Packing<K> packing = packing_of<K>(weight, outputs, join.S + join.C, 3, join.S, join.C);
+      packing.factors = factors, packing.rows = rows, packing.pitch = pitch, packing.depth = begin;
+      if (begin > 0) pack<K>(packing, products == FOLDED, sites.phases(), context.stream);
+      packing.offset = 0, packing.count = join.S, packing.begin = begin, packing.depth = of_thin;
+      if (of_thin > 0) pack<K>(packing, false, sites.phases(), context.stream);
+    };
+    run<K>(operand, sites, Depths{pitch, {pitch, pitch, pitch, pitch}}, outputs, finish, write, context);
   };
-  const auto run_as = [&]<Form form>() {
-    const Joined<K, form> operand{{join.deep.normed, side, 1, options.padding}, join.thin(options.padding), begin};
-    run<K>(operand, sites, depths, bias, outputs, output, statistics, write, context);
+  const auto to_nearest = [&](Padding padding, const Patch<K, Form::window>& beside) {
+    return Joined<K, Form::folded>{{join.deep.normed, 2, 1, padding}, beside, rounded_depth<K>(FOLDED * join.C)};
   };
-  if (options.bilinear)
-    run_as.template operator()<Form::bilinear>();
-  else
-    run_as.template operator()<Form::folded>();
+  if (!options.bilinear) {
+    const auto operand = to_nearest(options.padding, join.thin(options.padding));
+    return with_moments<K>(phases, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
+      product(operand, phases, FOLDED, thin, Raw<K>{bias, output, parts});
+    });
+  }
+  // The image upsampled bilinearly is the one upsampled to the nearest, blurred by (1, 2, 1) / 4 either way with its
+  // border repeated, and so is what the convolution gives, except where that reads the padding: at the border.
+  const int longest = H > W ? H : W;
+  auto* nearest = context.take<typename K::Stored>(int64_t(H) * W * outputs);
+  auto* border = context.take<typename K::Stored>(int64_t(4) * longest * outputs);
+  product(to_nearest(Padding::replicate, {}), phases, FOLDED, 0, Raw<K>{nullptr, nearest, nullptr});
+  product(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, {4, longest, 1}, 9, 0,
+          Raw<K>{nullptr, border, nullptr});
+  with_moments<K>(pixels, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
+    product(join.thin(options.padding), pixels, 0, thin,
+            Blurred<K>{{bias, output, parts}, nearest, border, H, W, longest});
+  });
 }
 
 template <class K>

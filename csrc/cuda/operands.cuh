@@ -162,6 +162,19 @@ struct Joined {
   }
 };
 
+// The outputs at the border of the image, each side a row of sites.
+template <class K>
+struct Bordering {
+  Patch<K, Form::bilinear> patch;
+
+  DIP_FAST_D Some<typename K::Sum, 4> four_at(int side, int at, int depth) const {
+    const int height = 2 * patch.from.image.height, width = 2 * patch.from.image.width;
+    const Place place = at_border(side, at, height, width);
+    if (place.row >= height || place.column >= width) return {};
+    return patch.four_at(place.row, place.column, depth);
+  }
+};
+
 // The gradient of a raw image: grad + constant + factor output for each channel; no output: grad alone.
 template <class K>
 struct Arriving {

@@ -78,6 +78,21 @@ void test_fields() {
       }
 }
 
+void test_borders() {
+  for (int height = 1; height <= 5; ++height)
+    for (int width = 1; width <= 5; ++width) {
+      for (int row = 0; row < height; ++row)
+        for (int column = 0; column < width; ++column) {
+          const Border border = border_of(row, column, height, width);
+          const bool inside = row > 0 && column > 0 && row < height - 1 && column < width - 1;
+          expect(inside == (border.side < 0), "border_of");
+          if (inside) continue;
+          const Place place = at_border(border.side, border.at, height, width);
+          expect(place.row == row && place.column == column && border.at < std::max(height, width), "at_border");
+        }
+    }
+}
+
 void test_numbers() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const float x = simt::from_half(uint16_t(bits));
@@ -233,6 +248,7 @@ int main(int count, char**) {
   const bool few = count > 1;
   test_readers();
   test_fields();
+  test_borders();
   test_numbers();
   test_layers<Float64>("float64", few);
   test_layers<Float32>("float32", few);
