@@ -114,62 +114,102 @@ DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, in
   back.parts[(2 * part + 1) * channels + channel] = moment;
 }
 
+// A thread's share of the factors of a step on their way into shared memory: some lines of both, four numbers of each.
+template <class K, class T>
+struct Feed {
+  using Factor = typename K::Factor;
+  using P = Product<Factor, T>;
+  static constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = quotient_up(T::M, ROWS),
+                       RIGHT = quotient_up(T::N, ROWS);
+  int line, quad, pitch;
+  const Factor* factors;
+  int place[LEFT];  // row and column of a site in 16 bits each; -1: none
+  Quad<Factor> left[LEFT];
+
+  // Of the sites of a phase from `first` on, and of the rows of the right factor from `row` on.
+  DIP_FAST_D Feed(const Sites& sites, int phase, int64_t first, const Factor* row, int pitch_)
+      : line(threadIdx.x / QUADS), quad(threadIdx.x % QUADS), pitch(pitch_) {
+    factors = row + int64_t(line) * pitch + 4 * quad;
+    const int columns = sites.columns(phase);
+    const int64_t total = int64_t(sites.rows(phase)) * columns;
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i) {
+      const int64_t site = first + line + i * ROWS;
+      if (site >= total || line + i * ROWS >= T::M) {
+        place[i] = -1;
+        continue;
+      }
+      const int row = int(site / columns) * sites.step + phase / sites.step,
+                column = int(site % columns) * sites.step + phase % sites.step;
+      place[i] = row << 16 | column;
+    }
+  }
+
+  // The left factor goes through registers, as it is not what lies in memory; the right one does.
+  template <class Read>
+  DIP_FAST_D void fetch(int depth, Factor* step, const Read& read) {
+    Factor* to = step + (T::M + line) * P::PITCH + 4 * quad;
+#pragma unroll
+    for (int i = 0; i < RIGHT; ++i)
+      if (line + i * ROWS < T::N)
+        copy_quad<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * pitch + depth);
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i) {
+      Some<typename K::Sum, 4> values;
+      if (place[i] >= 0) values = read(place[i] >> 16, place[i] & 0xffff);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
+    }
+  }
+
+  DIP_FAST_D void keep(Factor* step) {
+    Factor* to = step + line * P::PITCH + 4 * quad;
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i)
+      if (line + i * ROWS < T::M) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
+    copies_done();
+  }
+};
+
+// A tile's sums, of the sites of a phase from `first` on, out of shared memory: each thread has a run of one channel.
+template <class K, class T, class Finish>
+DIP_FAST_D void finish_tile(typename K::Sum* sums, const Sites& sites, int phase, int64_t first, int channel,
+                            int channels, const Finish& finish) {
+  constexpr int PARTS = THREADS / T::N, HEIGHT = T::M / PARTS, PITCH = Shared<typename K::Factor, T>::PITCH;
+  const int own = threadIdx.x % T::N, part = threadIdx.x / T::N, columns = sites.columns(phase);
+  if (channel + own >= channels) return;
+  const int64_t begin = first + part * HEIGHT;
+  const int count = int(sites_of_part(begin / HEIGHT, HEIGHT, int64_t(sites.rows(phase)) * columns));
+  typename K::Sum* at = sums + part * HEIGHT * PITCH + own;
+  const int64_t index = (int64_t(phase) * gridDim.x + blockIdx.x) * PARTS + part;
+  finish_column(finish, channel + own, index, channels, [&](auto use) {
+    if (count == 0) return;  // and perhaps no columns
+    Walk walk(begin, columns);
+    for (int i = 0; i < count; ++i, walk.next())
+      use(at[i * PITCH], int64_t(walk.row * sites.step + phase / sites.step) * sites.width + walk.column * sites.step +
+                             phase % sites.step);
+  });
+}
+
 template <class K, class T, class Operand, class Finish>
 __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;
   using S = Shared<Factor, T>;
-  constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = quotient_up(T::M, ROWS),
-                RIGHT = quotient_up(T::N, ROWS);
-  const int phase = blockIdx.z, columns = a.sites.columns(phase);
-  const int64_t total = int64_t(a.sites.rows(phase)) * columns, first = int64_t(blockIdx.x) * T::M;
-  const int channel = blockIdx.y * T::N, quad = threadIdx.x % QUADS, line = threadIdx.x / QUADS;
+  const int phase = blockIdx.z, channel = blockIdx.y * T::N, end = a.depths.of(phase);
+  const int64_t first = int64_t(blockIdx.x) * T::M;
   Factor* shared = shared_memory<Factor>();
-
-  int place[LEFT];  // row and column in 16 bits each; -1: none
-#pragma unroll
-  for (int i = 0; i < LEFT; ++i) {
-    const int64_t site = first + line + i * ROWS;
-    if (site >= total || line + i * ROWS >= T::M) {
-      place[i] = -1;
-      continue;
-    }
-    const int row = int(site / columns) * a.sites.step + phase / a.sites.step,
-              column = int(site % columns) * a.sites.step + phase % a.sites.step;
-    place[i] = row << 16 | column;
-  }
-  const Factor* factors = a.factors + (int64_t(phase) * a.rows + channel + line) * a.depths.pitch + 4 * quad;
-
-  // The left factor goes through registers, as it is not what lies in memory; the right one does.
-  Quad<Factor> left[LEFT];
+  Feed<K, T> feed(a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch,
+                  a.depths.pitch);
   const auto fetch = [&](int depth, Factor* step) {
-    Factor* to = step + (T::M + line) * P::PITCH + 4 * quad;
-#pragma unroll
-    for (int i = 0; i < RIGHT; ++i)
-      if (line + i * ROWS < T::N)
-        copy_quad<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * a.depths.pitch + depth);
-#pragma unroll
-    for (int i = 0; i < LEFT; ++i) {
-      Some<Sum, 4> values;
-      if (place[i] >= 0) values = a.operand.four_at(place[i] >> 16, place[i] & 0xffff, depth + 4 * quad);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
-    }
-  };
-  const auto keep = [&](Factor* step) {
-    Factor* to = step + line * P::PITCH + 4 * quad;
-#pragma unroll
-    for (int i = 0; i < LEFT; ++i)
-      if (line + i * ROWS < T::M) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
-    copies_done();
+    feed.fetch(depth, step, [&](int row, int column) { return a.operand.four_at(row, column, depth + 4 * feed.quad); });
   };
 
   P product;
-  const int end = a.depths.of(phase);
   if (end > 0) {
     fetch(0, shared);
-    keep(shared);
+    feed.keep(shared);
   }
   barrier();
   for (int depth = 0, at = 0; depth < end; depth += P::DEPTH, at ^= 1) {
@@ -177,47 +217,17 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
     Factor *current = shared + at * S::STEP, *next = shared + (at ^ 1) * S::STEP;
     if (more) fetch(depth + P::DEPTH, next);
     product.step(current, current + T::M * P::PITCH);
-    if (more) keep(next);
+    if (more) feed.keep(next);
     barrier();
   }
 
   Sum* sums = shared_memory<Sum>();
   product.put(sums, S::PITCH);
   barrier();
-  constexpr int PARTS = THREADS / T::N, HEIGHT = T::M / PARTS;
-  const int own = threadIdx.x % T::N, part = threadIdx.x / T::N;
-  if (channel + own >= a.channels) return;
-  const int64_t begin = first + part * HEIGHT;
-  const int count = int(sites_of_part(begin / HEIGHT, HEIGHT, total));
-  Sum* at = sums + part * HEIGHT * S::PITCH + own;
-  const int64_t index = (int64_t(phase) * gridDim.x + blockIdx.x) * PARTS + part;
-  finish_column(a.finish, channel + own, index, a.channels, [&](auto use) {
-    if (count == 0) return;  // and perhaps no columns
-    Walk walk(begin, columns);
-    for (int i = 0; i < count; ++i, walk.next())
-      use(at[i * S::PITCH], int64_t(walk.row * a.sites.step + phase / a.sites.step) * a.sites.width +
-                                walk.column * a.sites.step + phase % a.sites.step);
-  });
+  finish_tile<K, T>(sums, a.sites, phase, first, channel, a.channels, a.finish);
 }
 
 }  // namespace
-
-template <class K>
-int64_t convolution_parts(const Sites& sites, int channels) {
-  int64_t parts = 0;
-  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, [&]<class T>(T) {
-    parts = int64_t(quotient_up(sites.most(), T::M)) * sites.phases() * (THREADS / T::N);
-  });
-  return parts;
-}
-
-template <class K>
-int factor_rows(const Sites& sites, int channels) {
-  int rows = 0;
-  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels,
-                                [&]<class T>(T) { rows = rounded_up(channels, T::N); });
-  return rows;
-}
 
 template <class K, class Operand, class Finish>
 void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,

@@ -5,9 +5,7 @@ namespace dip_fast::cuda {
 
 #define INSTANTIATE(K)                                                                                         \
   template void convolve<K>(const Patch<K, Form::window>&, const Sites&, const K::Factor*, const Depths&, int, \
-                            const Raw<K>&, Stream);                                                            \
-  template int64_t convolution_parts<K>(const Sites&, int);                                                    \
-  template int factor_rows<K>(const Sites&, int);
+                            const Raw<K>&, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

@@ -36,12 +36,16 @@ struct Packing {
   const typename K::Sum* weight;
   int outputs, channels, taps;  // of the weight
   int offset, count;            // the channels that are meant
+  int per_tap;                  // as many, with zeros after them
   typename K::Factor* factors;
   int rows, pitch, begin, depth;  // rows in all, zeros after those that are; begin and length of what is written
 };
-// Row k, depth (tap, c); folded: four phases of 2 x 2 taps, see `Form`.
+// Of an image upsampled to the nearest taps are added: to 2 x 2 for each of four phases, see `Form`, or to those of the
+// nine products, see `Nine`.
+enum class Taps { single, folded, nine };
+// Row k, depth (tap, c).
 template <class K>
-void pack(const Packing<K>& packing, bool folded, int phases, Stream stream);
+void pack(const Packing<K>& packing, Taps taps, int phases, Stream stream);
 // Row c, depth (tap, k) of the taps of each of the phases.
 template <class K>
 void pack_transposed(const Packing<K>& packing, const Digits (&row_taps)[2], const Digits (&column_taps)[2], int stride,
@@ -72,17 +76,25 @@ struct Back {
   typename K::Sum* parts;  // (parts, 2, channels): sums of what comes out, and of it times what was read - centre
 };
 
+// Whether an image upsampled to the nearest is convolved by nine products, see convolve_nine.cu.
 template <class K>
-int64_t convolution_parts(const Sites& sites, int channels);
+bool takes_nine(const Sites& sites, int channels);
+template <class K>
+int64_t convolution_parts(const Sites& sites, int channels, bool nine = false);
 // Depth of a factor, rounded up.
 template <class K>
 int rounded_depth(int depth);
 template <class K>
-int factor_rows(const Sites& sites, int channels);
+int factor_rows(const Sites& sites, int channels, bool nine = false);
 
 template <class K, class Operand, class Finish>
 void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
               int channels, const Finish& finish, Stream stream);
+
+// By nine products, of `deep` and then `thin` numbers each: the depths of the factors, whole steps.
+template <class K>
+void convolve_nine(const Nine<K>& operand, const Sites& sites, const typename K::Factor* factors, int deep, int thin,
+                   int channels, const Raw<K>& raw, Stream stream);
 
 // Gradient of a weight: sums over all pixels of (what the patch reads, arriving), in parts that are added in order.
 // fields: `arriving` is nine of the weight's outputs to a pixel, the patch one tap.

@@ -5,8 +5,6 @@
 namespace dip_fast::cuda {
 namespace {
 
-constexpr int FOLDED = 4;  // taps of an output that is upsampled to the nearest, see `Form`
-
 template <class K>
 using Sum = typename K::Sum;
 
@@ -49,21 +47,14 @@ Arriving<K> arriving(const Output<K>& of, int height, int width, int channels, c
   return result;
 }
 
-// The convolution itself; `write` puts the weight into the factors.
-template <class K, class Operand, class Finish, class Write>
-void run(const Operand& operand, const Sites& sites, const Depths& depths, int outputs, const Finish& finish,
-         const Write& write, const Context& context) {
-  const int rows = factor_rows<K>(sites, outputs);
-  auto* factors = context.take<typename K::Factor>(int64_t(sites.phases()) * rows * depths.pitch);
-  write(factors, rows);
-  convolve<K>(operand, sites, factors, depths, outputs, finish, context.stream);
-}
+Depths alike(int depth) { return {depth, {depth, depth, depth, depth}}; }
 
 // Calls `use` with the place for the moments of what a convolution of such sites writes; null: they are not wanted.
 template <class K, class Use>
-void with_moments(const Sites& sites, int outputs, double* statistics, const Context& context, const Use& use) {
+void with_moments(const Sites& sites, int outputs, bool nine, double* statistics, const Context& context,
+                  const Use& use) {
   if (statistics == nullptr) return use(nullptr);
-  const int64_t count = convolution_parts<K>(sites, outputs);
+  const int64_t count = convolution_parts<K>(sites, outputs, nine);
   auto* parts = context.take<Moment<Sum<K>>>(count * outputs);
   use(parts);
   merge_moments<K>(parts, count, outputs, statistics, outputs, context.stream);
@@ -130,7 +121,7 @@ Packing<K> packing_of(const Sum<K>* weight, int outputs, int channels, int taps,
   result.channels = channels;
   result.taps = taps;
   result.offset = offset;
-  result.count = count;
+  result.count = result.per_tap = count;
   return result;
 }
 
@@ -206,13 +197,13 @@ void norm_conv2d(const Given<K>& input, const typename K::Sum* weight, const typ
   const Patch<K, Form::window> patch{pixels_of(input, own, options.slope), taps, options.stride, options.padding};
   const Sites sites{quotient_up(input.image.height, options.stride), quotient_up(input.image.width, options.stride), 1};
   const int depth = rounded_depth<K>(patch.depth());
-  const auto write = [&](typename K::Factor* factors, int rows) {
-    Packing<K> packing = packing_of<K>(weight, outputs, patch.channels(), taps, 0, patch.channels());
-    packing.factors = factors, packing.rows = rows, packing.pitch = packing.depth = depth;
-    pack<K>(packing, false, 1, context.stream);
-  };
-  with_moments<K>(sites, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
-    run<K>(patch, sites, Depths{depth, {depth}}, outputs, Raw<K>{bias, output, parts}, write, context);
+  Packing<K> packing = packing_of<K>(weight, outputs, patch.channels(), taps, 0, patch.channels());
+  packing.rows = factor_rows<K>(sites, outputs);
+  packing.pitch = packing.depth = depth;
+  packing.factors = context.take<typename K::Factor>(int64_t(packing.rows) * depth);
+  pack<K>(packing, Taps::single, 1, context.stream);
+  with_moments<K>(sites, outputs, false, statistics, context, [&](Moment<Sum<K>>* parts) {
+    convolve<K>(patch, sites, packing.factors, alike(depth), outputs, Raw<K>{bias, output, parts}, context.stream);
   });
 }
 
@@ -248,38 +239,47 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
   const int H = 2 * deep.image.height, W = 2 * deep.image.width;
   const Sites pixels{H, W, 1}, phases{H, W, 2};
   const int thin = rounded_depth<K>(9 * join.S);
-  // With so many products for the deep image, and so deep ones for the thin one after them.
-  const auto product = [&](const auto& operand, const Sites& sites, int products, int of_thin, const auto& finish) {
-    const int begin = rounded_depth<K>(products * join.C), pitch = begin + of_thin;
-    const auto write = [&](typename K::Factor* factors, int rows) {
-      Packing<K> packing = packing_of<K>(weight, outputs, join.S + join.C, 3, join.S, join.C);
-      packing.factors = factors, packing.rows = rows, packing.pitch = pitch, packing.depth = begin;
-      if (begin > 0) pack<K>(packing, products == FOLDED, sites.phases(), context.stream);
-      packing.offset = 0, packing.count = join.S, packing.begin = begin, packing.depth = of_thin;
-      if (of_thin > 0) pack<K>(packing, false, sites.phases(), context.stream);
-    };
-    run<K>(operand, sites, Depths{pitch, {pitch, pitch, pitch, pitch}}, outputs, finish, write, context);
+  const bool nine = takes_nine<K>(phases, outputs);
+  // The weight for the deep image, `per_tap` channels to each of so many taps, and then for the thin one.
+  const auto packed = [&](const Sites& sites, Taps taps, int count, int per_tap, int of_thin) {
+    const int begin = rounded_depth<K>(count * per_tap), layers = taps == Taps::nine ? 1 : sites.phases();
+    Packing<K> packing = packing_of<K>(weight, outputs, join.S + join.C, 3, join.S, join.C);
+    packing.rows = factor_rows<K>(sites, outputs, taps == Taps::nine);
+    packing.pitch = begin + of_thin, packing.depth = begin, packing.per_tap = per_tap;
+    packing.factors = context.take<typename K::Factor>(int64_t(layers) * packing.rows * packing.pitch);
+    if (count > 0) pack<K>(packing, taps, layers, context.stream);
+    packing.offset = 0, packing.count = packing.per_tap = join.S, packing.begin = begin, packing.depth = of_thin;
+    if (of_thin > 0) pack<K>(packing, Taps::single, layers, context.stream);
+    return packing.factors;
   };
-  const auto to_nearest = [&](Padding padding, const Patch<K, Form::window>& beside) {
-    return Joined<K, Form::folded>{{join.deep.normed, 2, 1, padding}, beside, rounded_depth<K>(FOLDED * join.C)};
+  const auto to_nearest = [&](Padding padding, int of_thin, const Raw<K>& raw) {
+    const Patch<K, Form::window> beside = of_thin > 0 ? join.thin(padding) : Patch<K, Form::window>{};
+    if (nine) {
+      const int deep_depth = rounded_depth<K>(join.C);
+      convolve_nine<K>({join.deep.normed, padding, beside}, phases, packed(phases, Taps::nine, 9, deep_depth, of_thin),
+                       deep_depth, of_thin, outputs, raw, context.stream);
+    } else {
+      const int begin = rounded_depth<K>(4 * join.C);
+      convolve<K>(Joined<K>{{join.deep.normed, 2, 1, padding}, beside, begin}, phases,
+                  packed(phases, Taps::folded, 4, join.C, of_thin), alike(begin + of_thin), outputs, raw,
+                  context.stream);
+    }
   };
-  if (!options.bilinear) {
-    const auto operand = to_nearest(options.padding, join.thin(options.padding));
-    return with_moments<K>(phases, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
-      product(operand, phases, FOLDED, thin, Raw<K>{bias, output, parts});
-    });
-  }
+  if (!options.bilinear)
+    return with_moments<K>(phases, outputs, nine, statistics, context,
+                           [&](Moment<Sum<K>>* parts) { to_nearest(options.padding, thin, {bias, output, parts}); });
   // The image upsampled bilinearly is the one upsampled to the nearest, blurred by (1, 2, 1) / 4 either way with its
   // border repeated, and so is what the convolution gives, except where that reads the padding: at the border.
   const int longest = H > W ? H : W;
+  const Sites sides{4, longest, 1};
   auto* nearest = context.take<typename K::Stored>(int64_t(H) * W * outputs);
   auto* border = context.take<typename K::Stored>(int64_t(4) * longest * outputs);
-  product(to_nearest(Padding::replicate, {}), phases, FOLDED, 0, Raw<K>{nullptr, nearest, nullptr});
-  product(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, {4, longest, 1}, 9, 0,
-          Raw<K>{nullptr, border, nullptr});
-  with_moments<K>(pixels, outputs, statistics, context, [&](Moment<Sum<K>>* parts) {
-    product(join.thin(options.padding), pixels, 0, thin,
-            Blurred<K>{{bias, output, parts}, nearest, border, H, W, longest});
+  to_nearest(Padding::replicate, 0, {nullptr, nearest, nullptr});
+  convolve<K>(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, sides, packed(sides, Taps::single, 9, join.C, 0),
+              alike(rounded_depth<K>(9 * join.C)), outputs, Raw<K>{nullptr, border, nullptr}, context.stream);
+  with_moments<K>(pixels, outputs, false, statistics, context, [&](Moment<Sum<K>>* parts) {
+    convolve<K>(join.thin(options.padding), pixels, packed(pixels, Taps::single, 0, join.C, thin), alike(thin), outputs,
+                Blurred<K>{{bias, output, parts}, nearest, border, H, W, longest}, context.stream);
   });
 }
 

@@ -150,15 +150,64 @@ struct Patch {
   }
 };
 
-// The upsampled image, then the thin one beside it, from `begin` of the depth on.
-template <class K, Form form>
+// The image upsampled to the nearest, then the thin one beside it, from `begin` of the depth on.
+template <class K>
 struct Joined {
-  Patch<K, form> deep;
+  Patch<K, Form::folded> deep;
   Patch<K, Form::window> thin;
   int begin;
 
   DIP_FAST_D Some<typename K::Sum, 4> four_at(int row, int column, int depth) const {
     return depth < begin ? deep.four_at(row, column, depth) : thin.four_at(row, column, depth - begin);
+  }
+};
+
+// What the nine products of an image upsampled to the nearest read of each of its pixels x: in either direction the
+// difference of the one before from x, x, and that of the one after.  Then the thin image beside it.
+template <class K>
+struct Nine {
+  using Sum = typename K::Sum;
+  Pixels<K> deep;
+  Padding padding;
+  Patch<K, Form::window> thin;
+
+  struct Site {
+    const Nine& all;
+    int row, column, down, across;
+
+    template <int width>
+    DIP_FAST_D Some<Sum, width> pixel(int row, int column, int channel) const {
+      const auto& image = all.deep.image;
+      const Padding padding = all.padding == Padding::zeros ? Padding::zeros : Padding::replicate;
+      const int r = padded(row, image.height, padding), c = padded(column, image.width, padding);
+      if (r < 0 || c < 0) return {};
+      return all.deep.template read<width>(int64_t(r) * image.width + c, channel);
+    }
+
+    template <int width>
+    DIP_FAST_D Some<Sum, width> line(int row, int channel) const {
+      auto result = pixel<width>(row, column + across, channel);
+      if (across == 0) return result;
+      const auto own = pixel<width>(row, column, channel);
+#pragma unroll
+      for (int i = 0; i < width; ++i) result.at[i] -= own.at[i];
+      return result;
+    }
+
+    template <int width>
+    DIP_FAST_D Some<Sum, width> at(int beyond, int channel) const {
+      if (beyond > 0) return {};
+      auto result = line<width>(row + down, channel);
+      if (down == 0) return result;
+      const auto own = line<width>(row, channel);
+#pragma unroll
+      for (int i = 0; i < width; ++i) result.at[i] -= own.at[i];
+      return result;
+    }
+  };
+
+  DIP_FAST_D Some<Sum, 4> four_at(int product, int row, int column, int depth) const {
+    return four<Sum>(depth, deep.image.channels, Site{*this, row, column, product / 3 - 1, product % 3 - 1});
   }
 };
 

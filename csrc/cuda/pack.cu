@@ -9,13 +9,16 @@ namespace {
 template <class K>
 struct Pack {
   Packing<K> to;
-  bool folded, transposed;
+  Taps taps;
+  bool transposed;
   int stride;
   Digits row_taps[2], column_taps[2];
 };
 
 // Of three taps those that meet in one of the two pixels that an output of this parity reads, as bits.
 DIP_FAST_D int meeting(int parity, int pixel) { return parity == 0 ? (pixel == 0 ? 1 : 6) : (pixel == 0 ? 3 : 4); }
+// Those of one of three products: of the difference before, of the pixel, of the difference after.
+DIP_FAST_D int multiplying(int product) { return product == 0 ? 1 : product == 1 ? 7 : 4; }
 
 template <class K>
 __global__ void __launch_bounds__(THREADS, 1) pack_kernel(Pack<K> a) {
@@ -36,13 +39,18 @@ __global__ void __launch_bounds__(THREADS, 1) pack_kernel(Pack<K> a) {
     if (row < to.count && tap < int(down.count * across.count))
       value = weight(k, row, down.at(tap / across.count), across.at(tap % across.count));
   } else if (row < to.outputs) {
-    const int tap = depth / to.count, c = depth % to.count;
-    if (!a.folded) {
-      if (tap < to.taps * to.taps) value = weight(row, c, tap / to.taps, tap % to.taps);
-    } else if (tap < 4) {
-      const int down = meeting(phase / 2, tap / 2), across = meeting(phase % 2, tap % 2);
-      for (int t = 0; t < 9; ++t)
-        if ((down >> (t / 3) & 1) && (across >> (t % 3) & 1)) value += weight(row, c, t / 3, t % 3);
+    const int tap = depth / to.per_tap, c = depth % to.per_tap, side = a.taps == Taps::folded ? 2 : to.taps;
+    if (tap < side * side && c < to.count) {
+      const int i = tap / side, j = tap % side;
+      if (a.taps == Taps::single) {
+        value = weight(row, c, i, j);
+      } else {
+        const bool folded = a.taps == Taps::folded;
+        const int down = folded ? meeting(phase / 2, i) : multiplying(i),
+                  across = folded ? meeting(phase % 2, j) : multiplying(j);
+        for (int t = 0; t < 9; ++t)
+          if ((down >> (t / 3) & 1) && (across >> (t % 3) & 1)) value += weight(row, c, t / 3, t % 3);
+      }
     }
   }
   to.factors[(int64_t(phase) * to.rows + row) * to.pitch + to.begin + depth] = narrowed<typename K::Factor>(value);
@@ -57,15 +65,15 @@ void run(const Pack<K>& call, int phases, Stream stream) {
 }  // namespace
 
 template <class K>
-void pack(const Packing<K>& packing, bool folded, int phases, Stream stream) {
-  run<K>({packing, folded, false, 1, {}, {}}, phases, stream);
+void pack(const Packing<K>& packing, Taps taps, int phases, Stream stream) {
+  run<K>({packing, taps, false, 1, {}, {}}, phases, stream);
 }
 
 template <class K>
 void pack_transposed(const Packing<K>& packing, const Digits (&row_taps)[2], const Digits (&column_taps)[2], int stride,
                      Stream stream) {
-  run<K>({packing, false, true, stride, {row_taps[0], row_taps[1]}, {column_taps[0], column_taps[1]}}, stride * stride,
-         stream);
+  run<K>({packing, Taps::single, true, stride, {row_taps[0], row_taps[1]}, {column_taps[0], column_taps[1]}},
+         stride * stride, stream);
 }
 
 template <class K>
@@ -74,7 +82,7 @@ int rounded_depth(int depth) {
 }
 
 #define INSTANTIATE(K)                                                                                      \
-  template void pack<K>(const Packing<K>&, bool, int, Stream);                                              \
+  template void pack<K>(const Packing<K>&, Taps, int, Stream);                                              \
   template void pack_transposed<K>(const Packing<K>&, const Digits(&)[2], const Digits(&)[2], int, Stream); \
   template int rounded_depth<K>(int);
 DIP_FAST_EACH_KIND(INSTANTIATE)

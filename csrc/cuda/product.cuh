@@ -156,6 +156,15 @@ struct TensorProduct {
     }
   }
 
+  DIP_FAST_D void add(const TensorProduct& other) {
+#pragma unroll
+    for (int i = 0; i < DOWN; ++i)
+#pragma unroll
+      for (int j = 0; j < ACROSS; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[i][j][e] += other.sums[i][j][e];
+  }
+
   DIP_FAST_D void put(Sum* to, int pitch) const {
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     float* from = to + (warp / T::WARPS_ACROSS * ROWS + g) * pitch + warp % T::WARPS_ACROSS * COLUMNS + 2 * t;
@@ -186,9 +195,10 @@ struct Shared {
                        BYTES = FACTOR_BYTES > SUM_BYTES ? FACTOR_BYTES : SUM_BYTES;
 };
 
-// The tiles of a kind of factor: for many sites and channels, for few sites, for few channels.
+// The tiles of a kind of factor: for many sites and channels, for few sites, for few channels; and for nine products.
 template <class Factor>
 struct Tiles {
+  using Nine = Tile<64, 128, 2>;
   using Wide = Tile<128, 128, 2>;
   using Small = Tile<32, 64, 2>;
   using Thin = Tile<128, 16, 8>;
@@ -206,21 +216,19 @@ struct Tiles<double> {
   using Thin = Tile<128, 16, 8>;
 };
 
+#ifdef DIP_FAST_EMULATED
+constexpr int BUSY = 1;  // so that small tests see wide tiles
+#else
+constexpr int BUSY = 96;  // wide tiles: most of a GPU, a guess that no GPU has been asked about yet
+#endif
+
 // Calls `use` with the tile for so many sites and channels: small ones where wide ones would leave most of a GPU idle.
 template <class Factor, class Use>
-void with_tile(int64_t sites, int channels, Use use) {
+auto with_tile(int64_t sites, int channels, Use use) {
   using All = Tiles<Factor>;
-#ifdef DIP_FAST_EMULATED
-  constexpr int BUSY = 1;  // so that small tests see wide tiles
-#else
-  constexpr int BUSY = 96;  // wide tiles: most of a GPU, a guess that no GPU has been asked about yet
-#endif
-  if (channels <= All::Thin::N)
-    use(typename All::Thin{});
-  else if (sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N)
-    use(typename All::Small{});
-  else
-    use(typename All::Wide{});
+  if (channels <= All::Thin::N) return use(typename All::Thin{});
+  if (sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N) return use(typename All::Small{});
+  return use(typename All::Wide{});
 }
 
 }  // namespace dip_fast::cuda
