@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
   const auto read = [&](int64_t pixel) -> Sum {
     if (!a.bilinear) return a.from.template read<1>(pixel, channel).at[0];
     const int width = 2 * a.from.image.width;
-    return a.from.template upsampled<1>(int(pixel / width), int(pixel % width), channel).at[0];
+    return a.from.template upsampled<1>(int(pixel) / width, int(pixel) % width, channel).at[0];
   };
   Sum count = 0, total = 0, rest = 0, squares = 0;
   a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
     if (call.between != nullptr) {
       Sum apart = 0;
       if (call.bilinear) {
-        const int row = int(pixel / image.width), column = int(pixel % image.width);
+        const int row = int(pixel) / image.width, column = int(pixel) % image.width;
         for (int e = 0; e < 9; ++e) {
           const int64_t r = padded(row + e / 3 - 1, image.height, Padding::replicate),
                         c = padded(column + e % 3 - 1, image.width, Padding::replicate);

@@ -70,7 +70,7 @@ struct Blur {
   }
 
   DIP_FAST_D Sum at(int64_t pixel) {
-    const int row = int(pixel / of.width), column = int(pixel % of.width);
+    const int row = int(pixel) / of.width, column = int(pixel) % of.width;
     const Border border = border_of(row, column, of.height, of.width);
     if (border.side >= 0)
       return widened(of.border[(int64_t(border.side) * of.longest + border.at) * channels + channel]);
@@ -148,7 +148,7 @@ struct Feed {
   // The left factor goes through registers, as it is not what lies in memory; the right one does.
   template <class Read>
   DIP_FAST_D void fetch(int depth, Factor* step, const Read& read) {
-    Factor* to = step + (T::M + line) * P::PITCH + 4 * quad;
+    Factor* to = step + P::BEGIN + line * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < RIGHT; ++i)
       if (line + i * ROWS < T::N)
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
     const bool more = depth + P::DEPTH < end;
     Factor *current = shared + at * S::STEP, *next = shared + (at ^ 1) * S::STEP;
     if (more) fetch(depth + P::DEPTH, next);
-    product.step(current, current + T::M * P::PITCH);
+    product.step(current);
     if (more) feed.keep(next);
     barrier();
   }

@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(THREADS, 1) nine_kernel(ByNine<K> a) {
   for (int product = 0, depth = 0, at = 0; product < products; at ^= 1) {
     const bool last = depth + P::DEPTH == (product < NINE ? a.deep : a.thin);
     const int next = last ? product + 1 : product, next_depth = last ? 0 : depth + P::DEPTH;
-    Factor* current = shared + at * S::STEP;
     if (next < products) fetch(next, next_depth, shared + (at ^ 1) * S::STEP);
-    sum.step(current, current + T::M * P::PITCH);
+    sum.step(shared + at * S::STEP);
     if (last) {
 #pragma unroll
       for (int phase = 0; phase < PHASES; ++phase)

@@ -1,5 +1,5 @@
 // A tile of a matrix product in a block of 256 threads: M x N sums, over a depth that comes in steps through shared
-// memory, where both factors stand with the depth along their rows.
+// memory.
 #pragma once
 
 #include "platform.cuh"
@@ -11,6 +11,16 @@ constexpr int THREADS = 256, WARP = 32;
 template <int M_, int N_, int WARPS_DOWN_>
 struct Tile {
   static constexpr int M = M_, N = N_, WARPS_DOWN = WARPS_DOWN_, WARPS_ACROSS = THREADS / WARP / WARPS_DOWN_;
+};
+
+// How the factors of a step lie in shared memory: the depth of each row side by side, or the rows of each depth.
+enum class Order { rows, depths };
+
+// Numbers of the depth that are kept together in 32 bits.
+template <class Factor>
+struct alignas(sizeof(Factor) < 4 ? 4 : sizeof(Factor)) Word {
+  static constexpr int COUNT = sizeof(Factor) < 4 ? int(4 / sizeof(Factor)) : 1;
+  Factor at[COUNT];
 };
 
 // Four neighbours into shared memory, at once where the rows keep them aligned.
@@ -34,23 +44,28 @@ DIP_FAST_D void copy_quad(Factor* to, const Factor* from) {
 
 // ---- by multiplications and additions, for float32 and float64: thread (i, j) of 16 x 16 has rows i + 16 r
 
-template <class Factor, class T>
+template <class Factor, class T, Order order = Order::rows>
 struct Product {
   using Sum = Factor;
-  static constexpr int DEPTH = 16, PITCH = DEPTH + 1, DOWN = T::M / 16, ACROSS = T::N / 16;
+  static constexpr int DEPTH = 16, WORDS = DEPTH, DOWN = T::M / 16, ACROSS = T::N / 16;
+  // From row to row and from word to word; the right factor follows the left one.
+  static constexpr int PITCH = DEPTH + 1, ROW = order == Order::rows ? PITCH : 1,
+                       LEFT = order == Order::rows ? 1 : T::M, RIGHT = order == Order::rows ? 1 : T::N,
+                       BEGIN = order == Order::rows ? T::M * PITCH : DEPTH * T::M, SIZE = BEGIN / T::M * (T::M + T::N);
   Sum sums[DOWN][ACROSS] = {};
 
   // A step is summed by itself, which rounds less than one long chain would.
-  DIP_FAST_D void step(const Factor* a, const Factor* b) {
+  DIP_FAST_D void step(const Factor* factors) {
     const int i = threadIdx.x / 16, j = threadIdx.x % 16;
+    const Factor *a = factors + i * ROW, *b = factors + BEGIN + j * ROW;
     Sum own[DOWN][ACROSS] = {};
 #pragma unroll 4
     for (int d = 0; d < DEPTH; ++d) {
       Factor left[DOWN], right[ACROSS];
 #pragma unroll
-      for (int r = 0; r < DOWN; ++r) left[r] = a[(i + 16 * r) * PITCH + d];
+      for (int r = 0; r < DOWN; ++r) left[r] = a[16 * r * ROW + d * LEFT];
 #pragma unroll
-      for (int c = 0; c < ACROSS; ++c) right[c] = b[(j + 16 * c) * PITCH + d];
+      for (int c = 0; c < ACROSS; ++c) right[c] = b[16 * c * ROW + d * RIGHT];
 #pragma unroll
       for (int r = 0; r < DOWN; ++r)
 #pragma unroll
@@ -126,32 +141,38 @@ DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (
 #endif
 }
 
-template <class Factor, class T>
+template <class Factor, class T, Order order>
 struct TensorProduct {
   using Sum = float;
-  // Rows of 32 factors, and four words more: then the eight rows and four words of a fragment lie in different banks.
-  static constexpr int DEPTH = 32, PER_WORD = 4 / sizeof(Factor), WORDS = DEPTH / PER_WORD,
-                       PITCH = (WORDS + 4) * PER_WORD;
+  static constexpr int DEPTH = 32, PER_WORD = Word<Factor>::COUNT, WORDS = DEPTH / PER_WORD;
+  // As above, in words.  Four words more to a row, or eight rows more to a word, and the eight rows and four words of a
+  // fragment lie in different banks.
+  static constexpr int ROW = order == Order::rows ? WORDS + 4 : 1, LEFT = order == Order::rows ? 1 : T::M + 8,
+                       RIGHT = order == Order::rows ? 1 : T::N + 8, PITCH = ROW * PER_WORD;
+  static_assert(order == Order::rows || (LEFT % 16 == 8 && RIGHT % 16 == 8));
+  // In factors.
+  static constexpr int BEGIN = (order == Order::rows ? T::M * ROW : WORDS * LEFT) * PER_WORD,
+                       SIZE = BEGIN + (order == Order::rows ? T::N * ROW : WORDS * RIGHT) * PER_WORD;
   static constexpr int ROWS = T::M / T::WARPS_DOWN, COLUMNS = T::N / T::WARPS_ACROSS, DOWN = ROWS / 16,
                        ACROSS = COLUMNS / 8;
   float sums[DOWN][ACROSS][4] = {};
 
-  DIP_FAST_D void step(const Factor* a, const Factor* b) {
+  DIP_FAST_D void step(const Factor* factors) {
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    const auto* left = reinterpret_cast<const uint32_t*>(a + (warp / T::WARPS_ACROSS * ROWS + g) * PITCH) + t;
-    const auto* right = reinterpret_cast<const uint32_t*>(b + (warp % T::WARPS_ACROSS * COLUMNS + g) * PITCH) + t;
-    constexpr int ROW = PITCH / PER_WORD;  // in words
+    const auto *words = reinterpret_cast<const uint32_t*>(factors),
+               *left = words + (warp / T::WARPS_ACROSS * ROWS + g) * ROW + t * LEFT,
+               *right = words + BEGIN / PER_WORD + (warp % T::WARPS_ACROSS * COLUMNS + g) * ROW + t * RIGHT;
 #pragma unroll
     for (int word = 0; word < WORDS; word += 8) {
       uint32_t x[DOWN][4], y[ACROSS][2];
 #pragma unroll
       for (int i = 0; i < DOWN; ++i)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) x[i][e] = left[(16 * i + e % 2 * 8) * ROW + word + e / 2 * 4];
+        for (int e = 0; e < 4; ++e) x[i][e] = left[(16 * i + e % 2 * 8) * ROW + (word + e / 2 * 4) * LEFT];
 #pragma unroll
       for (int j = 0; j < ACROSS; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) y[j][e] = right[8 * j * ROW + word + 4 * e];
+        for (int e = 0; e < 2; ++e) y[j][e] = right[8 * j * ROW + (word + 4 * e) * RIGHT];
       multiply_fragments<Factor>(sums, x, y);
     }
   }
@@ -177,19 +198,19 @@ struct TensorProduct {
   }
 };
 
-template <class T>
-struct Product<TF32, T> : TensorProduct<TF32, T> {};
-template <class T>
-struct Product<BFloat16, T> : TensorProduct<BFloat16, T> {};
-template <class T>
-struct Product<Half, T> : TensorProduct<Half, T> {};
+template <class T, Order order>
+struct Product<TF32, T, order> : TensorProduct<TF32, T, order> {};
+template <class T, Order order>
+struct Product<BFloat16, T, order> : TensorProduct<BFloat16, T, order> {};
+template <class T, Order order>
+struct Product<Half, T, order> : TensorProduct<Half, T, order> {};
 
 // Both factors twice, one step being filled while the other is read; then the sums, in their place.
-template <class Factor, class T>
+template <class Factor, class T, Order order = Order::rows>
 struct Shared {
-  using P = Product<Factor, T>;
+  using P = Product<Factor, T, order>;
   static constexpr int PITCH = T::N + 4;  // of the sums
-  static constexpr int STEP = (T::M + T::N) * P::PITCH;
+  static constexpr int STEP = P::SIZE;
   static constexpr int FACTOR_BYTES = 2 * STEP * int(sizeof(Factor)),
                        SUM_BYTES = T::M * PITCH * int(sizeof(typename P::Sum)),
                        BYTES = FACTOR_BYTES > SUM_BYTES ? FACTOR_BYTES : SUM_BYTES;

@@ -10,81 +10,87 @@ template <class K>
 struct Gradient {
   Patch<K, Form::window> patch;
   Arriving<K> arriving;
-  int64_t per_part;        // pixels
+  int per_part;            // pixels
   typename K::Sum* parts;  // (parts, depth of the patch, channels that arrive)
+};
+
+// A thread's share of one factor of a step on its way into shared memory: four neighbouring rows, which are channels,
+// of some words of the depth, which are pixels.  Threads side by side have neighbouring rows, as memory and shared
+// memory do.
+template <class Factor, class P, int ROWS, int PITCH>
+struct Share {
+  static constexpr int QUADS = ROWS / 4, LINES = THREADS / QUADS, COUNT = quotient_up(P::WORDS, LINES),
+                       PER_WORD = Word<Factor>::COUNT;
+  Quad<Word<Factor>> held[COUNT];
+
+  DIP_FAST_D static int row() { return int(threadIdx.x) % QUADS * 4; }
+  DIP_FAST_D static int word(int i) { return int(threadIdx.x) / QUADS + i * LINES; }
+
+  // `read(d)`: four rows of number d of the depth.
+  template <class Read>
+  DIP_FAST_D void fetch(const Read& read) {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+#pragma unroll
+      for (int part = 0; part < PER_WORD; ++part) {
+        const auto values = read(word(i) * PER_WORD + part);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) held[i].at[e].at[part] = narrowed<Factor>(values.at[e]);
+      }
+  }
+
+  DIP_FAST_D void keep(Factor* to) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      if (word(i) < P::WORDS)
+        *reinterpret_cast<Quad<Word<Factor>>*>(to + (word(i) * PITCH + row()) * PER_WORD) = held[i];
+  }
 };
 
 template <class K, class T>
 __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
-  using P = Product<Factor, T>;
-  using S = Shared<Factor, T>;
-  // A warp's threads have neighbouring pixels: what they put into a row of shared memory then lies side by side.
-  constexpr int QUADS = THREADS / P::DEPTH, LEFT = quotient_up(T::M / 4, QUADS), RIGHT = quotient_up(T::N / 4, QUADS);
+  using P = Product<Factor, T, Order::depths>;
+  using S = Shared<Factor, T, Order::depths>;
   const int depth = a.patch.depth(), channels = a.arriving.grad.channels, width = a.arriving.grad.width;
-  const int row = blockIdx.x * T::M, column = blockIdx.y * T::N;
-  const int line = threadIdx.x % P::DEPTH, quad = threadIdx.x / P::DEPTH;
-  const int64_t begin = int64_t(blockIdx.z) * a.per_part, total = int64_t(a.arriving.grad.height) * width,
-                end = begin + a.per_part < total ? begin + a.per_part : total;
+  Share<Factor, P, T::M, P::LEFT> left;
+  Share<Factor, P, T::N, P::RIGHT> right;
+  const int row = blockIdx.x * T::M + left.row(), column = blockIdx.y * T::N + right.row();
+  const int begin = int(blockIdx.z) * a.per_part, total = a.arriving.grad.height * width,
+            end = begin + a.per_part < total ? begin + a.per_part : total;
   Factor* shared = shared_memory<Factor>();
 
-  Quad<Factor> left[LEFT], right[RIGHT];
-  const auto fetch = [&](int64_t first) {
-    const int64_t pixel = first + line;
-    const bool there = pixel < end;
-    const int y = int(pixel / width), x = int(pixel % width);
-#pragma unroll
-    for (int i = 0; i < LEFT; ++i) {
-      const int at = 4 * (quad + i * QUADS);
+  const auto fetch = [&](int first) {
+    left.fetch([&](int d) -> Some<Sum, 4> {
+      const int pixel = first + d;
+      if (pixel >= end || row >= depth) return {};
+      return a.patch.four_at(pixel / width, pixel % width, row);
+    });
+    right.fetch([&](int d) {
+      const int pixel = first + d;
       Some<Sum, 4> values;
-      if (there && at < T::M && row + at < depth) values = a.patch.four_at(y, x, row + at);
+      if (pixel >= end || column >= channels) return values;
+      if (channels % 4 == 0) return a.arriving.template read<4>(pixel, column);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
-    }
-#pragma unroll
-    for (int i = 0; i < RIGHT; ++i) {
-      const int at = 4 * (quad + i * QUADS), channel = column + at;
-      Some<Sum, 4> values;
-      if (there && at < T::N && channel < channels) {
-        if (channels % 4 == 0) {
-          values = a.arriving.template read<4>(pixel, channel);
-        } else {
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            if (channel + e < channels) values.at[e] = a.arriving.template read<1>(pixel, channel + e).at[0];
-        }
-      }
-#pragma unroll
-      for (int e = 0; e < 4; ++e) right[i].at[e] = narrowed<Factor>(values.at[e]);
-    }
+      for (int e = 0; e < 4; ++e)
+        if (column + e < channels) values.at[e] = a.arriving.template read<1>(pixel, column + e).at[0];
+      return values;
+    });
   };
   const auto keep = [&](Factor* step) {
-#pragma unroll
-    for (int i = 0; i < LEFT; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int at = 4 * (quad + i * QUADS) + e;
-        if (at < T::M) step[at * P::PITCH + line] = left[i].at[e];
-      }
-#pragma unroll
-    for (int i = 0; i < RIGHT; ++i)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int at = 4 * (quad + i * QUADS) + e;
-        if (at < T::N) step[(T::M + at) * P::PITCH + line] = right[i].at[e];
-      }
+    left.keep(step);
+    right.keep(step + P::BEGIN);
   };
 
   P product;
   fetch(begin);
   keep(shared);
   barrier();
-  int at = 0;
-  for (int64_t first = begin; first < end; first += P::DEPTH, at ^= 1) {
+  for (int first = begin, at = 0; first < end; first += P::DEPTH, at ^= 1) {
     const bool more = first + P::DEPTH < end;
     if (more) fetch(first + P::DEPTH);
-    product.step(shared + at * S::STEP, shared + at * S::STEP + T::M * P::PITCH);
+    product.step(shared + at * S::STEP);
     if (more) keep(shared + (at ^ 1) * S::STEP);
     barrier();
   }
@@ -93,9 +99,9 @@ __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   product.put(sums, S::PITCH);
   barrier();
   for (int i = threadIdx.x; i < T::M * T::N; i += THREADS) {
-    const int m = i / T::N, n = i % T::N;
-    if (row + m < depth && column + n < channels)
-      a.parts[(int64_t(blockIdx.z) * depth + row + m) * channels + column + n] = sums[m * S::PITCH + n];
+    const int m = int(blockIdx.x) * T::M + i / T::N, n = int(blockIdx.y) * T::N + i % T::N;
+    if (m < depth && n < channels)
+      a.parts[(int64_t(blockIdx.z) * depth + m) * channels + n] = sums[i / T::N * S::PITCH + i % T::N];
   }
 }
 
@@ -134,10 +140,10 @@ void weight_gradient(const Patch<K, Form::window>& patch, const Arriving<K>& arr
     constexpr int STEP = Product<Factor, T>::DEPTH, BLOCKS = 512, LEAST = 8;  // blocks aimed at; steps worth a block
     const dim3 tiles(quotient_up(depth, T::M), quotient_up(columns, T::N));
     const int64_t most = quotient_up(pixels, int64_t(LEAST) * STEP), wanted = quotient_up(BLOCKS, tiles.x * tiles.y);
-    const int64_t per_part = rounded_up(quotient_up(pixels, most < wanted ? most : wanted), STEP);
+    const int per_part = rounded_up(quotient_up(pixels, most < wanted ? most : wanted), STEP);
     const int count = quotient_up(pixels, per_part);
     Sum* parts = context.take<Sum>(int64_t(count) * depth * columns);
-    launch<true>(gradient_kernel<K, T>, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T>::BYTES,
+    launch<true>(gradient_kernel<K, T>, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T, Order::depths>::BYTES,
                  context.stream, Gradient<K>{patch, arriving, per_part, parts});
     const int taps = fields ? 9 : patch.taps * patch.taps, outputs = fields ? columns / 9 : columns;
     launch<false>(
