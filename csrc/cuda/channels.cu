@@ -116,10 +116,11 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
   using Sum = typename K::Sum;
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
+  const auto of = a.from.template channels<1>(channel);
   const auto read = [&](int64_t pixel) -> Sum {
-    if (!a.bilinear) return a.from.template read<1>(pixel, channel).at[0];
+    if (!a.bilinear) return of.at(pixel).at[0];
     const int width = 2 * a.from.image.width;
-    return a.from.template upsampled<1>(int(pixel) / width, int(pixel) % width, channel).at[0];
+    return upsampled<Sum>(of, int(pixel) / width, int(pixel) % width, a.from.image.height, a.from.image.width).at[0];
   };
   Sum count = 0, total = 0, rest = 0, squares = 0;
   a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
@@ -223,7 +224,8 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
   const Sum own_scale = call.own == nullptr ? Sum(1) : call.own[channel],
             own_shift = call.own == nullptr ? Sum(0) : call.own[C + channel],
             own_mean = call.own == nullptr ? Sum(0) : call.own[2 * C + channel];
-  const auto read = [&](int64_t pixel) { return call.image.template read<1>(pixel, channel).at[0]; };
+  const auto of = call.image.template channels<1>(channel);
+  const auto read = [&](int64_t pixel) { return of.at(pixel).at[0]; };
   Sum total = 0, moment = 0;
   a.runs.each([&](int64_t pixel) {
     Sum da = widened(call.grad[pixel * C + channel]);
@@ -267,8 +269,9 @@ template <class K>
 __global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
+  const auto of = a.arriving.template channels<1>(channel);
   double total = 0;
-  a.runs.each([&](int64_t pixel) { total += a.arriving.template read<1>(pixel, channel).at[0]; });
+  a.runs.each([&](int64_t pixel) { total += of.at(pixel).at[0]; });
   a.parts[a.runs.part() * a.runs.channels + channel] = total;
 }
 

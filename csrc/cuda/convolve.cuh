@@ -191,7 +191,7 @@ DIP_FAST_D void finish_tile(typename K::Sum* sums, const Sites& sites, int phase
   });
 }
 
-template <class K, class T, class Operand, class Finish>
+template <class K, class T, int width, class Operand, class Finish>
 __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
@@ -203,7 +203,8 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
   Feed<K, T> feed(a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch,
                   a.depths.pitch);
   const auto fetch = [&](int depth, Factor* step) {
-    feed.fetch(depth, step, [&](int row, int column) { return a.operand.four_at(row, column, depth + 4 * feed.quad); });
+    const auto four = four_from<width>(a.operand, depth + 4 * feed.quad, phase);
+    feed.fetch(depth, step, [&](int row, int column) { return four.at(row, column); });
   };
 
   P product;
@@ -232,12 +233,15 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
 template <class K, class Operand, class Finish>
 void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
               int channels, const Finish& finish, Stream stream) {
-  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, [&]<class T>(T) {
+  const bool quads = operand.quads();
+  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, quads, [&]<class T>(T) {
     const int rows = rounded_up(channels, T::N);
     const dim3 grid(quotient_up(sites.most(), T::M), rows / T::N, sites.phases());
     const Convolve<K, Operand, Finish> call{operand, sites, factors, depths, rows, channels, finish};
-    launch<true>(convolve_kernel<K, T, Operand, Finish>, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream,
-                 call);
+    auto kernel = convolve_kernel<K, T, 4, Operand, Finish>;
+    if constexpr (!FOURS_ALONE<typename K::Factor, T>)
+      if (!quads) kernel = convolve_kernel<K, T, 1, Operand, Finish>;
+    launch<true>(kernel, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream, call);
   });
 }
 

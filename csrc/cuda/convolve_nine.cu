@@ -43,14 +43,15 @@ __global__ void __launch_bounds__(THREADS, 1) nine_kernel(ByNine<K> a) {
   Factor* shared = shared_memory<Factor>();
   Feed<K, T> feed(a.sites, 0, first, a.factors + int64_t(channel) * pitch, pitch);  // a site is the pixel of phase 0
   const auto fetch = [&](int product, int depth, Factor* step) {
-    if (product < NINE)
-      feed.fetch(product * a.deep + depth, step, [&](int row, int column) {
-        return a.operand.four_at(product, row / 2, column / 2, depth + 4 * feed.quad);
-      });
-    else
-      feed.fetch(NINE * a.deep + depth, step, [&](int row, int column) {
-        return a.operand.thin.four_at(row + (product - NINE) / 2, column + (product - NINE) % 2, depth + 4 * feed.quad);
-      });
+    if (product < NINE) {
+      const auto deep = a.operand.from(product, depth + 4 * feed.quad);
+      feed.fetch(product * a.deep + depth, step, [&](int row, int column) { return deep.at(row >> 1, column >> 1); });
+    } else {
+      const int down = (product - NINE) / 2, across = (product - NINE) % 2;
+      const auto thin = a.operand.thin.template from<4>(depth + 4 * feed.quad, 0);
+      feed.fetch(NINE * a.deep + depth, step,
+                 [&](int row, int column) { return thin.at(row + down, column + across); });
+    }
   };
 
   P phases[PHASES], sum;
@@ -88,10 +89,10 @@ template <class K>
 constexpr bool ON_TENSOR_CORES = !std::is_same_v<typename K::Factor, typename K::Sum>;
 
 template <class K, class Use>
-auto with_tile_of(const Sites& sites, int channels, bool nine, Use use) {
+auto with_tile_of(const Work& work, Use use) {
   if constexpr (ON_TENSOR_CORES<K>)
-    if (nine) return use(typename Tiles<typename K::Factor>::Nine{});
-  return with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, use);
+    if (work.nine) return use(typename Tiles<typename K::Factor>::Nine{});
+  return with_tile<typename K::Factor>(work.sites.most() * work.sites.phases(), work.channels, work.quads, use);
 }
 
 }  // namespace
@@ -106,15 +107,15 @@ bool takes_nine(const Sites& sites, int channels) {
 }
 
 template <class K>
-int64_t convolution_parts(const Sites& sites, int channels, bool nine) {
-  return with_tile_of<K>(sites, channels, nine, [&]<class T>(T) {
-    return int64_t(quotient_up(sites.most(), T::M)) * sites.phases() * (THREADS / T::N);
+int64_t convolution_parts(const Work& work) {
+  return with_tile_of<K>(work, [&]<class T>(T) {
+    return int64_t(quotient_up(work.sites.most(), T::M)) * work.sites.phases() * (THREADS / T::N);
   });
 }
 
 template <class K>
-int factor_rows(const Sites& sites, int channels, bool nine) {
-  return with_tile_of<K>(sites, channels, nine, [&]<class T>(T) { return rounded_up(channels, T::N); });
+int factor_rows(const Work& work) {
+  return with_tile_of<K>(work, [&]<class T>(T) { return rounded_up(work.channels, T::N); });
 }
 
 template <class K>
@@ -128,10 +129,10 @@ void convolve_nine(const Nine<K>& operand, const Sites& sites, const typename K:
   }
 }
 
-#define INSTANTIATE(K)                                            \
-  template bool takes_nine<K>(const Sites&, int);                 \
-  template int64_t convolution_parts<K>(const Sites&, int, bool); \
-  template int factor_rows<K>(const Sites&, int, bool);           \
+#define INSTANTIATE(K)                                \
+  template bool takes_nine<K>(const Sites&, int);     \
+  template int64_t convolution_parts<K>(const Work&); \
+  template int factor_rows<K>(const Work&);           \
   template void convolve_nine<K>(const Nine<K>&, const Sites&, const K::Factor*, int, int, int, const Raw<K>&, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 

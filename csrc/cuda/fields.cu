@@ -33,13 +33,14 @@ __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
   const int i = int(pixel / columns), j = int(pixel % columns);
   const int reach = a.bilinear ? 2 : 1;  // outputs 2 i - reach .. 2 i + 1 + reach
 
+  const auto arriving = a.arriving.template channels<width>(channel);
   Some<Sum, width> sums[9];
   for (int o = 2 * i - reach; o <= 2 * i + 1 + reach; ++o) {
     if (o < 0 || o >= grad.height) continue;
     Some<Sum, width> line[3];
     for (int p = 2 * j - reach; p <= 2 * j + 1 + reach; ++p) {
       if (p < 0 || p >= grad.width) continue;
-      const auto g = a.arriving.template read<width>(int64_t(o) * grad.width + p, channel);
+      const auto g = arriving.at(int64_t(o) * grad.width + p);
 #pragma unroll
       for (int t = 0; t < 3; ++t) {
         const Sum weight = field_weight(p, j, t, columns, a.bilinear, a.padding);

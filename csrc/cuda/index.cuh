@@ -55,7 +55,8 @@ struct Readers {
 DIP_FAST_HD Readers readers(int i, int t, int size, int outputs, int stride, int pad, Padding padding) {
   Readers result{-1, -1};
   const int at = i + pad - t;
-  if (at >= 0 && at % stride == 0 && at / stride < outputs) result.first = at / stride;
+  const int halving = stride - 1;  // 0 or 1
+  if (at >= 0 && (at & halving) == 0 && at >> halving < outputs) result.first = at >> halving;
   if (pad == 0 || padding == Padding::zeros) return result;
   const int last = outputs - 1, after = last * stride + t - pad;
   if (t == 0 && padded(-1, size, padding) == i) result.second = 0;

@@ -79,13 +79,20 @@ struct Back {
 // Whether an image upsampled to the nearest is convolved by nine products, see convolve_nine.cu.
 template <class K>
 bool takes_nine(const Sites& sites, int channels);
+// What the tiles of a convolution depend on.
+struct Work {
+  Sites sites;
+  int channels;  // that come out
+  bool quads;    // those that are read come in fours
+  bool nine = false;
+};
 template <class K>
-int64_t convolution_parts(const Sites& sites, int channels, bool nine = false);
+int64_t convolution_parts(const Work& work);
 // Depth of a factor, rounded up.
 template <class K>
 int rounded_depth(int depth);
 template <class K>
-int factor_rows(const Sites& sites, int channels, bool nine = false);
+int factor_rows(const Work& work);
 
 template <class K, class Operand, class Finish>
 void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,

@@ -51,13 +51,12 @@ Depths alike(int depth) { return {depth, {depth, depth, depth, depth}}; }
 
 // Calls `use` with the place for the moments of what a convolution of such sites writes; null: they are not wanted.
 template <class K, class Use>
-void with_moments(const Sites& sites, int outputs, bool nine, double* statistics, const Context& context,
-                  const Use& use) {
+void with_moments(const Work& work, double* statistics, const Context& context, const Use& use) {
   if (statistics == nullptr) return use(nullptr);
-  const int64_t count = convolution_parts<K>(sites, outputs, nine);
-  auto* parts = context.take<Moment<Sum<K>>>(count * outputs);
+  const int64_t count = convolution_parts<K>(work);
+  auto* parts = context.take<Moment<Sum<K>>>(count * work.channels);
   use(parts);
-  merge_moments<K>(parts, count, outputs, statistics, outputs, context.stream);
+  merge_moments<K>(parts, count, work.channels, statistics, work.channels, context.stream);
 }
 
 // The way back to `channels` channels of the input, from `offset` of the weight on.  Gives the sums of what comes out,
@@ -73,13 +72,14 @@ const double* run_back(const Operand& operand, const Sites& sites, const Packing
     depths.phase[phase] = rounded_depth<K>(int(taps) * weight.outputs);
     if (depths.phase[phase] > depths.pitch) depths.pitch = depths.phase[phase];
   }
-  packing.rows = factor_rows<K>(sites, weight.count);
+  const Work work{sites, weight.count, operand.quads()};
+  packing.rows = factor_rows<K>(work);
   packing.pitch = packing.depth = depths.pitch;
   packing.factors = context.take<typename K::Factor>(int64_t(sites.phases()) * packing.rows * packing.pitch);
   pack_transposed<K>(packing, row_taps, column_taps, sites.step, context.stream);
 
   const bool summed = read.image.data != nullptr;
-  const int64_t count = convolution_parts<K>(sites, weight.count);
+  const int64_t count = convolution_parts<K>(work);
   Sum<K>* parts = summed ? context.take<Sum<K>>(2 * count * weight.count) : nullptr;
   convolve<K>(operand, sites, packing.factors, depths, weight.count, Back<K>{to, read, centre, through, parts},
               context.stream);
@@ -198,11 +198,12 @@ void norm_conv2d(const Given<K>& input, const typename K::Sum* weight, const typ
   const Sites sites{quotient_up(input.image.height, options.stride), quotient_up(input.image.width, options.stride), 1};
   const int depth = rounded_depth<K>(patch.depth());
   Packing<K> packing = packing_of<K>(weight, outputs, patch.channels(), taps, 0, patch.channels());
-  packing.rows = factor_rows<K>(sites, outputs);
+  const Work work{sites, outputs, patch.quads()};
+  packing.rows = factor_rows<K>(work);
   packing.pitch = packing.depth = depth;
   packing.factors = context.take<typename K::Factor>(int64_t(packing.rows) * depth);
   pack<K>(packing, Taps::single, 1, context.stream);
-  with_moments<K>(sites, outputs, false, statistics, context, [&](Moment<Sum<K>>* parts) {
+  with_moments<K>(work, statistics, context, [&](Moment<Sum<K>>* parts) {
     convolve<K>(patch, sites, packing.factors, alike(depth), outputs, Raw<K>{bias, output, parts}, context.stream);
   });
 }
@@ -221,7 +222,7 @@ void norm_conv2d_backward(const Output<K>& output, const Given<K>& input, const 
     const Readers2d<K> operand = readers_of(grad, image.height, image.width, taps, options.stride, options.padding);
     const double* sums =
         run_back<K>(operand, {image.height, image.width, options.stride}, packing_of<K>(weight, outputs, C, taps, 0, C),
-                    operand.row_taps, operand.column_taps, to.image, own == nullptr ? Pixels<K>{} : patch.from,
+                    operand.row_taps, operand.column_taps, to.image, own == nullptr ? Pixels<K>{} : patch.image,
                     own == nullptr ? nullptr : own + 2 * C, true, context);
     if (own != nullptr)
       norm_gradients<K>(sums, own, input.weight, C, to.statistics, to.weight, to.bias, context.stream);
@@ -239,12 +240,11 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
   const int H = 2 * deep.image.height, W = 2 * deep.image.width;
   const Sites pixels{H, W, 1}, phases{H, W, 2};
   const int thin = rounded_depth<K>(9 * join.S);
-  const bool nine = takes_nine<K>(phases, outputs);
   // The weight for the deep image, `per_tap` channels to each of so many taps, and then for the thin one.
-  const auto packed = [&](const Sites& sites, Taps taps, int count, int per_tap, int of_thin) {
-    const int begin = rounded_depth<K>(count * per_tap), layers = taps == Taps::nine ? 1 : sites.phases();
+  const auto packed = [&](const Work& work, Taps taps, int count, int per_tap, int of_thin) {
+    const int begin = rounded_depth<K>(count * per_tap), layers = work.nine ? 1 : work.sites.phases();
     Packing<K> packing = packing_of<K>(weight, outputs, join.S + join.C, 3, join.S, join.C);
-    packing.rows = factor_rows<K>(sites, outputs, taps == Taps::nine);
+    packing.rows = factor_rows<K>(work);
     packing.pitch = begin + of_thin, packing.depth = begin, packing.per_tap = per_tap;
     packing.factors = context.take<typename K::Factor>(int64_t(layers) * packing.rows * packing.pitch);
     if (count > 0) pack<K>(packing, taps, layers, context.stream);
@@ -252,33 +252,38 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
     if (of_thin > 0) pack<K>(packing, Taps::single, layers, context.stream);
     return packing.factors;
   };
-  const auto to_nearest = [&](Padding padding, int of_thin, const Raw<K>& raw) {
+  const auto to_nearest = [&](Padding padding, int of_thin, const Work& work, const Raw<K>& raw) {
     const Patch<K, Form::window> beside = of_thin > 0 ? join.thin(padding) : Patch<K, Form::window>{};
-    if (nine) {
+    if (work.nine) {
       const int deep_depth = rounded_depth<K>(join.C);
-      convolve_nine<K>({join.deep.normed, padding, beside}, phases, packed(phases, Taps::nine, 9, deep_depth, of_thin),
+      convolve_nine<K>({join.deep.normed, padding, beside}, phases, packed(work, Taps::nine, 9, deep_depth, of_thin),
                        deep_depth, of_thin, outputs, raw, context.stream);
     } else {
       const int begin = rounded_depth<K>(4 * join.C);
       convolve<K>(Joined<K>{{join.deep.normed, 2, 1, padding}, beside, begin}, phases,
-                  packed(phases, Taps::folded, 4, join.C, of_thin), alike(begin + of_thin), outputs, raw,
-                  context.stream);
+                  packed(work, Taps::folded, 4, join.C, of_thin), alike(begin + of_thin), outputs, raw, context.stream);
     }
   };
-  if (!options.bilinear)
-    return with_moments<K>(phases, outputs, nine, statistics, context,
-                           [&](Moment<Sum<K>>* parts) { to_nearest(options.padding, thin, {bias, output, parts}); });
+  const bool deep_quads = in_fours(join.C), quads = deep_quads && in_fours(join.S);
+  if (!options.bilinear) {
+    const Work work{phases, outputs, quads, quads && takes_nine<K>(phases, outputs)};
+    return with_moments<K>(work, statistics, context, [&](Moment<Sum<K>>* parts) {
+      to_nearest(options.padding, thin, work, {bias, output, parts});
+    });
+  }
   // The image upsampled bilinearly is the one upsampled to the nearest, blurred by (1, 2, 1) / 4 either way with its
   // border repeated, and so is what the convolution gives, except where that reads the padding: at the border.
   const int longest = H > W ? H : W;
-  const Sites sides{4, longest, 1};
   auto* nearest = context.take<typename K::Stored>(int64_t(H) * W * outputs);
   auto* border = context.take<typename K::Stored>(int64_t(4) * longest * outputs);
-  to_nearest(Padding::replicate, 0, {nullptr, nearest, nullptr});
-  convolve<K>(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, sides, packed(sides, Taps::single, 9, join.C, 0),
-              alike(rounded_depth<K>(9 * join.C)), outputs, Raw<K>{nullptr, border, nullptr}, context.stream);
-  with_moments<K>(pixels, outputs, false, statistics, context, [&](Moment<Sum<K>>* parts) {
-    convolve<K>(join.thin(options.padding), pixels, packed(pixels, Taps::single, 0, join.C, thin), alike(thin), outputs,
+  const Work work{phases, outputs, deep_quads, deep_quads && takes_nine<K>(phases, outputs)},
+      sides{{4, longest, 1}, outputs, deep_quads}, rest{pixels, outputs, in_fours(join.S)};
+  to_nearest(Padding::replicate, 0, work, {nullptr, nearest, nullptr});
+  convolve<K>(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, sides.sites,
+              packed(sides, Taps::single, 9, join.C, 0), alike(rounded_depth<K>(9 * join.C)), outputs,
+              Raw<K>{nullptr, border, nullptr}, context.stream);
+  with_moments<K>(rest, statistics, context, [&](Moment<Sum<K>>* parts) {
+    convolve<K>(join.thin(options.padding), pixels, packed(rest, Taps::single, 0, join.C, thin), alike(thin), outputs,
                 Blurred<K>{{bias, output, parts}, nearest, border, H, W, longest}, context.stream);
   });
 }

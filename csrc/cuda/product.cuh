@@ -243,12 +243,18 @@ constexpr int BUSY = 1;  // so that small tests see wide tiles
 constexpr int BUSY = 96;  // wide tiles: most of a GPU, a guess that no GPU has been asked about yet
 #endif
 
-// Calls `use` with the tile for so many sites and channels: small ones where wide ones would leave most of a GPU idle.
+// Whether a tile is in use for channels that come in fours alone.
+template <class Factor, class T>
+constexpr bool FOURS_ALONE =
+    std::is_same_v<T, typename Tiles<Factor>::Wide> && !std::is_same_v<T, typename Tiles<Factor>::Small>;
+
+// Calls `use` with the tile for so many sites and channels: small ones where wide ones would leave most of a GPU idle,
+// or what is read comes number by number.
 template <class Factor, class Use>
-auto with_tile(int64_t sites, int channels, Use use) {
+auto with_tile(int64_t sites, int channels, bool quads, Use use) {
   using All = Tiles<Factor>;
   if (channels <= All::Thin::N) return use(typename All::Thin{});
-  if (sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N) return use(typename All::Small{});
+  if (!quads || sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N) return use(typename All::Small{});
   return use(typename All::Wide{});
 }
 

@@ -14,6 +14,34 @@ struct Gradient {
   typename K::Sum* parts;  // (parts, depth of the patch, channels that arrive)
 };
 
+// Four neighbouring channels of what arrives, as many as there are from `first` on.
+template <class K, int width>
+struct FourOf {
+  typename Arriving<K>::template Channels<width> readers[4 / width];
+  int count;
+
+  DIP_FAST_D Some<typename K::Sum, 4> at(int pixel) const {
+    Some<typename K::Sum, 4> result;
+    if constexpr (width == 4) {
+      if (count > 0) result = readers[0].at(pixel);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (i < count) result.at[i] = readers[i].at(pixel).at[0];
+    }
+    return result;
+  }
+};
+template <int width, class K>
+DIP_FAST_D FourOf<K, width> four_of(const Arriving<K>& arriving, int first) {
+  const int count = arriving.grad.channels - first;
+  const auto reader = [&](int i) { return arriving.template channels<width>(i < count ? first + i : 0); };
+  if constexpr (width == 4)
+    return {{reader(0)}, count};
+  else
+    return {{reader(0), reader(1), reader(2), reader(3)}, count};
+}
+
 // A thread's share of one factor of a step on its way into shared memory: four neighbouring rows, which are channels,
 // of some words of the depth, which are pixels.  Threads side by side have neighbouring rows, as memory and shared
 // memory do.
@@ -26,17 +54,19 @@ struct Share {
   DIP_FAST_D static int row() { return int(threadIdx.x) % QUADS * 4; }
   DIP_FAST_D static int word(int i) { return int(threadIdx.x) / QUADS + i * LINES; }
 
-  // `read(d)`: four rows of number d of the depth.
+  // Number i of the depth, of those that are the thread's.
+  static constexpr int NUMBERS = COUNT * PER_WORD;
+  DIP_FAST_D static int number(int i) { return word(i / PER_WORD) * PER_WORD + i % PER_WORD; }
+
+  // `read(i)`: four rows of that.
   template <class Read>
   DIP_FAST_D void fetch(const Read& read) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i)
+    for (int i = 0; i < NUMBERS; ++i) {
+      const auto values = read(i);
 #pragma unroll
-      for (int part = 0; part < PER_WORD; ++part) {
-        const auto values = read(word(i) * PER_WORD + part);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) held[i].at[e].at[part] = narrowed<Factor>(values.at[e]);
-      }
+      for (int e = 0; e < 4; ++e) held[i / PER_WORD].at[e].at[i % PER_WORD] = narrowed<Factor>(values.at[e]);
+    }
   }
 
   DIP_FAST_D void keep(Factor* to) const {
@@ -47,35 +77,43 @@ struct Share {
   }
 };
 
-template <class K, class T>
+// left, right: channels that are read at once.
+template <class K, class T, int left_width, int right_width>
 __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T, Order::depths>;
   using S = Shared<Factor, T, Order::depths>;
-  const int depth = a.patch.depth(), channels = a.arriving.grad.channels, width = a.arriving.grad.width;
-  Share<Factor, P, T::M, P::LEFT> left;
-  Share<Factor, P, T::N, P::RIGHT> right;
-  const int row = blockIdx.x * T::M + left.row(), column = blockIdx.y * T::N + right.row();
-  const int begin = int(blockIdx.z) * a.per_part, total = a.arriving.grad.height * width,
+  using Left = Share<Factor, P, T::M, P::LEFT>;
+  using Right = Share<Factor, P, T::N, P::RIGHT>;
+  const int depth = a.patch.depth(), channels = a.arriving.grad.channels, columns = a.arriving.grad.width;
+  const int row = blockIdx.x * T::M + Left::row(), column = blockIdx.y * T::N + Right::row();
+  const int begin = int(blockIdx.z) * a.per_part, total = a.arriving.grad.height * columns,
             end = begin + a.per_part < total ? begin + a.per_part : total;
   Factor* shared = shared_memory<Factor>();
 
-  const auto fetch = [&](int first) {
-    left.fetch([&](int d) -> Some<Sum, 4> {
-      const int pixel = first + d;
-      if (pixel >= end || row >= depth) return {};
-      return a.patch.four_at(pixel / width, pixel % width, row);
-    });
-    right.fetch([&](int d) {
-      const int pixel = first + d;
-      Some<Sum, 4> values;
-      if (pixel >= end || column >= channels) return values;
-      if (channels % 4 == 0) return a.arriving.template read<4>(pixel, column);
+  // A thread reads the same channels of all pixels.
+  const auto patch = four_from<left_width>(a.patch, row < depth ? row : 0, 0);
+  const auto arriving = four_of<right_width>(a.arriving, column);
+  int pixel_row[Left::NUMBERS], pixel_column[Left::NUMBERS];  // of the numbers of the step that is fetched next
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (column + e < channels) values.at[e] = a.arriving.template read<1>(pixel, column + e).at[0];
+  for (int i = 0; i < Left::NUMBERS; ++i) {
+    pixel_row[i] = (begin + Left::number(i)) / columns;
+    pixel_column[i] = (begin + Left::number(i)) % columns;
+  }
+  Left left;
+  Right right;
+  const auto fetch = [&](int first) {
+    left.fetch([&](int i) {
+      Some<Sum, 4> values;
+      if (first + Left::number(i) < end && row < depth) values = patch.at(pixel_row[i], pixel_column[i]);
+      pixel_column[i] += P::DEPTH;
+      while (pixel_column[i] >= columns) pixel_column[i] -= columns, ++pixel_row[i];
       return values;
+    });
+    right.fetch([&](int i) {
+      const int pixel = first + Right::number(i);
+      return pixel < end ? arriving.at(pixel) : Some<Sum, 4>{};
     });
   };
   const auto keep = [&](Factor* step) {
@@ -143,7 +181,14 @@ void weight_gradient(const Patch<K, Form::window>& patch, const Arriving<K>& arr
     const int per_part = rounded_up(quotient_up(pixels, most < wanted ? most : wanted), STEP);
     const int count = quotient_up(pixels, per_part);
     Sum* parts = context.take<Sum>(int64_t(count) * depth * columns);
-    launch<true>(gradient_kernel<K, T>, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T, Order::depths>::BYTES,
+    auto kernel = gradient_kernel<K, T, 4, 4>;
+    if constexpr (!FOURS_ALONE<Factor, T>) {
+      if (!patch.quads())
+        kernel = in_fours(columns) ? gradient_kernel<K, T, 1, 4> : gradient_kernel<K, T, 1, 1>;
+      else if (!in_fours(columns))
+        kernel = gradient_kernel<K, T, 4, 1>;
+    }
+    launch<true>(kernel, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T, Order::depths>::BYTES,
                  context.stream, Gradient<K>{patch, arriving, per_part, parts});
     const int taps = fields ? 9 : patch.taps * patch.taps, outputs = fields ? columns / 9 : columns;
     launch<false>(
@@ -152,7 +197,7 @@ void weight_gradient(const Patch<K, Form::window>& patch, const Arriving<K>& arr
   };
   if (columns <= Tiles<Factor>::Thin::N)
     run(typename Tiles<Factor>::Thin{});
-  else if (depth <= 64)
+  else if (depth <= 64 || !patch.quads() || !in_fours(columns))
     run(typename Tiles<Factor>::Small{});
   else
     run(typename Tiles<Factor>::Wide{});
