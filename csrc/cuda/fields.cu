@@ -21,45 +21,88 @@ struct Fields {
   typename K::Stored* to;  // (H, W, 9, K)
 };
 
+constexpr int RUN = 8,  // pixels of a row that a thread goes along
+    WINDOW = 6,         // outputs 2 i - 2 .. 2 i + 3, of which upsampling to the nearest has those between
+    FIRST = -2;
+
+// Of the outputs around pixel i of a line what each counts in its three fields.
+template <class Sum>
+struct Weights {
+  Sum at[3][WINDOW];
+
+  DIP_FAST_D Weights(int i, int size, bool bilinear, Padding padding) {
+#pragma unroll
+    for (int t = 0; t < 3; ++t)
+#pragma unroll
+      for (int o = 0; o < WINDOW; ++o) {
+        if (i > 1 && i < size - 2) {        // no output in the window reads the padding, nor a pixel that is repeated
+          const int r = o + FIRST + t - 1;  // from 2 i
+          at[t][o] = r == 0 || r == 1    ? Sum(bilinear ? 0.75 : 1)
+                     : r == -1 || r == 2 ? Sum(bilinear ? 0.25 : 0)
+                                         : Sum(0);
+        } else {
+          at[t][o] = field_weight(2 * i + FIRST + o, i, t, size, bilinear, padding);
+        }
+      }
+  }
+};
+
 template <class K, int width>
 __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
   using Sum = typename K::Sum;
+  using Values = Some<Sum, width>;
   const auto& grad = a.arriving.grad;
-  const int height = grad.height / 2, columns = grad.width / 2, quads = grad.channels / width;
+  const int height = grad.height / 2, columns = grad.width / 2, quads = grad.channels / width,
+            runs = quotient_up(columns, RUN);
   const int64_t index = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-  if (index >= int64_t(height) * columns * quads) return;
-  const int channel = int(index % quads) * width;
-  const int64_t pixel = index / quads;
-  const int i = int(pixel / columns), j = int(pixel % columns);
-  const int reach = a.bilinear ? 2 : 1;  // outputs 2 i - reach .. 2 i + 1 + reach
-
+  if (index >= int64_t(height) * runs * quads) return;
+  const int channel = int(index % quads) * width, run = int(index / quads);
+  const int i = run / runs, begin = run % runs * RUN, end = begin + RUN < columns ? begin + RUN : columns;
   const auto arriving = a.arriving.template channels<width>(channel);
-  Some<Sum, width> sums[9];
-  for (int o = 2 * i - reach; o <= 2 * i + 1 + reach; ++o) {
-    if (o < 0 || o >= grad.height) continue;
-    Some<Sum, width> line[3];
-    for (int p = 2 * j - reach; p <= 2 * j + 1 + reach; ++p) {
-      if (p < 0 || p >= grad.width) continue;
-      const auto g = arriving.at(int64_t(o) * grad.width + p);
+  const Weights<Sum> down(i, height, a.bilinear, a.padding);
+
+  // Three sums over the rows of each column of the window, which moves on by two.
+  Values window[WINDOW][3];
+  const auto fill = [&](int p, Values(&sums)[3]) {
 #pragma unroll
-      for (int t = 0; t < 3; ++t) {
-        const Sum weight = field_weight(p, j, t, columns, a.bilinear, a.padding);
+    for (int t = 0; t < 3; ++t) sums[t] = {};
+    if (p < 0 || p >= grad.width) return;
 #pragma unroll
-        for (int e = 0; e < width; ++e) line[t].at[e] += weight * g.at[e];
+    for (int o = 0; o < WINDOW; ++o) {
+      const int row = 2 * i + FIRST + o;
+      if (row < 0 || row >= grad.height || (!a.bilinear && (o == 0 || o == WINDOW - 1))) continue;
+      const Values g = arriving.at(int64_t(row) * grad.width + p);
+#pragma unroll
+      for (int t = 0; t < 3; ++t)
+#pragma unroll
+        for (int e = 0; e < width; ++e) sums[t].at[e] += down.at[t][o] * g.at[e];
+    }
+  };
+#pragma unroll
+  for (int c = 2; c < WINDOW; ++c) fill(2 * begin + FIRST + c - 2, window[c]);
+  typename K::Stored* to = a.to + (int64_t(i) * columns + begin) * 9 * grad.channels + channel;
+#pragma unroll 1
+  for (int j = begin; j < end; ++j, to += 9 * grad.channels) {
+#pragma unroll
+    for (int c = 0; c < WINDOW; ++c) {
+      if (c + 2 < WINDOW) {
+#pragma unroll
+        for (int t = 0; t < 3; ++t) window[c][t] = window[c + 2][t];
+      } else {
+        fill(2 * j + FIRST + c, window[c]);
       }
     }
+    const Weights<Sum> across(j, columns, a.bilinear, a.padding);
 #pragma unroll
-    for (int down = 0; down < 3; ++down) {
-      const Sum weight = field_weight(o, i, down, height, a.bilinear, a.padding);
+    for (int t = 0; t < 9; ++t) {
+      Values sum;
 #pragma unroll
-      for (int across = 0; across < 3; ++across)
+      for (int c = 0; c < WINDOW; ++c)
 #pragma unroll
-        for (int e = 0; e < width; ++e) sums[3 * down + across].at[e] += weight * line[across].at[e];
+        for (int e = 0; e < width; ++e) sum.at[e] += across.at[t % 3][c] * window[c][t / 3].at[e];
+      store<width>(to + t * grad.channels, sum);
     }
   }
-  typename K::Stored* to = a.to + pixel * 9 * grad.channels + channel;
-#pragma unroll
-  for (int t = 0; t < 9; ++t) store<width>(to + t * grad.channels, sums[t]);
 }
 
 }  // namespace
@@ -67,12 +110,12 @@ __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
 template <class K>
 void fields(const Arriving<K>& arriving, bool bilinear, Padding padding, typename K::Stored* to, Stream stream) {
   const auto& grad = arriving.grad;
-  const int64_t values = grad.pixels() / 4 * grad.channels;
+  const int64_t runs = int64_t(grad.height / 2) * quotient_up(grad.width / 2, RUN);
   const Fields<K> call{arriving, bilinear, padding, to};
-  if (grad.channels % 4 == 0)
-    launch<false>(fields_kernel<K, 4>, dim3(quotient_up(values / 4, THREADS)), THREADS, 0, stream, call);
-  else
-    launch<false>(fields_kernel<K, 1>, dim3(quotient_up(values, THREADS)), THREADS, 0, stream, call);
+  constexpr int WIDE = sizeof(typename K::Sum) > 4 ? 1 : 4;  // four of float64 need more registers than there are
+  const bool wide = grad.channels % WIDE == 0;
+  const auto blocks = quotient_up(runs * (wide ? grad.channels / WIDE : grad.channels), THREADS);
+  launch<false>(wide ? fields_kernel<K, WIDE> : fields_kernel<K, 1>, dim3(blocks), THREADS, 0, stream, call);
 }
 
 #define INSTANTIATE(K) template void fields<K>(const Arriving<K>&, bool, Padding, K::Stored*, Stream);
