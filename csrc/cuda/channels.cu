@@ -56,7 +56,6 @@ struct Whole {
   }
 };
 
-DIP_FAST_D Total as_whole(float x) { return {x}; }
 DIP_FAST_D Total as_whole(double x) { return {x}; }
 template <class Sum>
 DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
@@ -77,14 +76,13 @@ struct Join {
   double* to;
 };
 
-template <class Part>
-__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part> a) {
-  using All = decltype(as_whole(Part{}));
-  const int column = blockIdx.x;
-  const int64_t each = (a.count + THREADS - 1) / THREADS, begin = each * threadIdx.x,
-                end = begin + each < a.count ? begin + each : a.count;
+// The whole of `count` parts, in the first thread: a stretch of them for each thread, then the threads in pairs.
+template <class All, class Read>
+DIP_FAST_D All whole_of(int64_t count, const Read& read) {
+  const int64_t each = (count + THREADS - 1) / THREADS, begin = each * threadIdx.x,
+                end = begin + each < count ? begin + each : count;
   All all;
-  for (int64_t i = begin; i < end; ++i) all.add(as_whole(a.parts[i * a.columns + column]));
+  for (int64_t i = begin; i < end; ++i) all.add(read(i));
   All* shared = shared_memory<All>();
   for (int stride = 1; stride < THREADS; stride *= 2) {
     shared[threadIdx.x] = all;
@@ -92,6 +90,14 @@ __global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part> a) {
     if (threadIdx.x % (2 * stride) == 0) all.add(shared[threadIdx.x + stride]);
     barrier();
   }
+  return all;
+}
+
+template <class Part>
+__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part> a) {
+  const int column = blockIdx.x;
+  const auto all = whole_of<decltype(as_whole(Part{}))>(
+      a.count, [&](int64_t i) { return as_whole(a.parts[i * a.columns + column]); });
   if (threadIdx.x == 0) put(all, a.to + column, a.pitch);
 }
 
@@ -99,6 +105,39 @@ template <class Part>
 void join(const Part* parts, int64_t count, int columns, double* to, int pitch, Stream stream) {
   launch<true>(join_kernel<Part>, dim3(columns), THREADS, THREADS * int(sizeof(Whole)), stream,
                Join<Part>{parts, count, columns, pitch, to});
+}
+
+// ---- sums of t and t (x - mean), and what a norm makes of them
+
+struct Two {
+  double total = 0, moment = 0;
+  DIP_FAST_D void add(const Two& other) { total += other.total, moment += other.moment; }
+};
+
+template <class K>
+struct Sums {
+  const typename K::Sum* parts;  // (count, 2, channels)
+  int64_t count;
+  int channels;
+  double* sums;
+  NormGradient<K> norm;
+};
+
+template <class K>
+__global__ void __launch_bounds__(THREADS, 1) back_kernel(Sums<K> a) {
+  using Sum = typename K::Sum;
+  const int c = blockIdx.x, C = a.channels;
+  const Two all = whole_of<Two>(
+      a.count, [&](int64_t i) { return Two{double(a.parts[2 * i * C + c]), double(a.parts[(2 * i + 1) * C + c])}; });
+  if (threadIdx.x > 0) return;
+  if (a.sums != nullptr) a.sums[c] = all.total, a.sums[C + c] = all.moment;
+  if (a.norm.prepared == nullptr) return;
+  const double r = a.norm.prepared[3 * C + c], gamma = a.norm.weight[c];
+  a.norm.to_bias[c] = Sum(all.total);
+  a.norm.to_weight[c] = Sum(r * all.moment);
+  if (a.norm.to_statistics == nullptr) return;
+  a.norm.to_statistics[c] = -gamma * r * all.total;
+  a.norm.to_statistics[C + c] = -0.5 * gamma * r * r * r * all.moment;
 }
 
 // ---- statistics of what is read
@@ -132,59 +171,6 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
   });
   const Sum shift = count > 0 ? rest / count : Sum(0);
   a.parts[a.runs.part() * a.runs.channels + channel] = {count, mean, shift, squares - rest * shift};
-}
-
-// ---- affine maps
-
-template <class Sum>
-struct Prepare {
-  const double *statistics, *grad_statistics;
-  const Sum *weight, *bias;
-  double eps, pixels;
-  int channels, pitch;
-  Sum* to;
-};
-
-template <class Sum>
-__global__ void prepare_reading_kernel(Prepare<Sum> a) {
-  const int c = int(blockIdx.x) * THREADS + int(threadIdx.x);
-  if (c >= a.channels) return;
-  const double mean = a.statistics[c], deviation = 1 / sqrt(a.statistics[a.pitch + c] + a.eps);
-  a.to[c] = Sum(a.weight[c] * deviation);
-  a.to[a.channels + c] = Sum(a.bias[c] - mean * a.weight[c] * deviation);
-  a.to[2 * a.channels + c] = Sum(mean);
-  a.to[3 * a.channels + c] = Sum(deviation);
-}
-
-template <class Sum>
-__global__ void prepare_arriving_kernel(Prepare<Sum> a) {
-  const int k = int(blockIdx.x) * THREADS + int(threadIdx.x);
-  if (k >= a.channels) return;
-  const double by_value = 2 * a.grad_statistics[a.channels + k] / a.pixels;
-  a.to[k] = Sum(a.grad_statistics[k] / a.pixels - by_value * a.statistics[k]);
-  a.to[a.channels + k] = Sum(by_value);
-}
-
-template <class Sum>
-struct NormGradients {
-  const double* sums;
-  const Sum *deviation, *weight;
-  int channels;
-  double* to_statistics;
-  Sum *to_weight, *to_bias;
-};
-
-template <class Sum>
-__global__ void norm_gradients_kernel(NormGradients<Sum> a) {
-  const int c = int(blockIdx.x) * THREADS + int(threadIdx.x);
-  if (c >= a.channels) return;
-  const double r = a.deviation[c], total = a.sums[c], moment = a.sums[a.channels + c];
-  a.to_bias[c] = Sum(total);
-  a.to_weight[c] = Sum(r * moment);
-  if (a.to_statistics == nullptr) return;
-  const double gamma = a.weight[c];
-  a.to_statistics[c] = -gamma * r * total;
-  a.to_statistics[a.channels + c] = -0.5 * gamma * r * r * r * moment;
 }
 
 dim3 for_each(int channels) { return dim3(quotient_up(channels, THREADS)); }
@@ -221,9 +207,9 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
     constant = Sum(factor * call.between_sums[channel] / n);
     by_value = Sum(r * r * call.between_sums[C + channel] / n);
   }
-  const Sum own_scale = call.own == nullptr ? Sum(1) : call.own[channel],
-            own_shift = call.own == nullptr ? Sum(0) : call.own[C + channel],
-            own_mean = call.own == nullptr ? Sum(0) : call.own[2 * C + channel];
+  const Sum* own = call.own.prepared;
+  const Sum own_scale = own == nullptr ? Sum(1) : own[channel], own_shift = own == nullptr ? Sum(0) : own[C + channel],
+            own_mean = own == nullptr ? Sum(0) : own[2 * C + channel];
   const auto of = call.image.template channels<1>(channel);
   const auto read = [&](int64_t pixel) { return of.at(pixel).at[0]; };
   Sum total = 0, moment = 0;
@@ -244,7 +230,7 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
       }
       da = scale * (da - constant - by_value * apart);
     }
-    if (call.own != nullptr) {
+    if (own != nullptr) {
       const Sum x = widened(image.data[pixel * C + channel]), u = x * own_scale + own_shift;
       if (u <= 0) da *= call.image.reading.slope;
       total += da;
@@ -296,8 +282,10 @@ void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int chan
 }
 
 template <class K>
-void sum_parts(const typename K::Sum* parts, int64_t count, int columns, double* to, Stream stream) {
-  join(parts, count, columns, to, 0, stream);
+void sums_back(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGradient<K>& norm,
+               Stream stream) {
+  launch<true>(back_kernel<K>, dim3(channels), THREADS, THREADS * int(sizeof(Two)), stream,
+               Sums<K>{parts, count, channels, sums, norm});
 }
 
 template <class K>
@@ -310,37 +298,13 @@ void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pit
 }
 
 template <class K>
-void prepare_reading(const double* statistics, int pitch, const typename K::Sum* weight, const typename K::Sum* bias,
-                     double eps, int channels, typename K::Sum* to, Stream stream) {
-  using Sum = typename K::Sum;
-  launch<false>(prepare_reading_kernel<Sum>, for_each(channels), THREADS, 0, stream,
-                Prepare<Sum>{statistics, nullptr, weight, bias, eps, 0, channels, pitch, to});
-}
-
-template <class K>
-void prepare_arriving(const double* statistics, const double* grad_statistics, int64_t pixels, int channels,
-                      typename K::Sum* to, Stream stream) {
-  using Sum = typename K::Sum;
-  launch<false>(prepare_arriving_kernel<Sum>, for_each(channels), THREADS, 0, stream,
-                Prepare<Sum>{statistics, grad_statistics, nullptr, nullptr, 0, double(pixels), channels, 0, to});
-}
-
-template <class K>
-void norm_gradients(const double* sums, const typename K::Sum* prepared, const typename K::Sum* weight, int channels,
-                    double* to_statistics, typename K::Sum* to_weight, typename K::Sum* to_bias, Stream stream) {
-  using Sum = typename K::Sum;
-  launch<false>(norm_gradients_kernel<Sum>, for_each(channels), THREADS, 0, stream,
-                NormGradients<Sum>{sums, prepared + 3 * channels, weight, channels, to_statistics, to_weight, to_bias});
-}
-
-template <class K>
 void back_through(const BackThrough<K>& call, const Context& context) {
   using Sum = typename K::Sum;
   const auto& image = call.image.image;
   const Runs runs(image.channels, image.pixels());
-  Sum* parts = call.own == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
+  Sum* parts = call.own.prepared == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
   launch<false>(through_kernel<K>, runs.grid(), THREADS, 0, context.stream, Through<K>{call, runs, parts});
-  if (parts != nullptr) join(parts, runs.count(), 2 * image.channels, call.sums, 0, context.stream);
+  if (parts != nullptr) sums_back<K>(parts, runs.count(), image.channels, nullptr, call.own, context.stream);
 }
 
 template <class K>
@@ -355,15 +319,11 @@ void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context
   launch<false>(narrow_kernel<Sum>, for_each(K_), THREADS, 0, context.stream, Narrow<Sum>{sums, K_, to});
 }
 
-#define INSTANTIATE(K)                                                                                              \
-  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);                        \
-  template void sum_parts<K>(const K::Sum*, int64_t, int, double*, Stream);                                         \
-  template void moments<K>(const Pixels<K>&, bool, double*, int, const Context&);                                   \
-  template void prepare_reading<K>(const double*, int, const K::Sum*, const K::Sum*, double, int, K::Sum*, Stream); \
-  template void prepare_arriving<K>(const double*, const double*, int64_t, int, K::Sum*, Stream);                   \
-  template void norm_gradients<K>(const double*, const K::Sum*, const K::Sum*, int, double*, K::Sum*, K::Sum*,      \
-                                  Stream);                                                                          \
-  template void back_through<K>(const BackThrough<K>&, const Context&);                                             \
+#define INSTANTIATE(K)                                                                              \
+  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);        \
+  template void sums_back<K>(const K::Sum*, int64_t, int, double*, const NormGradient<K>&, Stream); \
+  template void moments<K>(const Pixels<K>&, bool, double*, int, const Context&);                   \
+  template void back_through<K>(const BackThrough<K>&, const Context&);                             \
   template void column_sums<K>(const Arriving<K>&, K::Sum*, const Context&);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 

@@ -43,13 +43,60 @@ struct Packing {
 // Of an image upsampled to the nearest taps are added: to 2 x 2 for each of four phases, see `Form`, or to those of the
 // nine products, see `Nine`.
 enum class Taps { single, folded, nine };
-// Row k, depth (tap, c).
+// Row k, depth (tap, c); transposed: row c, depth (tap, k) of the taps of each of the phases.
 template <class K>
-void pack(const Packing<K>& packing, Taps taps, int phases, Stream stream);
-// Row c, depth (tap, k) of the taps of each of the phases.
+struct Pack {
+  Packing<K> to;
+  Taps taps;
+  int phases;
+  bool transposed;
+  int stride;
+  Digits row_taps[2], column_taps[2];
+};
+
+// scale, shift, mean and 1 / sqrt(variance + eps) of a norm, (4, channels); or constant and factor of `Arriving`, (2,
+// channels), with the gradients of the statistics.
+template <class Sum>
+struct Affine {
+  const double* statistics;  // (2, pitch)
+  int pitch, channels;
+  const Sum *weight, *bias;
+  double eps;
+  const double* grad_statistics;
+  double pixels;
+  Sum* to;
+};
+
+// What is small and comes together, see small.cu: added, then launched at once.
 template <class K>
-void pack_transposed(const Packing<K>& packing, const Digits (&row_taps)[2], const Digits (&column_taps)[2], int stride,
-                     Stream stream);
+struct Job {
+  int size;  // in threads
+  bool packs;
+  Pack<K> pack;
+  Affine<typename K::Sum> affine;
+};
+template <class K>
+struct Jobs {
+  static constexpr int MOST = 8;
+  int count;
+  Job<K> all[MOST];
+};
+template <class K>
+class Small {
+ public:
+  explicit Small(Stream stream) : stream_(stream) {}
+  void add(const Pack<K>& pack) { add({pack.phases * pack.to.rows * pack.to.depth, true, pack, {}}); }
+  void add(const Affine<typename K::Sum>& affine) { add({affine.channels, false, {}, affine}); }
+  void flush();
+
+ private:
+  void add(const Job<K>& job) {
+    if (jobs_.count == Jobs<K>::MOST) flush();
+    jobs_.all[jobs_.count++] = job;
+  }
+  Jobs<K> jobs_{};
+  Stream stream_;
+};
 
 // What comes out of a product, and where it goes.
 template <class K>
@@ -115,14 +162,6 @@ void fields(const Arriving<K>& arriving, bool bilinear, Padding padding, typenam
 
 // ---- single channels
 
-// scale, shift, mean and 1 / sqrt(variance + eps), (4, C).
-template <class K>
-void prepare_reading(const double* statistics, int pitch, const typename K::Sum* weight, const typename K::Sum* bias,
-                     double eps, int channels, typename K::Sum* to, Stream stream);
-// constant and factor of `Arriving`, (2, K).
-template <class K>
-void prepare_arriving(const double* statistics, const double* grad_statistics, int64_t pixels, int channels,
-                      typename K::Sum* to, Stream stream);
 // Moments of what is read, or of that upsampled bilinearly (to the nearest they are the same), to statistics (2,
 // pitch).
 template <class K>
@@ -130,29 +169,31 @@ void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pit
 template <class K>
 void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int channels, double* statistics, int pitch,
                    Stream stream);
-// Sums of (count, columns) in order, in double.
+// The gradients of a norm, prepared, (4, C), from the sums of t and t (x - mean); of its statistics where wanted.
 template <class K>
-void sum_parts(const typename K::Sum* parts, int64_t count, int columns, double* to, Stream stream);
+struct NormGradient {
+  const typename K::Sum *prepared = nullptr, *weight = nullptr;  // null: no norm
+  double* to_statistics = nullptr;
+  typename K::Sum *to_weight = nullptr, *to_bias = nullptr;
+};
+// Sums of (count, 2, channels) in order, in double, to (2, channels), which may be null, and to the norm.
+template <class K>
+void sums_back(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGradient<K>& norm,
+               Stream stream);
 template <class K>
 void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context);
 
-// The gradients of a norm's statistics (null: not wanted) and parameters from the sums of t and t (x - mean).
-template <class K>
-void norm_gradients(const double* sums, const typename K::Sum* prepared, const typename K::Sum* weight, int channels,
-                    double* to_statistics, typename K::Sum* to_weight, typename K::Sum* to_bias, Stream stream);
-
 // Back through the norm between and through what is read before it: grad, as the convolution's way back left it, and
-// its sums become the gradient of the raw image, in its place or elsewhere; the sums of that into `sums` (2, C).
+// its sums become the gradient of the raw image, in its place or elsewhere.
 template <class K>
 struct BackThrough {
   const typename K::Stored* grad;
   Pixels<K> image;                 // reading: what is before the norm between
   const typename K::Sum* between;  // prepared, (4, C); null: no norm between
   const double* between_sums;      // (2, C)
-  const typename K::Sum* own;      // prepared, (4, C); null: no norm before
+  NormGradient<K> own;             // of the norm before
   bool upsampled, bilinear;
   typename K::Stored* to;
-  double* sums;
 };
 template <class K>
 void back_through(const BackThrough<K>& call, const Context& context);

@@ -1,19 +1,13 @@
-// Weights as right factors: rows are outputs of the product, the depth goes over taps and channels as the left factor
-// has it, and zeros fill rows and depth to whole tiles.
+// What is prepared for the large kernels: affine maps of channels, and weights as right factors.  These take no time
+// but that of a launch, so those that do not need each other are one.
 #include "kernels.cuh"
 #include "product.cuh"
 
 namespace dip_fast::cuda {
 namespace {
 
-template <class K>
-struct Pack {
-  Packing<K> to;
-  Taps taps;
-  bool transposed;
-  int stride;
-  Digits row_taps[2], column_taps[2];
-};
+// ---- weights: rows are outputs of the product, the depth goes over taps and channels as the left factor has it, and
+// zeros fill rows and depth to whole tiles
 
 // Of three taps those that meet in one of the two pixels that an output of this parity reads, as bits.
 DIP_FAST_D int meeting(int parity, int pixel) { return parity == 0 ? (pixel == 0 ? 1 : 6) : (pixel == 0 ? 3 : 4); }
@@ -21,13 +15,10 @@ DIP_FAST_D int meeting(int parity, int pixel) { return parity == 0 ? (pixel == 0
 DIP_FAST_D int multiplying(int product) { return product == 0 ? 1 : product == 1 ? 7 : 4; }
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) pack_kernel(Pack<K> a) {
+DIP_FAST_D void run(const Pack<K>& a, int i) {
   using Sum = typename K::Sum;
   const Packing<K>& to = a.to;
-  const int phase = blockIdx.y;
-  const int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-  if (i >= int64_t(to.rows) * to.depth) return;
-  const int row = int(i / to.depth), depth = int(i % to.depth);
+  const int per_phase = to.rows * to.depth, phase = i / per_phase, row = i % per_phase / to.depth, depth = i % to.depth;
   Sum value = 0;
   const auto weight = [&](int k, int c, int down, int across) {
     return to.weight[((int64_t(k) * to.channels + to.offset + c) * to.taps + down) * to.taps + across];
@@ -56,24 +47,44 @@ __global__ void __launch_bounds__(THREADS, 1) pack_kernel(Pack<K> a) {
   to.factors[(int64_t(phase) * to.rows + row) * to.pitch + to.begin + depth] = narrowed<typename K::Factor>(value);
 }
 
+// ---- affine maps
+
+template <class Sum>
+DIP_FAST_D void run(const Affine<Sum>& a, int c) {
+  const double mean = a.statistics[c];
+  if (a.grad_statistics == nullptr) {
+    const double deviation = 1 / sqrt(a.statistics[a.pitch + c] + a.eps);
+    a.to[c] = Sum(a.weight[c] * deviation);
+    a.to[a.channels + c] = Sum(a.bias[c] - mean * a.weight[c] * deviation);
+    a.to[2 * a.channels + c] = Sum(mean);
+    a.to[3 * a.channels + c] = Sum(deviation);
+  } else {
+    const double by_value = 2 * a.grad_statistics[a.channels + c] / a.pixels;
+    a.to[c] = Sum(a.grad_statistics[c] / a.pixels - by_value * mean);
+    a.to[a.channels + c] = Sum(by_value);
+  }
+}
+
 template <class K>
-void run(const Pack<K>& call, int phases, Stream stream) {
-  launch<false>(pack_kernel<K>, dim3(quotient_up(int64_t(call.to.rows) * call.to.depth, THREADS), phases), THREADS, 0,
-                stream, call);
+__global__ void small_kernel(const __grid_constant__ Jobs<K> a) {
+  const Job<K>& job = a.all[blockIdx.y];
+  const int i = int(blockIdx.x) * THREADS + int(threadIdx.x);
+  if (i >= job.size) return;
+  if (job.packs)
+    run(job.pack, i);
+  else
+    run(job.affine, i);
 }
 
 }  // namespace
 
 template <class K>
-void pack(const Packing<K>& packing, Taps taps, int phases, Stream stream) {
-  run<K>({packing, taps, false, 1, {}, {}}, phases, stream);
-}
-
-template <class K>
-void pack_transposed(const Packing<K>& packing, const Digits (&row_taps)[2], const Digits (&column_taps)[2], int stride,
-                     Stream stream) {
-  run<K>({packing, Taps::single, true, stride, {row_taps[0], row_taps[1]}, {column_taps[0], column_taps[1]}},
-         stride * stride, stream);
+void Small<K>::flush() {
+  if (jobs_.count == 0) return;
+  int most = 0;
+  for (int i = 0; i < jobs_.count; ++i) most = jobs_.all[i].size > most ? jobs_.all[i].size : most;
+  launch<false>(small_kernel<K>, dim3(quotient_up(most, THREADS), jobs_.count), THREADS, 0, stream_, jobs_);
+  jobs_.count = 0;
 }
 
 template <class K>
@@ -81,9 +92,8 @@ int rounded_depth(int depth) {
   return rounded_up(depth, Product<typename K::Factor, typename Tiles<typename K::Factor>::Wide>::DEPTH);
 }
 
-#define INSTANTIATE(K)                                                                                      \
-  template void pack<K>(const Packing<K>&, Taps, int, Stream);                                              \
-  template void pack_transposed<K>(const Packing<K>&, const Digits(&)[2], const Digits(&)[2], int, Stream); \
+#define INSTANTIATE(K)             \
+  template void Small<K>::flush(); \
   template int rounded_depth<K>(int);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
