@@ -105,7 +105,7 @@ sanitize() {
   git log -1 --format='commit %H' 2> /dev/null
 } > "$out/machine.txt" 2>&1
 cat "$out/machine.txt"
-# The Hopper kernels need instructions of that chip alone, which is what the "a" stands for.
+# As `make check-cuda` compiles for it.
 capability=$("$python" -c 'import sys, torch
 if not torch.cuda.is_available(): sys.exit(f"gpu_bars.sh: torch {torch.__version__} finds no GPU")
 print(*torch.cuda.get_device_capability(), sep=".")') || exit 2

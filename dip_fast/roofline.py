@@ -146,7 +146,7 @@ class Call:
             after upsampling      9/4 (C - S) K + 9 S K       9 C K        docs/notes/operator.md
 
         and as much again for each gradient that is wanted, of the image and of the weight.  (After upsampling the CUDA
-        kernels make more of them forward, 4 or 9 in place of 9/4: docs/notes/cuda.md.)
+        kernels make 4 in place of 9/4 forward, in float32 and of small images: docs/notes/cuda.md.)
         """
         given = self.named
         weight = given.get("weight")

@@ -139,6 +139,23 @@ def device(request):
 
 
 @pytest.fixture
+def from_a_graph(gpu):
+    """Call a function on another stream, and capture it: what it gives there, and once the graph is repeated."""
+    from dip_fast import graphs
+
+    def run(function):
+        made = []
+        replay = graphs.repeatable(lambda: made.append(function()), [], gpu)
+        calls = len(made)
+        replay()
+        replay()
+        assert len(made) == calls, "it was not captured"
+        return made[0], made[-1]
+
+    return run
+
+
+@pytest.fixture
 def gpu():
     """A GPU that has kernels, with products of float32 in float32, unless a test says otherwise."""
     from dip_fast.ops import extension  # here, since it loads or builds the extension

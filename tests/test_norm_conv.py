@@ -365,7 +365,7 @@ def test_rounds_as_well_as_cudnn_in_bfloat16(gpu, form, channels):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 @kinds
-def test_same_bits_from_call_to_call_and_from_a_graph(gpu, form, precision):
+def test_same_bits_from_call_to_call_and_from_a_graph(gpu, from_a_graph, form, precision):
     shape = (33, 4, 40, 31, 45)
     tensors, grad = on(gpu, arguments(form, shape, torch.float32)), gradient(form, shape).to(gpu)
 
@@ -374,16 +374,7 @@ def test_same_bits_from_call_to_call_and_from_a_graph(gpu, form, precision):
 
     with products(precision, gpu):
         first = function()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            again = function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = function()
-        graph.replay()
-        graph.replay()
+        again, captured = from_a_graph(function)
     for name, tensor in first.items():
         assert torch.equal(again[name], tensor), name
         assert torch.equal(captured[name], tensor), f"{name}, from a graph"

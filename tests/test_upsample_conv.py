@@ -211,7 +211,7 @@ def test_emulated_tensor_cores_round_as_well_as_the_layers(monkeypatch, mode, pa
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @kinds
-def test_same_bits_from_call_to_call_and_from_a_graph(gpu, mode, padding_mode, precision):
+def test_same_bits_from_call_to_call_and_from_a_graph(gpu, from_a_graph, mode, padding_mode, precision):
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     data = on(gpu, [t.to(dtype) for t in arguments((1, 33, 40, 31, 45), torch.float32)])
 
@@ -220,15 +220,7 @@ def test_same_bits_from_call_to_call_and_from_a_graph(gpu, mode, padding_mode, p
 
     with products(precision, gpu):
         first = function()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            again = function()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = function()
-        graph.replay()
+        again, captured = from_a_graph(function)
     for a, b, c in zip(first, again, captured, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
