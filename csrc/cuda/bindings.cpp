@@ -113,6 +113,17 @@ void check_sides(int64_t height, int64_t width) {
                     width);
 }
 
+Options convolution_options(double slope, double eps, int64_t taps, int64_t stride, int64_t H, int64_t W,
+                            Text padding_mode) {
+  check_sides(H, W);
+  return {slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
+}
+// H, W: of the upsampled image.
+Options upsampling_options(double slope, double eps, int64_t H, int64_t W, Text padding_mode, Text mode) {
+  check_sides(H, W);
+  return {slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+}
+
 dip_fast::Given aligned(dip_fast::Given x) {
   x.image = aligned(x.image);
   return x;
@@ -151,8 +162,7 @@ std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& stat
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
                 K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
-  check_sides(H, W);
-  const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
+  const Options options = convolution_options(slope, eps, taps, stride, H, W, padding_mode);
   Call call(input);
   const Tensor output = image_of({1, K_, (H + stride - 1) / stride, (W + stride - 1) / stride}, input),
                of_output = statistics_of(K_, input), w = weight.contiguous(), b = contiguous(bias);
@@ -173,8 +183,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
   const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
   arguments.check_gradient(grad, grad_statistics, output, input, weight);
-  check_sides(H, W);
-  const Options options{slope, eps, int(stride), taps == 1 ? Padding::zeros : padding_of(padding_mode, H, W), false};
+  const Options options = convolution_options(slope, eps, taps, stride, H, W, padding_mode);
   Call call(input);
   const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
                ds = grad_statistics.contiguous(), w = weight.contiguous();
@@ -200,8 +209,7 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                      skip_bias, norm_weight, norm_bias, slope, eps, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
-  check_sides(H, W);
-  const Options options{slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
   if (x.thin) x.thin = aligned(*x.thin);
@@ -226,8 +234,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
                                      skip_bias, norm_weight, norm_bias, slope, eps, weight);
   arguments.check_gradient(grad, grad_statistics, output, deep, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3);
-  check_sides(H, W);
-  const Options options{slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
   if (x.thin) x.thin = aligned(*x.thin);
@@ -263,8 +270,7 @@ Tensor upsample_conv2d(const Tensor& input, const Tensor& weight, const Optional
   arguments.check_upsampled(input, weight);
   const int64_t K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
   if (bias.has_value()) arguments.check_upsampled_bias(*bias, input, K_);
-  check_sides(H, W);
-  const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  const Options options = upsampling_options(0, 0, H, W, padding_mode, mode);
   Call call(input);
   const Tensor x = aligned(input), w = parameters(weight), b = bias.has_value() ? parameters(*bias) : Tensor(),
                output = image_of({input.size(0), K_, H, W}, input);
@@ -283,8 +289,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
   arguments.check_upsampled(input, weight);
   arguments.check_upsampled_gradient(grad, input, weight);
   const int64_t N = input.size(0), K_ = weight.size(0), H = 2 * input.size(2), W = 2 * input.size(3);
-  check_sides(H, W);
-  const Options options{0, 0, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
+  const Options options = upsampling_options(0, 0, H, W, padding_mode, mode);
   Call call(input);
   const Tensor g = aligned(grad), x = aligned(input), w = parameters(weight),
                to_input = mask[0] ? image_of(input.sizes(), input) : nothing(input);

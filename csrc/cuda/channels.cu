@@ -61,19 +61,22 @@ template <class Sum>
 DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
   return {double(x.count), double(x.mean), double(x.rest), double(x.squares)};
 }
-DIP_FAST_D void put(const Total& total, double* to, int) { *to = total.sum; }
+template <class To>
+DIP_FAST_D void put(const Total& total, To* to, int) {
+  *to = To(total.sum);
+}
 DIP_FAST_D void put(const Whole& whole, double* to, int pitch) {
   to[0] = whole.near + whole.offset;
   const double variance = whole.squares / whole.count;
   to[pitch] = variance < 0 ? 0 : variance;  // what is not a number stays so
 }
 
-template <class Part>
+template <class Part, class To>
 struct Join {
   const Part* parts;  // (count, columns)
   int64_t count;
   int columns, pitch;
-  double* to;
+  To* to;
 };
 
 // The whole of `count` parts, in the first thread: a stretch of them for each thread, then the threads in pairs.
@@ -93,18 +96,18 @@ DIP_FAST_D All whole_of(int64_t count, const Read& read) {
   return all;
 }
 
-template <class Part>
-__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part> a) {
+template <class Part, class To>
+__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part, To> a) {
   const int column = blockIdx.x;
   const auto all = whole_of<decltype(as_whole(Part{}))>(
       a.count, [&](int64_t i) { return as_whole(a.parts[i * a.columns + column]); });
   if (threadIdx.x == 0) put(all, a.to + column, a.pitch);
 }
 
-template <class Part>
-void join(const Part* parts, int64_t count, int columns, double* to, int pitch, Stream stream) {
-  launch<true>(join_kernel<Part>, dim3(columns), THREADS, THREADS * int(sizeof(Whole)), stream,
-               Join<Part>{parts, count, columns, pitch, to});
+template <class Part, class To>
+void join(const Part* parts, int64_t count, int columns, To* to, int pitch, Stream stream) {
+  launch<true>(join_kernel<Part, To>, dim3(columns), THREADS, THREADS * int(sizeof(Whole)), stream,
+               Join<Part, To>{parts, count, columns, pitch, to});
 }
 
 // ---- sums of t and t (x - mean), and what a norm makes of them
@@ -161,19 +164,11 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
     const int width = 2 * a.from.image.width;
     return upsampled<Sum>(of, int(pixel) / width, int(pixel) % width, a.from.image.height, a.from.image.width).at[0];
   };
-  Sum count = 0, total = 0, rest = 0, squares = 0;
+  Sum count = 0, total = 0;
   a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
-  const Sum mean = count > 0 ? total / count : Sum(0);
-  a.runs.each([&](int64_t pixel) {
-    const Sum apart = read(pixel) - mean;
-    rest += apart;
-    squares += apart * apart;
-  });
-  const Sum shift = count > 0 ? rest / count : Sum(0);
-  a.parts[a.runs.part() * a.runs.channels + channel] = {count, mean, shift, squares - rest * shift};
+  a.parts[a.runs.part() * a.runs.channels + channel] =
+      moment_of(count, total, [&](auto use) { a.runs.each([&](int64_t pixel) { use(read(pixel)); }); });
 }
-
-dim3 for_each(int channels) { return dim3(quotient_up(channels, THREADS)); }
 
 // ---- back through the norm between and what is read before it
 //
@@ -261,18 +256,6 @@ __global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
   a.parts[a.runs.part() * a.runs.channels + channel] = total;
 }
 
-template <class Sum>
-struct Narrow {
-  const double* from;
-  int count;
-  Sum* to;
-};
-template <class Sum>
-__global__ void narrow_kernel(Narrow<Sum> a) {
-  const int i = int(blockIdx.x) * THREADS + int(threadIdx.x);
-  if (i < a.count) a.to[i] = Sum(a.from[i]);
-}
-
 }  // namespace
 
 template <class K>
@@ -309,14 +292,11 @@ void back_through(const BackThrough<K>& call, const Context& context) {
 
 template <class K>
 void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context) {
-  using Sum = typename K::Sum;
   const int K_ = arriving.grad.channels;
   const Runs runs(K_, arriving.grad.pixels());
   double* parts = context.take<double>(runs.count() * K_);
-  double* sums = context.take<double>(K_);
   launch<false>(columns_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{arriving, runs, parts});
-  join(parts, runs.count(), K_, sums, 0, context.stream);
-  launch<false>(narrow_kernel<Sum>, for_each(K_), THREADS, 0, context.stream, Narrow<Sum>{sums, K_, to});
+  join(parts, runs.count(), K_, to, 0, context.stream);
 }
 
 #define INSTANTIATE(K)                                                                              \

@@ -30,12 +30,12 @@ struct Walk {
   }
 };
 
-// y = sum + bias, written, and the moments of what was written.  The mean first, then the deviations from it.
+// y = sum + bias, written, and the moments of what was written.
 template <class K, class Each>
 DIP_FAST_D void finish_column(const Raw<K>& raw, int channel, int64_t part, int channels, const Each& each) {
   using Sum = typename K::Sum;
   const Sum bias = raw.bias == nullptr ? Sum(0) : raw.bias[channel];
-  Sum count = 0, total = 0, rest = 0, squares = 0;
+  Sum count = 0, total = 0;
   each([&](Sum& sum, int64_t pixel) {
     const auto stored = narrowed<typename K::Stored>(sum + bias);
     raw.output[pixel * channels + channel] = stored;
@@ -44,14 +44,8 @@ DIP_FAST_D void finish_column(const Raw<K>& raw, int channel, int64_t part, int 
     count += 1;
   });
   if (raw.parts == nullptr) return;
-  const Sum mean = count > 0 ? total / count : Sum(0);
-  each([&](Sum& sum, int64_t) {
-    const Sum apart = sum - mean;
-    rest += apart;
-    squares += apart * apart;
-  });
-  const Sum shift = count > 0 ? rest / count : Sum(0);
-  raw.parts[part * channels + channel] = {count, mean, shift, squares - rest * shift};
+  raw.parts[part * channels + channel] =
+      moment_of(count, total, [&](auto use) { each([&](Sum& sum, int64_t) { use(sum); }); });
 }
 
 // An image blurred by (1, 2, 1) / 4 either way, one channel of it; pixels one after the other take three loads each.
@@ -231,16 +225,16 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
 }  // namespace
 
 template <class K, class Operand, class Finish>
-void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
-              int channels, const Finish& finish, Stream stream) {
-  const bool quads = operand.quads();
-  with_tile<typename K::Factor>(sites.most() * sites.phases(), channels, quads, [&]<class T>(T) {
-    const int rows = rounded_up(channels, T::N);
+void convolve(const Operand& operand, const Work& work, const typename K::Factor* factors, const Depths& depths,
+              const Finish& finish, Stream stream) {
+  const Sites& sites = work.sites;
+  with_tile<typename K::Factor>(sites.most() * sites.phases(), work.channels, work.quads, [&]<class T>(T) {
+    const int rows = rounded_up(work.channels, T::N);
     const dim3 grid(quotient_up(sites.most(), T::M), rows / T::N, sites.phases());
-    const Convolve<K, Operand, Finish> call{operand, sites, factors, depths, rows, channels, finish};
+    const Convolve<K, Operand, Finish> call{operand, sites, factors, depths, rows, work.channels, finish};
     auto kernel = convolve_kernel<K, T, 4, Operand, Finish>;
     if constexpr (!FOURS_ALONE<typename K::Factor, T>)
-      if (!quads) kernel = convolve_kernel<K, T, 1, Operand, Finish>;
+      if (!work.quads) kernel = convolve_kernel<K, T, 1, Operand, Finish>;
     launch<true>(kernel, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream, call);
   });
 }

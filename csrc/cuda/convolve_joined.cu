@@ -7,12 +7,10 @@
 
 namespace dip_fast::cuda {
 
-#define INSTANTIATE(K)                                                                                              \
-  template void convolve<K>(const Joined<K>&, const Sites&, const K::Factor*, const Depths&, int, const Raw<K>&,    \
-                            Stream);                                                                                \
-  template void convolve<K>(const Bordering<K>&, const Sites&, const K::Factor*, const Depths&, int, const Raw<K>&, \
-                            Stream);                                                                                \
-  template void convolve<K>(const Patch<K, Form::window>&, const Sites&, const K::Factor*, const Depths&, int,      \
+#define INSTANTIATE(K)                                                                                                 \
+  template void convolve<K>(const Joined<K>&, const Work&, const K::Factor*, const Depths&, const Raw<K>&, Stream);    \
+  template void convolve<K>(const Bordering<K>&, const Work&, const K::Factor*, const Depths&, const Raw<K>&, Stream); \
+  template void convolve<K>(const Patch<K, Form::window>&, const Work&, const K::Factor*, const Depths&,               \
                             const Blurred<K>&, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 

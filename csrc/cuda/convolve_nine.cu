@@ -119,13 +119,13 @@ int factor_rows(const Work& work) {
 }
 
 template <class K>
-void convolve_nine(const Nine<K>& operand, const Sites& sites, const typename K::Factor* factors, int deep, int thin,
-                   int channels, const Raw<K>& raw, Stream stream) {
+void convolve_nine(const Nine<K>& operand, const Work& work, const typename K::Factor* factors, int deep, int thin,
+                   const Raw<K>& raw, Stream stream) {
   if constexpr (ON_TENSOR_CORES<K>) {
     using T = typename Tiles<typename K::Factor>::Nine;
-    const dim3 grid(quotient_up(sites.most(), T::M), quotient_up(channels, T::N));
+    const dim3 grid(quotient_up(work.sites.most(), T::M), quotient_up(work.channels, T::N));
     launch<true>(nine_kernel<K, T>, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream,
-                 ByNine<K>{operand, sites, factors, deep, thin, channels, raw});
+                 ByNine<K>{operand, work.sites, factors, deep, thin, work.channels, raw});
   }
 }
 
@@ -133,7 +133,7 @@ void convolve_nine(const Nine<K>& operand, const Sites& sites, const typename K:
   template bool takes_nine<K>(const Sites&, int);     \
   template int64_t convolution_parts<K>(const Work&); \
   template int factor_rows<K>(const Work&);           \
-  template void convolve_nine<K>(const Nine<K>&, const Sites&, const K::Factor*, int, int, int, const Raw<K>&, Stream);
+  template void convolve_nine<K>(const Nine<K>&, const Work&, const K::Factor*, int, int, const Raw<K>&, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

@@ -3,8 +3,8 @@
 
 namespace dip_fast::cuda {
 
-#define INSTANTIATE(K)                                                                                         \
-  template void convolve<K>(const Patch<K, Form::window>&, const Sites&, const K::Factor*, const Depths&, int, \
+#define INSTANTIATE(K)                                                                                   \
+  template void convolve<K>(const Patch<K, Form::window>&, const Work&, const K::Factor*, const Depths&, \
                             const Raw<K>&, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 

@@ -29,6 +29,19 @@ template <class Sum>
 struct Moment {
   Sum count, mean, rest, squares;
 };
+// From their number and sum, and from them once more, one after the other: the mean first, then deviations from it.
+template <class Sum, class Each>
+DIP_FAST_D Moment<Sum> moment_of(Sum count, Sum total, const Each& each) {
+  const Sum mean = count > 0 ? total / count : Sum(0);
+  Sum rest = 0, squares = 0;
+  each([&](Sum value) {
+    const Sum apart = value - mean;
+    rest += apart;
+    squares += apart * apart;
+  });
+  const Sum shift = count > 0 ? rest / count : Sum(0);
+  return {count, mean, shift, squares - rest * shift};
+}
 
 // A weight (K, channels, taps, taps) as a right factor: [phase][row][pitch].
 template <class K>
@@ -142,13 +155,13 @@ template <class K>
 int factor_rows(const Work& work);
 
 template <class K, class Operand, class Finish>
-void convolve(const Operand& operand, const Sites& sites, const typename K::Factor* factors, const Depths& depths,
-              int channels, const Finish& finish, Stream stream);
+void convolve(const Operand& operand, const Work& work, const typename K::Factor* factors, const Depths& depths,
+              const Finish& finish, Stream stream);
 
 // By nine products, of `deep` and then `thin` numbers each: the depths of the factors, whole steps.
 template <class K>
-void convolve_nine(const Nine<K>& operand, const Sites& sites, const typename K::Factor* factors, int deep, int thin,
-                   int channels, const Raw<K>& raw, Stream stream);
+void convolve_nine(const Nine<K>& operand, const Work& work, const typename K::Factor* factors, int deep, int thin,
+                   const Raw<K>& raw, Stream stream);
 
 // Gradient of a weight: sums over all pixels of (what the patch reads, arriving), in parts that are added in order.
 // fields: `arriving` is nine of the weight's outputs to a pixel, the patch one tap.

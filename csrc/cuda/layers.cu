@@ -96,8 +96,7 @@ const double* run_back(const Operand& operand, const Sites& sites, const Packing
   const bool summed = read.image.data != nullptr;
   const int64_t count = convolution_parts<K>(work);
   Sum<K>* parts = summed ? context.take<Sum<K>>(2 * count * weight.count) : nullptr;
-  convolve<K>(operand, sites, packing.factors, depths, weight.count, Back<K>{to, read, centre, through, parts},
-              context.stream);
+  convolve<K>(operand, work, packing.factors, depths, Back<K>{to, read, centre, through, parts}, context.stream);
   if (!summed) return nullptr;
   double* sums = context.take<double>(2 * weight.count);
   sums_back<K>(parts, count, weight.count, sums, norm, context.stream);
@@ -219,7 +218,7 @@ void norm_conv2d(const Given<K>& input, const typename K::Sum* weight, const typ
   small.add(Pack<K>{packing, Taps::single, 1, false, 1, {}, {}});
   small.flush();
   with_moments<K>(work, statistics, context, [&](Moment<Sum<K>>* parts) {
-    convolve<K>(patch, sites, packing.factors, alike(depth), outputs, Raw<K>{bias, output, parts}, context.stream);
+    convolve<K>(patch, work, packing.factors, alike(depth), Raw<K>{bias, output, parts}, context.stream);
   });
 }
 
@@ -275,12 +274,12 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
                               const Raw<K>& raw) {
     const Patch<K, Form::window> beside = of_thin > 0 ? join.thin(padding) : Patch<K, Form::window>{};
     if (work.nine) {
-      convolve_nine<K>({join.deep.normed, padding, beside}, phases, factors, rounded_depth<K>(join.C), of_thin, outputs,
-                       raw, context.stream);
+      convolve_nine<K>({join.deep.normed, padding, beside}, work, factors, rounded_depth<K>(join.C), of_thin, raw,
+                       context.stream);
     } else {
       const int begin = rounded_depth<K>(4 * join.C);
-      convolve<K>(Joined<K>{{join.deep.normed, 2, 1, padding}, beside, begin}, phases, factors, alike(begin + of_thin),
-                  outputs, raw, context.stream);
+      convolve<K>(Joined<K>{{join.deep.normed, 2, 1, padding}, beside, begin}, work, factors, alike(begin + of_thin),
+                  raw, context.stream);
     }
   };
   const bool deep_quads = in_fours(join.C), quads = deep_quads && in_fours(join.S);
@@ -303,10 +302,10 @@ void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Betw
              *of_rest = packed(rest, Taps::single, 0, join.C, thin);
   small.flush();
   to_nearest(work, factors, Padding::replicate, 0, {nullptr, nearest, nullptr});
-  convolve<K>(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, sides.sites, of_sides,
-              alike(rounded_depth<K>(9 * join.C)), outputs, Raw<K>{nullptr, border, nullptr}, context.stream);
+  convolve<K>(Bordering<K>{{join.deep.normed, 3, 1, options.padding}}, sides, of_sides,
+              alike(rounded_depth<K>(9 * join.C)), Raw<K>{nullptr, border, nullptr}, context.stream);
   with_moments<K>(rest, statistics, context, [&](Moment<Sum<K>>* parts) {
-    convolve<K>(join.thin(options.padding), pixels, of_rest, alike(thin), outputs,
+    convolve<K>(join.thin(options.padding), rest, of_rest, alike(thin),
                 Blurred<K>{{bias, output, parts}, nearest, border, H, W, longest}, context.stream);
   });
 }

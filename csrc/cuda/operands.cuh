@@ -195,8 +195,6 @@ struct Joined {
   Patch<K, Form::window> thin;
   int begin;
 
-  bool quads() const { return deep.quads() && thin.quads(); }
-
   template <int width>
   struct Reader {
     bool of_deep;
@@ -225,8 +223,6 @@ struct Nine {
   Pixels<K> deep;
   Padding padding;
   Patch<K, Form::window> thin;
-
-  bool quads() const { return in_fours(deep.image.channels) && thin.quads(); }
 
   struct Reader {
     const Nine& all;
@@ -268,8 +264,6 @@ template <class K>
 struct Bordering {
   using Sum = typename K::Sum;
   Patch<K, Form::bilinear> patch;
-
-  bool quads() const { return patch.quads(); }
 
   template <int width>
   struct Reader {

@@ -20,13 +20,13 @@ constexpr size_t STACK = 128 * 1024;
 constexpr int MOST = 1024, WARP = 32;
 enum class State { ready, at_barrier, at_warp, done };
 
-// A fiber is entered by its context once; from then on by _longjmp, which asks nothing of the kernel.
 struct Copy {
   void* to;
   const void* from;
   int bytes;
 };
 
+// A fiber is entered by its context once; from then on by _longjmp, which asks nothing of the kernel.
 struct Fiber {
   std::vector<Copy> copies;
   ucontext_t context;
