@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dip_fast import replaying, torch_program
-from dip_fast.formats import FORMATS, digest
+from dip_fast.models import replaying
+from dip_fast.models.formats import FORMATS, digest
+from dip_fast.programs import drawing as torch_program
 
 
 def main() -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 import torch
 
-from dip_fast import cli, reporting
-from dip_fast.degradations import Identity, Mask
-from dip_fast.fitting import KEEP_EVERY, Fit, prepare
+from dip_fast.device.memory import keep_memory
+from dip_fast.fitting.degradations import Identity, Mask
+from dip_fast.fitting.loop import KEEP_EVERY, Fit, prepare
+from dip_fast.fitting.stopping import Variance
 from dip_fast.ops import perturb
 from dip_fast.presets import PRESETS
-from dip_fast.stopping import Variance
+from dip_fast.runs import reporting
 
 SNAPSHOT_EVERY = 100  # the default of dip-fast run
 
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step", action="store_true")
     options = parser.parse_args()
-    cli.keep_memory()
+    keep_memory()
     torch.set_num_threads(options.threads)
     size = options.size, options.size
     picture = torch.rand(1, 3, *size)

@@ -16,12 +16,13 @@ import time
 def measure(preset: str, size: int, engine: str) -> None:
     import torch
 
-    from dip_fast import cli, devices, memory
-    from dip_fast.degradations import Identity
-    from dip_fast.fitting import prepare
+    from dip_fast.device import devices, memory
+    from dip_fast.device.memory import keep_memory
+    from dip_fast.fitting.degradations import Identity
+    from dip_fast.fitting.loop import prepare
     from dip_fast.presets import PRESETS
 
-    cli.keep_memory()
+    keep_memory()
     recipe = PRESETS[preset].recipe
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
     before = memory.peak_bytes()

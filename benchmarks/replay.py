@@ -16,9 +16,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from dip_fast import PRESETS, folding, networks, onnx_format
-from dip_fast.network_input import draw
-from dip_fast.torch_program import Drawing
+from dip_fast import PRESETS, networks
+from dip_fast.models import onnx_format
+from dip_fast.networks.network_input import draw
+from dip_fast.programs import folding
+from dip_fast.programs.drawing import Drawing
 
 
 def session(data: bytes, threads: int) -> onnxruntime.InferenceSession:

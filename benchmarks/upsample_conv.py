@@ -34,7 +34,7 @@ def measure(functions, seconds, meter):
 
 
 def records(torch, options, meter):
-    from dip_fast import roofline
+    from dip_fast.bench import roofline
 
     device = torch.device(options.device)
     ceiling = roofline.ceilings(meter, device) if options.device == "cuda" else None
@@ -135,7 +135,8 @@ def main():
 
     import torch
 
-    from dip_fast import devices, meters, precision, roofline
+    from dip_fast.bench import meters, roofline
+    from dip_fast.device import devices, precision
     from dip_fast.errors import UsageError
     from dip_fast.ops import extension
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dip_fast.api import denoise, inpaint
-    from dip_fast.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.errors import DipFastError, UsageError
-    from dip_fast.exporting import export
-    from dip_fast.fitting import Fit, fit
+    from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
+    from dip_fast.fitting.loop import Fit, fit
+    from dip_fast.fitting.results import Result
+    from dip_fast.models.exporting import export
+    from dip_fast.models.replaying import replay
     from dip_fast.ops.fuse import fuse, fusion_report
     from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
-    from dip_fast.replaying import replay
-    from dip_fast.results import Result
 
 __version__ = "0.1.0"
 
@@ -46,15 +46,15 @@ __all__ = [
 
 _HOME = {
     "api": ("denoise", "inpaint"),
-    "degradations": ("Degradation", "Identity", "Mask", "Operator"),
+    "fitting.degradations": ("Degradation", "Identity", "Mask", "Operator"),
     "errors": ("DipFastError", "UsageError"),
-    "exporting": ("export",),
-    "fitting": ("Fit", "fit"),
+    "models.exporting": ("export",),
+    "fitting.loop": ("Fit", "fit"),
     "ops.fuse": ("fuse", "fusion_report"),
     "ops.modules": ("UpsampleConv2d",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
-    "replaying": ("replay",),
-    "results": ("Result",),
+    "models.replaying": ("replay",),
+    "fitting.results": ("Result",),
 }
 
 

@@ -9,10 +9,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dip_fast import devices, presets
-from dip_fast.degradations import Degradation, Identity, Mask
-from dip_fast.fitting import Fit, fit
-from dip_fast.samples import from_unit, to_unit, value_range
+from dip_fast import presets
+from dip_fast.device import devices
+from dip_fast.fitting.degradations import Degradation, Identity, Mask
+from dip_fast.fitting.loop import Fit, fit
+from dip_fast.pictures.samples import from_unit, to_unit, value_range
 
 SMALLEST_SIDE = 16
 

@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import torch
 
-from dip_fast import __version__, engines, networks
+from dip_fast import __version__, networks
+from dip_fast.device import engines
 from dip_fast.ops import extension
 from dip_fast.presets import PRESETS, Recipe
 

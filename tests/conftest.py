@@ -141,7 +141,7 @@ def device(request):
 @pytest.fixture
 def from_a_graph(gpu):
     """Call a function on another stream, and capture it: what it gives there, and once the graph is repeated."""
-    from dip_fast import graphs
+    from dip_fast.fitting import graphs
 
     def run(function):
         made = []
@@ -164,7 +164,7 @@ def gpu():
         pytest.skip("torch finds no GPU")
     if extension.load() is None or not torch._C._dispatch_has_kernel_for_dispatch_key("dip_fast::norm_conv2d", "CUDA"):
         pytest.skip("the extension has no CUDA kernels")
-    from dip_fast.precision import products
+    from dip_fast.device.precision import products
 
     device = torch.device("cuda")
     with products("fp32", device):

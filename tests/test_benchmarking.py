@@ -15,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dip_fast import benchmarking, cli, devices, memory, precision, profiling
-from dip_fast.benchmarking import Job, Settings, Worker
-from dip_fast.degradations import Identity
+from dip_fast import names
+from dip_fast.bench import benchmarking, profiling
+from dip_fast.bench.benchmarking import Job, Settings, Worker
+from dip_fast.device import devices, memory
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.fitting import prepare
+from dip_fast.fitting.degradations import Identity
+from dip_fast.fitting.loop import prepare
 from dip_fast.networks import Decoder, Skip
 from dip_fast.presets import PRESETS
 
@@ -150,8 +152,7 @@ def test_sizes_are_written_as_one_likes(asked, arguments, more):
 
 def test_defaults_are_those_of_the_function(asked):
     assert asked() == Settings()
-    assert set(cli.BENCH_ENGINES) == {name for names in benchmarking.ENGINES.values() for name in names}
-    assert cli.PRECISIONS == precision.PRECISIONS
+    assert set(names.BENCH_ENGINES) == {name for names in benchmarking.ENGINES.values() for name in names}
 
 
 def test_options_reach_the_function(asked):
@@ -459,7 +460,7 @@ def test_plot_has_bars_where_records_are_missing():
 @pytest.mark.parametrize("engine", ENGINES)
 def test_each_engine_is_what_its_name_says(engine, monkeypatch):
     kept = []
-    monkeypatch.setattr(cli, "keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr(memory, "keep_memory", lambda: kept.append(True))
     fit = benchmarking._fit(job(engine))
     assert bool(kept) == (engine in ("fused", "plain-retained"))
     assert fit.network.scale.fused == (engine == "fused")

@@ -22,7 +22,9 @@ import tifffile
 from PIL import Image
 
 import dip_fast
-from dip_fast import __version__, devices, metrics
+from dip_fast import __version__
+from dip_fast.device import devices
+from dip_fast.pictures import metrics
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -458,7 +460,7 @@ def test_fault_of_the_program_is_one_line_too(dip, noisy, monkeypatch):
 @pytest.fixture
 def stopped(dip, noisy, small, monkeypatch):
     """Arguments of a run that was interrupted after its third step."""
-    from dip_fast.progress import Progress
+    from dip_fast.runs.progress import Progress
 
     call = Progress.__call__
 

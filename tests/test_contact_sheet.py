@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dip_fast.contact_sheet import contact_sheet
+from dip_fast.runs.contact_sheet import contact_sheet
 
 
 def test_tiles_stand_in_rows_on_white():

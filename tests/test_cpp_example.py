@@ -9,8 +9,8 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from dip_fast import replaying
-from dip_fast.formats import digest
+from dip_fast.models import replaying
+from dip_fast.models.formats import digest
 
 BUILD = Path(os.environ.get("DIP_FAST_CPP", Path(__file__).parents[1] / "build" / "cpp"))  # of make test-cpp
 pytestmark = [

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dip_fast import devices, engines, networks
+from dip_fast import networks
+from dip_fast.device import devices, engines
 from dip_fast.errors import UsageError
 from dip_fast.presets import PRESETS
 
@@ -19,9 +20,9 @@ def test_estimate_of_memory_comes_near_the_peak(engine: str) -> None:
     code = f"""
 import torch
 from pathlib import Path
-from dip_fast import cli, devices
-from dip_fast.degradations import Identity
-from dip_fast.fitting import prepare
+from dip_fast.device import devices, memory
+from dip_fast.fitting.degradations import Identity
+from dip_fast.fitting.loop import prepare
 from dip_fast.presets import PRESETS
 
 def peak():  # getrusage would give the peak of the process that forked this one, where that is larger
@@ -29,7 +30,7 @@ def peak():  # getrusage would give the peak of the process that forked this one
     return 1024 * int(line.split()[1])
 
 torch.set_num_threads(1)
-cli.keep_memory()
+memory.keep_memory()
 recipe = PRESETS["quick"].recipe
 fit = prepare(Identity(torch.rand(1, 3, 32, 32)), recipe, engine={engine!r})
 fit.step()

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dip_fast import network_input
-from dip_fast.averaging import weight_of_newest
-from dip_fast.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.errors import DipFastError
-from dip_fast.fitting import KEEP_EVERY, Fit, fit, prepare
-from dip_fast.networks import Network
+from dip_fast.fitting.averaging import weight_of_newest
+from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
+from dip_fast.fitting.loop import KEEP_EVERY, Fit, fit, prepare
+from dip_fast.fitting.steps import apart
+from dip_fast.fitting.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
+from dip_fast.networks import Network, network_input
 from dip_fast.presets import FitOptions, Recipe
-from dip_fast.stepping import apart
-from dip_fast.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
 
 OPTIONS = FitOptions(iterations=20, consolidation=2)
 TINY = Recipe("skip", {"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling": "nearest"}, 4, "uniform", OPTIONS)

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from dip_fast import folding, networks, onnx_format, torch_program
-from dip_fast.network_input import draw
+from dip_fast import networks
+from dip_fast.models import onnx_format
 from dip_fast.networks import Decoder, Hourglass, Skip
-from dip_fast.program import Layer, Program
+from dip_fast.networks.network_input import draw
+from dip_fast.programs import drawing as torch_program
+from dip_fast.programs import folding
+from dip_fast.programs.program import Layer, Program
 
 SIZE = (37, 45)
 

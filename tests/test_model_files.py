@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 import dip_fast
-from dip_fast import onnx_format, replaying, torch_formats
 from dip_fast.errors import DipFastError
-from dip_fast.formats import FORMATS, compare, digest, pack, tolerance, unpack
+from dip_fast.models import onnx_format, replaying, torch_formats
+from dip_fast.models.formats import FORMATS, compare, digest, pack, tolerance, unpack
 from dip_fast.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("place")
@@ -502,7 +502,7 @@ def test_file_that_cannot_be_written_is_named(ran, dip):
 def test_formats_are_listed(dip):
     listed = dip("formats").out.decode()
     facts = json.loads(dip("formats", "--json").out)
-    from dip_fast.cli import FORMAT_NAMES
+    from dip_fast.cli.main import FORMAT_NAMES
 
     assert tuple(facts) == tuple(FORMATS) == FORMAT_NAMES
     for name, format_ in FORMATS.items():
@@ -587,7 +587,7 @@ def test_verify_notices_a_single_changed_weight_and_a_changed_z(model, dip):
 
 
 def test_rounding_that_moves_a_sample_is_within_the_tolerance():
-    from dip_fast.formats import Kind
+    from dip_fast.models.formats import Kind
 
     kind = Kind("", 100, 10, 1, "uint8", (0.0, 255.0))
     recorded = np.full((10, 100, 1), 7, np.uint8)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from dip_fast.device.precision import products
 from dip_fast.ops import Raw, extension, norm_conv, reference
-from dip_fast.precision import products
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
 

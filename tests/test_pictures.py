@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from dip_fast import _codecs, pictures
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.pictures import encode_picture, read_mask, read_picture, to_samples, write_atomically
-from dip_fast.samples import value_range
+from dip_fast.pictures import codecs as _codecs
+from dip_fast.pictures import picture as pictures
+from dip_fast.pictures.picture import encode_picture, read_mask, read_picture, to_samples, write_atomically
+from dip_fast.pictures.samples import value_range
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 TALL = (21, 18)  # height, width: neither square nor a multiple of 16
@@ -679,7 +680,7 @@ def test_refusals_leave_no_trace_on_stderr(tmp_path):
         names.append(str(tmp_path / f"{index}.tif"))
         Path(names[-1]).write_bytes(data)
     code = (
-        "import sys\nfrom dip_fast.errors import UsageError\nfrom dip_fast.pictures import read_picture\n"
+        "import sys\nfrom dip_fast.errors import UsageError\nfrom dip_fast.pictures.picture import read_picture\n"
         "for name in sys.argv[1:]:\n"
         "    try:\n        read_picture(name)\n    except UsageError:\n        print('refused')\n"
     )

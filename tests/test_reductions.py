@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dip_fast.reductions import ROW, mean_square, total
+from dip_fast.fitting.reductions import ROW, mean_square, total
 
 SIZES = [
     (1,),

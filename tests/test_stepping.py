@@ -17,15 +17,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dip_fast import checkpoints, graphs, precision
-from dip_fast.degradations import Degradation, Identity, Mask
+from dip_fast.device import precision
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.fitting import Fit, prepare
+from dip_fast.fitting import graphs
+from dip_fast.fitting.degradations import Degradation, Identity, Mask
+from dip_fast.fitting.loop import Fit, prepare
+from dip_fast.fitting.results import Result
+from dip_fast.fitting.steps import Adam, ConsolidationSteps, apart, together
+from dip_fast.fitting.stopping import MovingVariance, Variance
 from dip_fast.ops import perturbation
 from dip_fast.presets import FitOptions, Recipe
-from dip_fast.results import Result
-from dip_fast.stepping import Adam, ConsolidationSteps, apart, together
-from dip_fast.stopping import MovingVariance, Variance
+from dip_fast.runs import checkpoints
 
 OPTIONS = FitOptions(iterations=130, consolidation=7, warmup=20)
 RECIPE = Recipe("skip", {"down": 4, "up": 4, "skip": 2, "scales": 2, "upsampling": "nearest"}, 2, "uniform", OPTIONS)
@@ -526,7 +528,7 @@ def make_with(name: str) -> Fit:
 @pytest.mark.parametrize("network", ["skip", "hourglass", "decoder"])
 def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, whose plain layers can do the same."""
-    monkeypatch.setattr("dip_fast.fitting.require", lambda name, device: None)
+    monkeypatch.setattr("dip_fast.fitting.loop.require", lambda name, device: None)
     recipe = replace(
         RECIPE,
         network=network,

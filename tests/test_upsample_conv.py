@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from dip_fast.device.precision import products
 from dip_fast.ops import extension, reference, upsample_conv2d
-from dip_fast.precision import products
 
 KINDS = list(itertools.product(reference.MODES, reference.PADDING_MODES))
 MASKS = list(itertools.product([False, True], repeat=3))

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from dip_fast.networks.decoder import Decoder
 from dip_fast.networks.hourglass import Hourglass
 from dip_fast.networks.layers import Network
 from dip_fast.networks.skip import Skip
+from dip_fast.programs.drawing import crop
 
 __all__ = ["NETWORKS", "Decoder", "Hourglass", "Network", "Skip", "build", "crop"]
 
@@ -39,9 +38,3 @@ def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Net
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
     return NETWORKS[name](in_channels, out_channels, **options)
-
-
-def crop(output: Tensor, height: int, width: int) -> Tensor:
-    """Middle ``height x width`` of a network's output, ``(N, C, H, W) -> (N, C, height, width)``, as a view."""
-    top, left = (output.shape[-2] - height) // 2, (output.shape[-1] - width) // 2
-    return output[..., top : top + height, left : left + width]

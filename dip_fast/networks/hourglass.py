@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dip_fast.networks.layers import Block, Network, batch_norm
-from dip_fast.precision import full
+from dip_fast.networks.layers import Block, Network, batch_norm, full
 
 NEGATIVE_SLOPE = 0.01
 

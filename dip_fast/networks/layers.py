@@ -143,6 +143,11 @@ def without_gradient(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def full(x: Tensor) -> Tensor:
+    """Convert a tensor of fewer than 32 bits a value to float32."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """Batch norm that always uses the statistics of the one image, in fitting and in inference."""
     return nn.BatchNorm2d(channels, EPSILON, track_running_stats=False)

@@ -18,9 +18,9 @@ from dip_fast.networks.layers import (
     batch_norm,
     finished,
     fits,
+    full,
     without_gradient,
 )
-from dip_fast.precision import full
 
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 

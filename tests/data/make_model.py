@@ -12,8 +12,8 @@ from unittest import mock
 import numpy as np
 from PIL import Image, ImageCms
 
-from dip_fast import runs
 from dip_fast.presets import PRESETS
+from dip_fast.runs import run as runs
 
 HERE = Path(__file__).parent
 

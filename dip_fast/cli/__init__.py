@@ -1,0 +1,5 @@
+"""Verbs and options of ``dip-fast``."""
+
+from dip_fast.cli.main import main
+
+__all__ = ["main"]

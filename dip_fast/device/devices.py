@@ -1,0 +1,137 @@
+"""Where a fit runs, and whether it fits there."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from dip_fast import networks
+from dip_fast.device import memory
+from dip_fast.errors import UsageError
+from dip_fast.presets import Recipe
+
+
+def choose(name: str) -> torch.device:
+    """Device by its name; ``auto`` is the GPU where there is a usable one.
+
+    Raises
+    ------
+    UsageError
+        If ``cuda`` is asked for and there is no usable GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise UsageError(f"--device cuda: {why} (torch {torch.__version__}); use --device cpu or see dip-fast info")
+    return torch.device(name)
+
+
+def require_threads(threads: int) -> None:
+    """Refuse more threads than there are cores: they would only wait for each other, minutes for a step.
+
+    Raises
+    ------
+    UsageError
+    """
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        raise UsageError(f"--threads {threads}: this machine has {cores} cores; give no more than that")
+
+
+def describe(device: torch.device) -> str:
+    """Name the device, for the log: threads of a CPU, name of a GPU."""
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)})"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that a fit may take: free on the GPU, or available in the machine and in the process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory.available_bytes()
+
+
+def needed_bytes(
+    recipe: Recipe, channels: int, size: tuple[int, int], engine: str = "plain", device: str = "cpu"
+) -> int:
+    """Estimate the peak memory of a step beyond that of the process before the fit.
+
+    One forward pass on torch's meta device, which computes shapes only, counts the tensors that backward will read.
+    To these come the gradients alive at once, which so many times the largest tensor covers, z with its
+    perturbation, and ten copies of the weights (gradients, Adam's moments, average, best, and five that are kept).
+
+    On a GPU, the device ``cuda``, the graph of a step holds what a step made from Python would, whose memory is
+    returned before; the nine fields of the fused joined layer, of a quarter of its image each, come to it.  Not
+    measured yet.  bfloat16 takes less; the workspaces of cuDNN, for the plain engine, are not known beforehand.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.device("meta"):
+        network = networks.build(recipe.network, recipe.in_channels, channels, **recipe.network_options)
+        network.use(engine)
+        z = torch.empty(1, recipe.in_channels, *network.input_size(*size))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            network(z)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    activations = [storage.nbytes() for key, storage in kept.items() if key not in weights]
+    weight_bytes = sum(parameter.nbytes for parameter in network.parameters())
+    transient: float = TRANSIENT_FUSED if network.is_wholly_fused() else TRANSIENT
+    if network.is_fused() and device == "cuda":
+        transient += FIELDS
+    return int(sum(activations) + transient * max(activations) + 3 * z.nbytes + 10 * weight_bytes)
+
+
+# Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of
+# some steps in a process of its own: benchmarks/memory.py.
+TRANSIENT, TRANSIENT_FUSED = 11, 2
+FIELDS = 9 / 4  # of the largest image, on a GPU
+
+
+def require_memory(
+    recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device, engine: str = "plain"
+) -> int:
+    """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
+
+    Raises
+    ------
+    UsageError
+        Naming the size, of the same shape, that would fit.
+    """
+
+    def of(size: tuple[int, int]) -> int:
+        return needed_bytes(recipe, channels, size, engine, device.type)
+
+    needed, available = of(size), available_bytes(device)
+    if needed > available:
+        scale = (available / needed) ** 0.5
+        while scale > 0 and of(_scaled(size, scale)) > available:
+            scale -= 0.02
+        height, width = _scaled(size, max(scale, 0.0))
+        raise UsageError(
+            f"a {size[1]}x{size[0]} picture needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
+            + (f"{width}x{height} would fit" if min(height, width) >= 16 else "free some memory")
+            + ", or take a smaller preset (dip-fast presets)"
+        )
+    return needed
+
+
+def out_of_memory(size: tuple[int, int]) -> UsageError:
+    """Give the error of a fit on a GPU that needed more memory than was free."""
+    height, width = _scaled(size, 0.5**0.5)
+    return UsageError(
+        f"a {size[1]}x{size[0]} picture needs more memory than the GPU has free; {width}x{height} would need half as "
+        "much; or take a smaller preset (dip-fast presets)"
+    )
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))

@@ -1,0 +1,1 @@
+"""Model files: the folded program written in each format, and replayed.  Importing this loads nothing."""

@@ -1,0 +1,312 @@
+"""Programs as ONNX files: written with standard operators alone, and read back without running anything.
+
+A file is accepted when its graph is, field by field, the one that `write` makes of the program that its metadata
+name.  So no graph but our own ever reaches an engine, however a file was changed; and what is replayed is what any
+other engine finds in the file.  Hence the rule: what `write` makes of a program never changes within one schema
+version.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dip_fast import __version__
+from dip_fast.errors import UsageError
+from dip_fast.models.formats import SCHEMA
+from dip_fast.programs.program import INPUT, Layer, Program
+
+OPSET = 17
+IR_VERSION = 8  # of the same year as the opset, so that every onnxruntime since 1.13 reads it
+OUTPUT = "picture"
+METADATA = "dip_fast"  # key of the JSON; the blobs follow as "dip_fast.<name>", in base64
+
+
+# Nearest x2 and a convolution with three taps w, in one dimension, at the border between the pixels p-1 and p:
+#   y[2p-1] = (w0 + w1) x[p-1] + w2 x[p]     y[2p] = w0 x[p-1] + (w1 + w2) x[p]
+# So a convolution with 2x2 taps and four outputs for each one makes the four pixels around every corner, and
+# DepthToSpace puts them where they belong, with a ring of one pixel too many: 16 products for four outputs where the
+# layers themselves take 36.  The file holds the nine taps; engines make the sixteen when they load it.
+# TAPS[a, t, i]: part of w[i] in tap t of output a.
+TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
+
+_PADS = {"reflect": "reflect", "replicate": "edge"}
+
+
+class _Graph:
+    """Nodes and initializers in the making."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, array: np.ndarray) -> str:
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def number(self, name: str, value: float) -> str:
+        return self.constant(name, np.array(value, np.float32))
+
+    def weights(self, name: str, array: np.ndarray) -> str:
+        """Add an array, widened to float32 where it is stored in less."""
+        self.constant(name, array)
+        return self.node("Cast", [name], f"{name}/wide", to=TensorProto.FLOAT) if array.dtype != np.float32 else name
+
+    def pad(self, value: str, output: str, padding: int, mode: str) -> str:
+        amounts = np.array([0, 0, padding, padding] * 2)
+        return self.node("Pad", [value, self.constant(f"{output}/amounts", amounts)], output, mode=_PADS[mode])
+
+
+def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[str, str] | None = None) -> bytes:
+    """Write a program as an ONNX model.
+
+    Parameters
+    ----------
+    program : Program
+    metadata : dict, optional
+        JSON that goes into the file, beside the schema version and the program's outline.
+    blobs : dict of str to str, optional
+        Further texts by name.
+
+    Returns
+    -------
+    bytes
+        The file: opset 17, one output ``picture``, float32 ``(H, W, C)`` in the picture's range; one input ``z`` that
+        need not be fed, since it has the program's codes as its initializer.
+    """
+    graph = _graph(program)
+    model = helper.make_model(
+        graph,
+        producer_name="dip-fast",
+        producer_version=__version__,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    document = {"schema": SCHEMA, **(metadata or {}), "program": program.outline()}
+    texts = {METADATA: json.dumps(document, allow_nan=False)}
+    texts |= {f"{METADATA}.{name}": text for name, text in (blobs or {}).items()}
+    helper.set_model_props(model, texts)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _graph(program: Program) -> onnx.GraphProto:
+    graph, (channels, height, width) = _Graph(), program.shapes()[program.layers[-1].name]
+    kind = TensorProto.UINT8 if program.codes.dtype == np.uint8 else TensorProto.INT8
+    graph.constant(INPUT, program.codes)
+    # Not DequantizeLinear, which multiplies with a rounded reciprocal: the quotient is correctly rounded.
+    floats = graph.node("Cast", [INPUT], f"{INPUT}/float", to=TensorProto.FLOAT)
+    values = {
+        INPUT: graph.node("Div", [floats, graph.number(f"{INPUT}/denominator", program.denominator)], f"{INPUT}/value")
+    }
+    if any(layer.kind == "upsample_conv2d" and layer.options["mode"] == "nearest" for layer in program.layers):
+        graph.constant("upsampling/taps", TAPS)
+        graph.constant("upsampling/ones", np.ones(4, np.float32))
+        for part, pair in (("first", [1, 1]), ("last", [-1, -1]), ("axes", [2, 3])):
+            graph.constant(f"upsampling/{part}", np.array(pair))
+    if any(_resizes(layer) for layer in program.layers):
+        graph.constant("upsampling/scales", np.array([1, 1, 2, 2], np.float32))
+    for layer in program.layers:
+        values[layer.name] = _layer(graph, layer, [values[name] for name in layer.inputs], program.arrays)
+    drawn = values[program.layers[-1].name]
+    rows, columns = program.size
+    if (rows, columns) != (height, width):
+        top, left = (height - rows) // 2, (width - columns) // 2
+        ends = [
+            graph.constant("crop/starts", np.array([top, left])),
+            graph.constant("crop/ends", np.array([top + rows, left + columns])),
+            graph.constant("crop/axes", np.array([2, 3])),
+        ]
+        drawn = graph.node("Slice", [drawn, *ends], "crop")
+    drawn = graph.node("Transpose", [drawn], "channels_last", perm=[0, 2, 3, 1])
+    steps = []
+    low, high = program.value_range
+    if high - low != 1:
+        steps.append(("Mul", graph.number("range/width", high - low)))
+    if low != 0:
+        steps.append(("Add", graph.number("range/low", low)))
+    for operator, constant in steps:
+        drawn = graph.node(operator, [drawn, constant], f"range/{operator.lower()}")
+    last = OUTPUT if program.known is None else "drawn"
+    drawn = graph.node("Squeeze", [drawn, graph.constant("channels_last/batch", np.array([0]))], last)
+    if program.known is not None:
+        mask, samples = program.known
+        kept = graph.constant("known.samples", samples)
+        if samples.dtype != np.float32:
+            kept = graph.node("Cast", [kept], "known.samples/float", to=TensorProto.FLOAT)
+        graph.node("Where", [graph.constant("known.mask", mask), kept, drawn], OUTPUT)
+    return helper.make_graph(
+        graph.nodes,
+        "dip-fast",
+        [helper.make_tensor_value_info(INPUT, kind, program.codes.shape)],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [rows, columns, channels])],
+        graph.initializers,
+    )
+
+
+def _resizes(layer: Layer) -> bool:
+    return layer.kind == "upsample" or (layer.kind == "upsample_conv2d" and layer.options["mode"] == "bilinear")
+
+
+def _layer(graph: _Graph, layer: Layer, inputs: list[str], arrays: dict[str, np.ndarray]) -> str:
+    """Add a layer and give the name of its output, which is the layer's."""
+    name, kind, options = layer.name, layer.kind, layer.options
+    weight, bias = (
+        graph.weights(f"{name}.{part}", arrays[f"{name}.{part}"]) if f"{name}.{part}" in arrays else ""
+        for part in ("weight", "bias")
+    )
+    x = inputs[0]
+    if kind == "conv":
+        padding = options["padding"]
+        if padding and options["padding_mode"] != "zeros":
+            x, padding = graph.pad(x, f"{name}/pad", padding, options["padding_mode"]), 0
+        kernel = arrays[f"{name}.weight"].shape[2:]
+        strides = [options["stride"]] * 2
+        return graph.node("Conv", [x, weight, bias], name, kernel_shape=kernel, strides=strides, pads=[padding] * 4)
+    if kind == "conv_transpose":
+        return graph.node("ConvTranspose", [x, weight, bias], name, kernel_shape=[4, 4], strides=[2, 2], pads=[1] * 4)
+    if kind == "upsample_conv2d" and options["mode"] == "nearest":
+        channels = arrays[f"{name}.weight"].shape[1]
+        return _upsample_conv(graph, name, x, weight, bias, options["padding_mode"], channels)
+    if kind == "upsample_conv2d":
+        x, padding = _upsampled(graph, f"{name}/upsample", x, "bilinear"), 1
+        if options["padding_mode"] != "zeros":
+            x, padding = graph.pad(x, f"{name}/pad", 1, options["padding_mode"]), 0
+        return graph.node("Conv", [x, weight, bias], name, kernel_shape=[3, 3], pads=[padding] * 4)
+    if kind == "upsample":
+        return _upsampled(graph, name, x, options["mode"])
+    if kind == "average_pool":
+        return graph.node("AveragePool", [x], name, kernel_shape=[2, 2], strides=[2, 2])
+    if kind == "max_pool":
+        return graph.node("MaxPool", [x], name, kernel_shape=[2, 2], strides=[2, 2])
+    if kind == "affine":
+        return graph.node("Add", [graph.node("Mul", [x, weight], f"{name}/scaled"), bias], name)
+    if kind == "concat":
+        return graph.node("Concat", inputs, name, axis=1)
+    if kind == "add":
+        return graph.node("Add", inputs, name)
+    if kind == "leaky_relu":
+        slope = options["slope"]
+        return graph.node("LeakyRelu", [x], name, alpha=slope) if slope else graph.node("Relu", [x], name)
+    return graph.node("Sigmoid", [x], name)
+
+
+def _upsample_conv(graph: _Graph, name: str, x: str, weight: str, bias: str, padding_mode: str, channels: int) -> str:
+    """Add nearest x2 and a convolution 3x3 as a convolution 2x2; see `TAPS`."""
+    taps = graph.node("Einsum", [weight, *["upsampling/taps"] * 2], f"{name}/taps", equation="kcij,ati,buj->kabctu")
+    shape = graph.constant(f"{name}/shape", np.array([-1, channels, 2, 2]))
+    kernel = graph.node("Reshape", [taps, shape], f"{name}/kernel")
+    biases = graph.node("Einsum", [bias, "upsampling/ones"], f"{name}/biases", equation="k,a->ka")
+    flat = graph.node("Reshape", [biases, graph.constant(f"{name}/flat", np.array([-1]))], f"{name}/bias")
+    padding = 1
+    if padding_mode != "zeros":
+        # Reflected or replicated, the upsampled image goes on as its outermost pixel, which is that of x.
+        x, padding = graph.pad(x, f"{name}/pad", 1, "replicate"), 0
+    corners = graph.node("Conv", [x, kernel, flat], f"{name}/corners", kernel_shape=[2, 2], pads=[padding] * 4)
+    ringed = graph.node("DepthToSpace", [corners], f"{name}/ringed", blocksize=2, mode="CRD")
+    return graph.node("Slice", [ringed, "upsampling/first", "upsampling/last", "upsampling/axes"], name)
+
+
+def _upsampled(graph: _Graph, name: str, x: str, mode: str) -> str:
+    how: dict[str, str] = (
+        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        if mode == "nearest"
+        else {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    )
+    return graph.node("Resize", [x, "", "upsampling/scales"], name, **how)
+
+
+def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
+    """Read a model file; nothing of it is executed.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content, from anywhere.
+
+    Returns
+    -------
+    program : Program
+        Checked: every shape fits.
+    metadata : dict
+        Still to be checked by whoever uses it.
+    blobs : dict of str to str
+
+    Raises
+    ------
+    UsageError
+        If the file is damaged, not an ONNX model, not one of ours, or of a later schema version.
+    """
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's own kind, which differs between its implementations
+        raise UsageError("it is damaged, or no ONNX model; get an intact copy") from error
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    if not all(isinstance(text, str) for entry in texts.items() for text in entry):  # bytes where it is no UTF-8
+        raise UsageError("its metadata are damaged; get an intact copy")
+    if METADATA not in texts:
+        raise UsageError("it is no model that dip-fast wrote; open it with what made it")
+    try:
+        document = json.loads(texts[METADATA])
+        schema, outline = document["schema"], document.get("program")
+        if type(schema) is not int or schema < 1:
+            raise ValueError(f"schema {schema!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError("its metadata are damaged; get an intact copy") from error
+    if schema > SCHEMA:
+        raise UsageError(
+            f"it is of schema version {schema} and this dip-fast ({__version__}) reads up to {SCHEMA}; update dip-fast"
+        )
+    tensors = model.graph.initializer
+    if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in tensors):
+        raise UsageError("it keeps data in other files, which dip-fast never writes; get the original file")
+    try:
+        arrays = {tensor.name: _array(tensor) for tensor in tensors}
+        own = {name: array for name, array in arrays.items() if "/" not in name}  # the others are the graph's constants
+        program = Program.of(outline, own)
+        expected = _graph(program)
+    except Exception as error:
+        raise UsageError("it is damaged or was changed: it holds no program; get an intact copy") from error
+    imports = [(entry.domain, entry.version) for entry in model.opset_import]
+    whole = model.graph == expected and imports == [("", OPSET)] and model.ir_version == IR_VERSION
+    if not whole or model.functions or model.training_info:
+        raise UsageError(
+            "its graph is not the one that dip-fast writes: it is damaged or was changed; get the original file, "
+            "or run this one in onnxruntime itself"
+        )
+    blobs = {key.removeprefix(f"{METADATA}."): text for key, text in texts.items() if key.startswith(f"{METADATA}.")}
+    return program, document, blobs
+
+
+_DTYPES: dict[int, type[np.generic]] = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.UINT8: np.uint8,
+    TensorProto.INT8: np.int8,
+    TensorProto.UINT16: np.uint16,
+    TensorProto.BOOL: np.bool_,
+    TensorProto.INT64: np.int64,
+}
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    """Read a tensor whose content is as long as its shape says; nothing else is ever allocated."""
+    if tensor.data_type not in _DTYPES or any(side < 0 for side in tensor.dims):
+        raise ValueError(f"tensor {tensor.name!r}")
+    dtype = np.dtype(_DTYPES[tensor.data_type])
+    count = 1
+    for side in tensor.dims:
+        count *= side
+    if count * dtype.itemsize != len(tensor.raw_data):
+        raise ValueError(f"tensor {tensor.name!r} is cut short")
+    if dtype == np.bool_ and any(byte > 1 for byte in set(tensor.raw_data)):
+        raise ValueError(f"tensor {tensor.name!r} is not of truth values")
+    return np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)

@@ -1,0 +1,53 @@
+"""What a run leaves to look at: snapshots, and the history as a table and as a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dip_fast.pictures import codecs as _codecs
+
+
+def preview(image: np.ndarray) -> bytes:
+    """Encode an image to look at, ``(H, W, C)`` in [0, 1] or uint8, as an 8-bit PNG file."""
+    samples = image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return _codecs.encode_png(samples, None, None)
+
+
+def history_csv(history: Mapping[str, np.ndarray]) -> bytes:
+    """Write the history as CSV, a row a step; a value that is not there is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(history)
+    for row in zip(*history.values(), strict=True):
+        step, *values = row
+        writer.writerow([int(step), *("" if np.isnan(value) else repr(float(value)) for value in values)])
+    return text.getvalue().encode()
+
+
+def history_plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
+    """Draw loss, stopping statistic and, with a reference, PSNR of the iterates over the steps, as a PNG file."""
+    with_psnr = bool(np.isfinite(history["psnr"]).any())
+    figure = Figure(figsize=(8, 7 if with_psnr else 5), layout="constrained")
+    axes = figure.subplots(2 + with_psnr, 1, sharex=True)
+    for axis, name, label in zip(
+        axes,
+        ("loss", "variance", "psnr"),
+        ("loss", "variance of the iterates", "PSNR of the iterate, dB"),
+        strict=False,
+    ):
+        axis.plot(history["step"], history[name], linewidth=1)
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if name != "psnr" and np.any(history[name] > 0):
+            axis.set_yscale("log")
+        axis.axvline(best_step, color="black", linewidth=0.8, linestyle="--")
+    axes[0].set_title(f"answer: averaged network of step {best_step}", fontsize="medium")
+    axes[-1].set_xlabel("step")
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    return data.getvalue()
