@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument in a message: spelled as Python spells it, or as the command line does.
+
+    Attributes
+    ----------
+    name : str
+        The argument's name in Python.
+    value : object
+        Its value; `UNSET` names the argument alone.
+    """
+
+    UNSET = object()
+
+    name: str
+    value: Any = UNSET
+
+    def __str__(self) -> str:
+        return self.name if self.value is Argument.UNSET else f"{self.name}={self.value!r}"
+
 
 class DipFastError(Exception):
-    """A run that failed; the message is one line: what, why, what to do.  Exit code 1."""
+    """A run that failed.  Exit code 1.
+
+    Parameters
+    ----------
+    template : str
+        One line: what, why, what to do.  With parts, a format whose ``{}`` they fill.
+    *parts : object
+        Texts, and `Argument` where an argument is named.
+    """
 
     exit_code = 1
+
+    def __init__(self, template: str, *parts: object) -> None:
+        super().__init__(template, *parts)
+        self.template, self.parts = template, parts
+
+    def __str__(self) -> str:
+        return self.spelled(str)
+
+    def spelled(self, spell: Callable[[Argument], str]) -> str:
+        """Write the message with the arguments in another spelling."""
+        if not self.parts:
+            return self.template
+        return self.template.format(*(spell(part) if isinstance(part, Argument) else part for part in self.parts))
 
 
 class UsageError(DipFastError, ValueError):
