@@ -12,37 +12,30 @@ from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NOT_SCRIPTS = {"common.py"}  # a module that the scripts share
-PICTURES = ["noisy.png", "--reference", "clean.png"]
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
     "curves.py": (
-        [*PICTURES, "--steps", "2", "--window", "1", "--threads", "1", "--plot", "curves.png"],
+        "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
         ["largest distance", "fused", "plain, bits 1"],
     ),
-    "exactness.py": (["run"], ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
-    "loop.py": (
-        ["--presets", "quick", "--size", "32", "--threads", "1", "--calls", "2", "--step"],
-        ["optimiser", "whole step"],
-    ),
-    "memory.py": (
-        ["--presets", "quick", "--sizes", "32", "--steps", "2"],
-        ["quick      fused", "quick      plain"],
-    ),
+    "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
+    "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
+    "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
     "presets.py": (
-        "clean.png --iterations 2 --missing 0.5 --timed hourglass --timed-steps 2 --json".split(),
+        "clean.png --iterations 2 --missing 0.5 --timed hourglass --timed-steps 2 --json",
         ['"preset": "quick"', '"preset": "hourglass"', '"damage": "50% missing"'],
     ),
     "replay.py": (
-        ["--presets", "quick", "hourglass", "--sizes", "32", "--rounds", "2"],
-        ["quick 32x32: onnxruntime", "hourglass 32x32"],
+        "--presets quick hourglass --sizes 32 --rounds 2",
+        ["quick 32x32: onnxruntime", "hourglass 32x32: onnxruntime"],
     ),
     "upsample_conv.py": (
-        "--sizes 8 --channels 8 --engines fused plain --modes nearest --threads 1 --seconds 0".split(),
+        "--sizes 8 --channels 8 --engines fused plain --modes nearest --threads 1 --seconds 0",
         ["8x8", "torch.mm", "weight gradient"],
     ),
     "whole_fits.py": (
-        "--device cpu --preset quick --size 32 --iterations 2 --precisions fp32 --twice".split(),
+        "--device cpu --preset quick --size 32 --iterations 2 --precisions fp32 --twice",
         ["the same", "mean PSNR"],
     ),
 }
@@ -60,18 +53,13 @@ def test_script_runs(script, place, dip):
     for name, image in (("clean", clean), ("noisy", noisy)):
         Image.fromarray(image).save(f"{name}.png")
     if script == "exactness.py":
-        options = "--iterations 2 --export onnx,torchscript --snapshot-every 0 --quiet --out run".split()
-        assert dip("run", "noisy.png", *options).code == 0
+        options = ["--export", "onnx,torchscript", "--iterations", "2", "--snapshot-every", "0"]
+        assert dip("run", "noisy.png", *options, "--quiet", "--out", "run").code == 0
     arguments, words = SCRIPTS[script]
-    ended = run_script(script, *arguments)
+    command = [sys.executable, BENCHMARKS / script, *arguments.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert ended.returncode == 0, ended.stderr
     assert [word for word in words if word not in ended.stdout] == []
     assert "NaN" not in ended.stdout
     if "--json" in arguments:
         assert json.loads(ended.stdout)
-
-
-def run_script(script, *arguments):
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
