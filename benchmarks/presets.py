@@ -56,9 +56,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true", help="print a list of records in place of a table")
     options = parser.parse_args()
     keep_memory()
+    torch.set_num_threads(options.threads)
     records = []
     for path in options.pictures:
         clean = common.read_image(path)

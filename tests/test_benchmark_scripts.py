@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_SCRIPTS = {"common.py"}  # a module that the scripts share
+NOT_SCRIPTS = {"common.py", "figure_tables.py"}  # modules that scripts share
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
@@ -20,6 +20,7 @@ SCRIPTS = {
         ["largest distance", "fused", "plain, bits 1"],
     ),
     "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
+    "figures.py": ("--list", ["presets: ", "speed: "]),  # tests/test_figures.py has the rest
     "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
     "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
     "presets.py": (

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import click
 
-from dip_fast import __version__
+from dip_fast import __version__, figures
 from dip_fast.errors import DipFastError, ReplayDiffersError, UsageError
 from dip_fast.names import BENCH_ENGINES, PRECISIONS
 from dip_fast.presets import PRESETS
@@ -370,11 +370,12 @@ def presets(as_json: bool) -> None:
         facts = {name: {"summary": preset.summary, **_shown(name)} for name, preset in PRESETS.items()}
         _print(json.dumps(facts))
         return
-    _print("Costs at 256x256 on two CPU threads (AMD Zen 3), PSNR on the picture F16 with noise of sigma 25.")
+    measured = figures.read()["presets"]
+    _print(f"Measured on {measured.date}: {measured.machine}, by {measured.command}\n{measured.note}".rstrip())
     for name, preset in PRESETS.items():
         shown = _shown(name)
         _print(f"{name}: {preset.summary}")
-        _print(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
+        _print(f"    network {shown['network']}, {shown['iterations']} steps; {shown['cost']}")
 
 
 @cli.command(cls=Lists)
@@ -602,7 +603,7 @@ def _require_new_png(path: Path) -> None:
 
 def _shown(name: str) -> dict[str, Any]:
     recipe = PRESETS[name].recipe
-    return {"network": recipe.network, "iterations": recipe.options.iterations, "cost": PRESETS[name].cost}
+    return {"network": recipe.network, "iterations": recipe.options.iterations, "cost": figures.preset_cost(name)}
 
 
 def _suggest(word: str, words: Sequence[str]) -> str:
