@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dip_fast.fitting.loop import Fit
+    from dip_fast.fitting import Fit
     from dip_fast.presets import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -89,9 +89,7 @@ def recipe(
 
 def averaged_image(fit: Fit) -> Tensor:
     """Return the average of the iterates that the answer of a fit starts from, ``(1, C, H, W)``."""
-    tensors = fit.state().tensors
-    averaged = tensors.get("best.picture", tensors["average.picture"])
-    return fit.degradation.composite(averaged)
+    return fit.objective.composite(fit.averages()["picture"])
 
 
 # --- time ---------------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ import torch
 
 from dip_fast.bench.machine import machine, machine_line
 from dip_fast.device.memory import keep_memory
-from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import Fit, prepare
+from dip_fast.fitting import DeepImagePrior, Fit, Identity, deep_image_prior, prepare
 from dip_fast.networks.network_input import NetworkInput
 from dip_fast.presets import Recipe
 
@@ -30,9 +29,11 @@ EVERY = 20  # steps between the lines of the table
 
 def build(noisy: torch.Tensor, clean: torch.Tensor, recipe: Recipe, seed: int, engine: str, bits: int | None) -> Fit:
     """Prepare a fit, with the last bits of z moved by a number of the stream `bits`, or as they are."""
-    fit = prepare(Identity(noisy), recipe, seed=seed, engine=engine)
-    z = fit.z if bits is None else with_other_last_bits(fit.z, bits)
-    return Fit(fit.network, z, Identity(noisy), recipe.options, seed=seed, reference=clean)
+    objective = deep_image_prior(Identity(noisy), recipe, seed=seed)
+    if bits is not None:
+        z = with_other_last_bits(objective.z, bits)
+        objective = DeepImagePrior(Identity(noisy), z, perturbation=objective.perturbation, seed=objective.seed)
+    return prepare(objective, recipe, seed=seed, engine=engine, reference=clean)
 
 
 def with_other_last_bits(z: NetworkInput, seed: int) -> NetworkInput:

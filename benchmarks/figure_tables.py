@@ -14,7 +14,8 @@ from typing import Any
 import common
 
 from dip_fast.figures import Measurement, duration, preset_rows
-from dip_fast.presets import PRESETS, default
+from dip_fast.presets import PRESETS
+from dip_fast.tasks import TASKS
 
 BEGIN, END = re.compile(r"<!-- figures:([\w-]+) -->"), "<!-- /figures -->"
 # What a figure looks like in a cell of a table: a number with the unit of a measurement.
@@ -103,12 +104,13 @@ def presets(measurements: Measurements, path: Path) -> str:
     table = []
     for name, preset in PRESETS.items():
         recipe, row = preset.recipe, rows.get(name)
-        default_on = [f", default on a {kind}" for kind, device in _DEVICES.items() if default(None, device) == name]
+        devices = [label for label, device in _DEVICES.items() if TASKS["denoise"].preset(device) == name]
+        label = ", ".join([f"`{name}`", *(f"default on a {device}" for device in devices)])
         figures = ["-", "-", "not measured"]
         if row is not None:
             result = "not run to its end" if row["psnr_result"] is None else f"{row['psnr_result']:.2f} dB"
             figures = [f"{row['step_seconds']:.2g} s", duration(row["fit_seconds"]), result]
-        table.append([f"`{name}`{''.join(default_on)}", _network(recipe), recipe.options.iterations, *figures])
+        table.append([label, _network(recipe), recipe.options.iterations, *figures])
     others = [
         f"{row['picture']}, {row['damage']}, {row['psnr_damaged']:.2f} -> {row['psnr_result']:.2f} dB"
         for row in measured.rows

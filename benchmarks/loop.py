@@ -15,10 +15,10 @@ import common
 import torch
 
 from dip_fast.device.memory import keep_memory
-from dip_fast.fitting.degradations import Degradation, Identity, Mask
-from dip_fast.fitting.loop import KEEP_EVERY, Fit, prepare
+from dip_fast.fitting import Fit, Identity, Mask, prepare
+from dip_fast.fitting.loop import KEEP_EVERY
+from dip_fast.fitting.steps import FitSteps
 from dip_fast.fitting.stopping import Variance
-from dip_fast.ops import perturb
 from dip_fast.presets import PRESETS
 from dip_fast.runs import reporting
 
@@ -33,37 +33,41 @@ def milliseconds(part: Callable[[], object], calls: int, every: int = 1) -> torc
 
 
 def parts(fit: Fit, mask: Mask, calls: int) -> dict[str, torch.Tensor]:
-    """Time each part, of a fit that has made a step."""
-    x = fit.iterate.clone().requires_grad_()
-    steps = fit._steps  # the parts of a step have no public name
+    """Time each part of a step; the fit has made one, and cannot go on afterwards."""
+    few = min(calls, 5)
+    state = milliseconds(fit.state, few, KEEP_EVERY)
+    objective, iterate = fit.objective, fit.iterate.clone()
+    steps = FitSteps(fit.problem, patience=1.0, reads_are_free=True)
+    steps.iterate.copy_(iterate)
+    x, number = iterate.clone().requires_grad_(), torch.tensor(1)
+    z = objective.input(number)
     gradients = [torch.full_like(parameter, 1e-6) for parameter in steps.adam.parameters]
     one, rate, yes = torch.tensor(1.0), torch.tensor(1e-6, dtype=torch.float64), torch.tensor(True)
     known = Variance(*(rate for _ in Variance._fields))
-    few = min(calls, 5)
 
-    def compare(degradation: Degradation) -> None:
-        term = degradation.data_term(x)
+    def compare(loss: Callable[[], torch.Tensor]) -> None:
+        term = loss()
         term.item()
         term.backward()
         x.grad = None
 
     def preview() -> bytes:
-        return reporting.preview(common.to_image(fit.iterate))
+        return reporting.preview(common.to_image(iterate))
 
     measured = {
-        "perturbation": milliseconds(lambda: perturb(steps.codes, 0.03, 1, 2, steps.denominator), calls),
-        "loss and its gradient": milliseconds(lambda: compare(fit.degradation), calls),
+        "perturbation": milliseconds(lambda: objective.input(number), calls),
+        "loss and its gradient": milliseconds(lambda: compare(lambda: objective.loss(x, z, number)), calls),
         "optimiser": milliseconds(lambda: steps.adam.update(gradients, one, rate, None), calls),
-        "averages": milliseconds(lambda: steps.take_into_averages(rate), calls),
+        "averages": milliseconds(lambda: steps.average_in(rate), calls),
         "stopping statistic": milliseconds(
-            lambda: steps.variance.update(fit.iterate, rate, (rate, rate), known, yes), calls
+            lambda: steps.variance.update(iterate, rate, (rate, rate), known, yes), calls
         ),
         "best averages": milliseconds(lambda: steps.best.copy_(steps.average), calls),
-        f"state, 1 step in {KEEP_EVERY}": milliseconds(fit.state, few, KEEP_EVERY),
+        f"state, 1 step in {KEEP_EVERY}": state,
         f"snapshot, 1 step in {SNAPSHOT_EVERY}": milliseconds(preview, few, SNAPSHOT_EVERY),
     }
     measured["sum"] = torch.stack([*measured.values()]).sum(0)
-    measured["(loss of a mask)"] = milliseconds(lambda: compare(mask), calls)
+    measured["(loss of a mask)"] = milliseconds(lambda: compare(lambda: mask.data_term(x)), calls)
     measured["(PSNR, with a reference)"] = milliseconds(steps.error, calls)
     return measured
 
@@ -86,10 +90,11 @@ def main() -> None:
     for name in options.presets:
         fit = prepare(Identity(image), PRESETS[name].recipe, reference=image)
         fit.step()
+        whole = milliseconds(fit.step, min(options.calls, 3)) if options.step else None
         columns[name] = parts(fit, mask, options.calls)
-        if options.step:
-            columns[name]["whole step"] = milliseconds(fit.step, min(options.calls, 3))
-            columns[name]["sum, of it, %"] = 100 * columns[name]["sum"] / columns[name]["whole step"]
+        if whole is not None:
+            columns[name]["whole step"] = whole
+            columns[name]["sum, of it, %"] = 100 * columns[name]["sum"] / whole
     print(f"{options.size}x{options.size}, {options.threads} threads, torch {torch.__version__}; median and least, ms")
     print(f"{'':28}" + "".join(f"{name:>18}" for name in columns))
     for part in next(iter(columns.values())):

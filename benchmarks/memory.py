@@ -57,8 +57,8 @@ def measure(preset: str, engine: str, size: int, steps: int) -> dict[str, Any]:
     import torch
 
     from dip_fast.device import devices, memory
+    from dip_fast.fitting import prepare
     from dip_fast.fitting.degradations import Identity
-    from dip_fast.fitting.loop import prepare
 
     memory.keep_memory()
     recipe = PRESETS[preset].recipe

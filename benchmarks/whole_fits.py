@@ -104,8 +104,8 @@ def fitted(
     import torch
 
     from dip_fast.bench.meters import meter_for
+    from dip_fast.fitting import fit
     from dip_fast.fitting.degradations import Identity
-    from dip_fast.fitting.loop import fit
 
     clean = common.to_tensor(common.read_image(common.EXAMPLES / "clean.png"))
     clean = torch.nn.functional.interpolate(clean, (size, size), mode="bicubic", antialias=True).clamp(0, 1)

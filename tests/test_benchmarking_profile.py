@@ -6,8 +6,8 @@ import torch
 from dip_fast.bench import profile_tables, profiling
 from dip_fast.bench.configurations import endless_recipe
 from dip_fast.errors import UsageError
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
 from dip_fast.networks import Decoder, Skip
 
 

@@ -12,8 +12,8 @@ from dip_fast.bench.configurations import endless_recipe
 from dip_fast.bench.meters import CPUMeter, CUDAMeter
 from dip_fast.bench.operator_calls import Call, Recorder, TensorSpec
 from dip_fast.bench.roofline import Ceilings
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
 from dip_fast.ops import extension
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")

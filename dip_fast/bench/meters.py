@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from dip_fast.device import memory
-from dip_fast.fitting.loop import Fit
+from dip_fast.fitting import Fit
 
 WARM_UP_CALLS = 3  # before any are measured: cuDNN tries its algorithms, Triton compiles, in the first ones
 GRAPH_SECONDS = 0.005  # a graph takes at least so long, unless it has many calls: events resolve microseconds

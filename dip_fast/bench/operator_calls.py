@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dip_fast.device.precision import drawing
-from dip_fast.fitting.loop import Fit
+from dip_fast.fitting import Fit
 
 
 @dataclass(frozen=True)
@@ -135,10 +134,7 @@ def calls_of_step(fit: Fit) -> Counter[Call]:
     z = fit.z.tensor(fit.device)
     if fit.device.type == "cuda":
         z = z.contiguous(memory_format=torch.channels_last)
-    if fit.precision == "bf16":
-        z = z.bfloat16()
     with Recorder() as recorder:
-        with drawing(fit.precision, fit.device):
-            output = fit.network(z)
+        output = fit.problem.draw(z)
         torch.autograd.grad(output, list(fit.network.parameters()), torch.ones_like(output))
     return Counter(recorder.calls)

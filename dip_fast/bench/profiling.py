@@ -16,7 +16,7 @@ from torch.autograd.profiler import record_function
 
 from dip_fast.bench.meters import CPUMeter
 from dip_fast.errors import UsageError
-from dip_fast.fitting.loop import Fit
+from dip_fast.fitting import Fit
 from dip_fast.networks.skip import Scale, Skip
 
 MATRIX_SIDE = 2048  # of the matrices whose product is timed for the rate
@@ -115,8 +115,8 @@ def profile(fit: Fit, steps: int) -> dict[str, Any]:
     step, once = (statistics.median(times) for times in zip(*pairs, strict=True))
     rate = 2 * MATRIX_SIDE**3 / once
     count = multiplications(fit.network)
-    pixels = fit.z.codes.shape[-2] * fit.z.codes.shape[-1]
-    floor = 3 * 2 * count * pixels / rate
+    height, width = fit.network.input_size(*fit.objective.size)
+    floor = 3 * 2 * count * height * width / rate
     return {
         "median_step_seconds": step,
         "mm_flop_per_second": rate,

@@ -19,7 +19,7 @@ from dip_fast.bench.meters import Meter, cudnn_autotuning, medians, step_seconds
 from dip_fast.bench.operator_calls import Call, Recorder, calls_of_step
 from dip_fast.bench.operator_passes import passes
 from dip_fast.device.precision import PRECISIONS, products
-from dip_fast.fitting.loop import Fit
+from dip_fast.fitting import Fit
 from dip_fast.ops import reference
 
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is timed: larger ones are no faster

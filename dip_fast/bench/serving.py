@@ -15,8 +15,8 @@ from dip_fast.bench import profiling, roofline
 from dip_fast.bench.configurations import CHANNELS, Configuration
 from dip_fast.bench.meters import step_seconds
 from dip_fast.errors import DipFastError
+from dip_fast.fitting import Fit, prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import Fit, prepare
 
 
 def serve(text: str) -> None:
