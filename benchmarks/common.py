@@ -107,5 +107,5 @@ def seconds_of_calls(function: Callable[[], object], calls: int, warm_up: int) -
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Write a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

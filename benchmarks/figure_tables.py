@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ BEGIN, END = re.compile(r"<!-- figures:([\w-]+) -->"), "<!-- /figures -->"
 # What a figure looks like in a cell of a table: a number with the unit of a measurement.
 MEASURED = re.compile(r"\d ?(dB|ms|s|min|MB)\b|\d\.\d+x\b")
 Measurements = Mapping[str, Measurement]
+WIDTH = 124  # of the lines of the documents
 
 
 def documents(root: Path = common.ROOT) -> list[Path]:
@@ -63,10 +65,18 @@ def _require_no_figures(text: str, path: Path) -> None:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def source(measurement: Measurement) -> str:
+def paragraph(text: str) -> str:
+    """Break text into lines, but not inside of a command."""
+    joined = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(joined, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
+
+
+def source(measurement: Measurement, what: str = "Measured", *, with_note: bool = True) -> str:
     """Write where figures are from."""
-    what = f"Measured on {measurement.date} at commit {measurement.commit}: {measurement.machine}, by"
-    return f"{what}\n`{measurement.command}`.{' ' * bool(measurement.note)}{measurement.note}"
+    text = f"{what} on {measurement.date} at commit {measurement.commit}: {measurement.machine}, by"
+    note = f" {measurement.note}" if measurement.note and with_note else ""
+    return f"{text} `{measurement.command}`.{note}"
 
 
 def example(measurements: Measurements, path: Path) -> str:
@@ -83,16 +93,15 @@ def example(measurements: Measurements, path: Path) -> str:
         picture("restored", "docs/images/restored.png"),
         picture("clean", "examples/clean.png"),
     ]
-    lines = [common.markdown(head, [row]), ""]
-    lines += [
+    text = (
         f"The noise is Gaussian, of sigma 25/255. The preset `{denoised['preset']}` takes "
-        f"{duration(denoised['seconds'])}; PSNR is taken over all channels, and SSIM rises from",
-        f"{denoised['ssim_damaged']:.3f} to {denoised['ssim_result']:.3f}. {source(noisy)}",
-        "",
-    ]
+        f"{duration(denoised['seconds'])}; PSNR is taken over all channels, and SSIM rises from "
+        f"{denoised['ssim_damaged']:.3f} to {denoised['ssim_result']:.3f}. {source(noisy)}"
+    )
+    lines = [common.markdown(head, [row]), "", paragraph(text), ""]
     head = [f"written over, {inpainted['psnr_damaged']:.2f} dB", f"filled in, {inpainted['psnr_result']:.2f} dB"]
     row = [picture("holed", "examples/holed.png"), picture("filled", "docs/images/filled.png")]
-    return "\n".join([*lines, common.markdown(head, [row]), "", source(holed)])
+    return "\n".join([*lines, common.markdown(head, [row]), "", paragraph(source(holed))])
 
 
 def presets(measurements: Measurements, path: Path) -> str:
@@ -118,9 +127,9 @@ def presets(measurements: Measurements, path: Path) -> str:
     ]
     size = f"{first['width']}x{first['height']}"
     text = f"Times are those of a {size} picture; the cost grows with the number of pixels. {source(measured)}"
-    lines = [common.markdown(head, table), "", text]
+    lines = [common.markdown(head, table), "", paragraph(text)]
     if others:
-        lines += ["", f"`quick` on other pictures: {'; '.join(others)}."]
+        lines += ["", paragraph(f"`quick` on other pictures: {'; '.join(others)}.")]
     return "\n".join(lines)
 
 
@@ -160,7 +169,7 @@ def speed(measurements: Measurements, path: Path) -> str:
             "",
             f"![time of a step and peak memory]({plot})",
             "",
-            f"Ratios say how much longer the others take. {source(measured)}",
+            paragraph(f"Ratios say how much longer the others take. {source(measured)}"),
         ]
     )
 
@@ -189,8 +198,10 @@ def summary(measurements: Measurements, path: Path) -> str:
                 quality = "not run to its end" if result is None else f"{result:.2f} dB"
             figures = [f"{row['fused_seconds']:.3f} s", _ratio(row, "plain"), _ratio(row, "compile"), _memory(row)]
             table.append([f"`{name}`, {row['size']}x{row['size']}", *figures, quality])
-    text = f"Ratios say how much longer the others take. Times and memory: {source(fast)}"
-    return "\n".join([common.markdown(head, table), "", text, "", f"PSNR: {source(good)}"])
+    speeds = source(fast, "Times and memory were measured", with_note=False)
+    text = paragraph(f"Ratios say how much longer the others take. {speeds}")
+    quality = paragraph(source(good, "PSNR was measured", with_note=False))
+    return "\n".join([common.markdown(head, table), "", text, "", quality])
 
 
 def operator(measurements: Measurements, path: Path) -> str:
@@ -206,7 +217,7 @@ def operator(measurements: Measurements, path: Path) -> str:
         for row in measured.rows
     ]
     head = ["channels, input", "mode", "forward", "forward + backward"]
-    return "\n".join([common.markdown(head, table), "", f"Medians of alternating runs. {source(measured)}"])
+    return "\n".join([common.markdown(head, table), "", paragraph(f"Medians of alternating runs. {source(measured)}")])
 
 
 def curves(measurements: Measurements, path: Path) -> str:
@@ -218,7 +229,7 @@ def curves(measurements: Measurements, path: Path) -> str:
         for others in [row["others_db"]]
     ]
     head = ["largest distance from the plain curve", "fused", "plain, other last bits of *z*"]
-    return "\n".join([common.markdown(head, table), "", source(measured)])
+    return "\n".join([common.markdown(head, table), "", paragraph(source(measured))])
 
 
 TABLES: dict[str, Callable[[Measurements, Path], str]] = {

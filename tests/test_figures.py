@@ -73,7 +73,7 @@ def test_each_table_renders_with_its_source_and_only_once(scripts, measurements)
     assert tables.render(once, measurements, ROOT / "docs" / "page.md") == once
     for measurement in measurements.values():
         assert measurement.command in once
-        assert f"{measurement.date} at commit {measurement.commit}: {measurement.machine}" in once
+        assert f"{measurement.date} at commit {measurement.commit}: {measurement.machine}" in " ".join(once.split())
     assert "(images/restored.png)" in once
     assert "(../examples/noisy.png)" in once
 
