@@ -8,12 +8,12 @@ import torch
 from torch.library import opcheck
 
 from dip_fast.device.precision import products
-from dip_fast.ops import Raw, extension, norm_conv, reference
+from dip_fast.ops import NormedInput, extension, norm_conv, reference
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
 
 SLOPE, EPS = 0.2, 0.1  # eps so large that it counts, and that one pixel, whose variance is zero, is no special case
-PARTS = ("", "_statistics", "_weight", "_bias")  # of a Raw
+PARTS = ("", "_statistics", "_weight", "_bias")  # of a NormedInput
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def gradient(form, shape, seed=0):
 
 def call(module, form, tensors, **changes):
     """Output and statistics, from the operators or from their definition."""
-    image, skip = (Raw(*(tensors.get(name + part) for part in PARTS)) for name in ("image", "skip"))
+    image, skip = (NormedInput(*(tensors.get(name + part) for part in PARTS)) for name in ("image", "skip"))
     convolution = tensors["weight"], tensors.get("bias")
     options = {"slope": SLOPE, "eps": EPS, "padding_mode": form.padding_mode, **changes}
     if not form.mode:

@@ -10,7 +10,7 @@ import torch
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.loop import prepare
 from dip_fast.networks import Skip
-from dip_fast.ops import Raw, extension, norm_conv2d, perturb
+from dip_fast.ops import NormedInput, extension, norm_conv2d, perturb
 from dip_fast.ops.workspace import own_threads
 from dip_fast.presets import PRESETS
 
@@ -32,7 +32,7 @@ def outputs_and_gradients(seed=0):
     results = []
     for kernel, stride in ((1, 1), (3, 1), (3, 2)):
         weight = torch.randn(24, 20, kernel, kernel, generator=generator).requires_grad_()
-        output, statistics = norm_conv2d(Raw(x), weight, stride=stride)
+        output, statistics = norm_conv2d(NormedInput(x), weight, stride=stride)
         loss = (output * output.detach()).sum() + statistics.sum()
         results += [output.detach(), statistics.detach(), *torch.autograd.grad(loss, (x, weight))]
     return [*results, perturb(x.detach(), 0.1, seed, 1)]
@@ -84,7 +84,7 @@ def test_number_of_threads_comes_back(threads):
 def test_error_in_an_operator_leaves_the_threads_in_order(threads):
     threads(2)
     with own_threads(), pytest.raises(ValueError, match="stride"):
-        norm_conv2d(Raw(torch.rand(1, 2, 4, 4)), torch.rand(2, 2, 3, 3), stride=3)
+        norm_conv2d(NormedInput(torch.rand(1, 2, 4, 4)), torch.rand(2, 2, 3, 3), stride=3)
     assert torch.get_num_threads() == 2
     test_same_bits_on_own_threads(threads)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dip_fast.networks import Skip
-from dip_fast.ops import Raw, extension, norm_conv2d
+from dip_fast.ops import NormedInput, extension, norm_conv2d
 from dip_fast.ops.workspace import Workspace
 
 module = extension.load()
@@ -29,7 +29,7 @@ def nothing_is_left():
 
 def image(mebibytes, value=1.0):
     """Take a block of so many MiB: an output with a value everywhere."""
-    output, _ = norm_conv2d(Raw(torch.ones(1, 1, 512, 512)), torch.full((mebibytes, 1, 1, 1), value))
+    output, _ = norm_conv2d(NormedInput(torch.ones(1, 1, 512, 512)), torch.full((mebibytes, 1, 1, 1), value))
     return output
 
 
