@@ -36,7 +36,7 @@ class Shared(nn.Module):
 def test_shared_layers_and_skip_connections(fused_calls: list[tuple[str, str]]) -> None:
     model = Shared()
     check(model, picture(), fused_calls, 4)
-    kept = "the upsampled image is read elsewhere too, and still made"
+    kept = "the upsampled image is read elsewhere too, and still computed"
     # A shared module goes by its first name in the model.
     pairs = sorted((pair.where, pair.note) for pair in dip_fast.fusion_report(model).replaced)
     assert pairs == [("conv", ""), ("conv", ""), ("conv", kept), ("other", kept)]

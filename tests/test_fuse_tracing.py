@@ -141,7 +141,7 @@ def test_code_that_is_no_python_is_named(fused_calls: list[tuple[str, str]]) -> 
         scripted = torch.jit.script(nn.Sequential(nn.Upsample(scale_factor=2), conv()))
     model = nn.Sequential(scripted, conv())
     torch.testing.assert_close(dip_fast.fuse(model)(picture()).shape, (2, 4, 10, 12))
-    assert "0.0: it is TorchScript, which is not looked into" in str(dip_fast.fusion_report(model))
+    assert "0.0: it is TorchScript, which cannot be traced" in str(dip_fast.fusion_report(model))
     replaced = VaeUpsample()
     replaced.forward = lambda x: x  # type: ignore[method-assign]
     assert "the model itself: its forward was replaced" in str(dip_fast.fusion_report(replaced))

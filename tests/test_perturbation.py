@@ -12,7 +12,7 @@ from dip_fast.ops import bernoulli, extension, perturb
 from dip_fast.ops.perturbation import GROUP, perturb_reference, philox
 
 needs_extension = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
-# Less than a group, one, several; a number of vectors and of groups that is not whole; enough for several threads.
+# Less than a group, one and several; a fraction of a vector and of a group; enough for several threads.
 SHAPES = [(1,), (0, 3), (GROUP - 1,), (GROUP,), (GROUP + 1,), (3, 5, 7), (1, 4, 65, 130), (2, 3, 150, 151)]
 FAR = 2**31, 2**32 + 5, 2**63 - 1, -(2**63), -1
 
@@ -149,7 +149,7 @@ def test_deviation_scales(device):
     torch.testing.assert_close(perturb(z, 0.25, 1, 1), z + 0.25 * noise(500, seed=1, device=device))
 
 
-# ---- distribution: fixed seeds, so that the bounds (about 4 deviations of each statistic) hold always or never
+# ---- distribution; seeds are fixed, so a bound (about 4 deviations of each statistic) holds always or never
 
 
 def test_noise_is_normal():

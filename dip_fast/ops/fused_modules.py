@@ -82,7 +82,7 @@ def _current_plan(module: nn.Module, training: bool) -> int:
     """Return the number of the plan for the module's present state, making one if there is none.
 
     Under torch.compile this runs while the module is compiled, and the result is a constant for each value of
-    `training` and of autograd's mode.
+    `training` and of autograd's mode: later changes of other attributes go unnoticed.
     """
     plans = module.__dict__.setdefault("_dip_fast_plans", [])
     for number, plan in enumerate(plans):

@@ -119,7 +119,7 @@ def analyse(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Analysis:
     if not tracing.has_code_of_its_own(module):
         if isinstance(module, torch.jit.ScriptModule):
             if "interpolate" in str(getattr(module, "code", "")):
-                found.left[module] = Left("", "it is TorchScript, which is not looked into")
+                found.left[module] = Left("", "it is TorchScript, which cannot be traced")
         elif "forward" in vars(module) and not isinstance(module, nn.Upsample) and _mentions_upsampling(module):
             found.left[module] = Left("", "its forward was replaced by another")
         return found
@@ -152,7 +152,7 @@ def _plan(module: nn.Module, opened: set[nn.Module], planned: tuple[bool, ...], 
         layers += [layer for node in match.nodes() if (layer := tracer.module_of(node)) is not None]
         if match.owner(module) is module:
             notes = ["if its size is twice that of its input"] if match.size is not None else []
-            notes += ["the upsampled image is read elsewhere too, and still made"] if match.kept else []
+            notes += ["the upsampled image is read elsewhere too, and still computed"] if match.kept else []
             padding_mode = str(layers[-1].padding_mode) if match.padding_mode is None else match.padding_mode
             pair = Pair(str(match.conv.target), MODES[match.mode], padding_mode, "; ".join(notes))
             found.replaced.setdefault(match.upsample.meta["key"], []).append(pair)

@@ -1,4 +1,4 @@
-"""The definition of the operators in plain PyTorch, and the one place that checks which arguments they take.
+"""The definition of the operators in plain PyTorch, and the check of the arguments of ``upsample_conv2d``.
 
 It runs where the extension is absent; the tests compare the kernels with it, in float64.
 """

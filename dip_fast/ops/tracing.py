@@ -93,7 +93,7 @@ class Tracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record a node and the modules around it."""
         if _modes() != self._modes:
-            raise CannotTraceError("its code switches gradients or autocast, which a graph does not hold")
+            raise CannotTraceError("its code switches gradients or autocast, which a graph does not record")
         node = super().create_node(*args, **kwargs)
         node.meta["scope"] = tuple(module for module, _ in self._frames[1:])
         module, interpolations = self._frames[-1]
