@@ -58,7 +58,7 @@ def finish(
     finished = _draw(result, folder, record, picture)
     written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(finished.samples, picture))
     models = _write_models(finished, folder, formats, record.settings.threads)
-    baseline = _baseline(data, record)
+    baseline = _baseline(data, folder, record)
     folder.write("history.csv", reporting.history_csv(result.history))
     folder.write("history.png", reporting.history_plot(result.history, result.best_step))
     folder.write("contact_sheet.png", _contact_sheet(folder, data.image, finished.image, baseline, reference))
@@ -123,11 +123,17 @@ def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], 
     return models
 
 
-def _baseline(data: Data, record: Record) -> Baseline | None:
+def _baseline(data: Data, folder: Folder, record: Record) -> Baseline | None:
     """Compute what the task's classical method makes of the picture, where that takes no more than seconds."""
     if data.image.shape[0] * data.image.shape[1] > MAX_BASELINE_PIXELS:
         return None
-    return TASKS[record.settings.task].baseline(data, record.settings.options)
+    task = TASKS[record.settings.task]
+    try:
+        return task.baseline(data, record.settings.options)
+    except Exception as error:  # the result is written, and a picture to compare with is no reason to fail
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        folder.note(DipFastError(f"the classical method of {task.name} failed ({text})"))
+        return None
 
 
 def _quality(image: np.ndarray, reference: np.ndarray | None) -> dict[str, float | None]:
