@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from dip_fast import __version__
-from dip_fast.errors import DipFastError, ReplayDiffersError, UsageError
+from dip_fast.errors import Argument, DipFastError, ReplayDiffersError, UsageError
 from dip_fast.names import BENCH_ENGINES, PRECISIONS
 from dip_fast.presets import PRESETS
 
@@ -351,12 +351,10 @@ def replay(as_json: bool, debug: bool, model: Path, **options: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def formats(as_json: bool) -> None:
     """List the formats of model files: suffix, where they run, what replays them."""
-    from dataclasses import asdict
-
     from dip_fast.models.formats import FORMATS
 
     if as_json:
-        _print(json.dumps({name: asdict(format_) for name, format_ in FORMATS.items()}))
+        _print(json.dumps({name: format_.facts() for name, format_ in FORMATS.items()}))
         return
     for name, format_ in FORMATS.items():
         _print(f"{name}: {format_.suffix}, on {format_.device}; replayed by {format_.replayed_by}")
@@ -522,13 +520,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.exceptions.Abort):
         code = _complain("stopped by the user", INTERRUPTED, arguments)
     except DipFastError as error:
-        code = _complain(str(error), error.exit_code, arguments)
+        code = _complain(error.spelled(_option), error.exit_code, arguments)
     except ModuleNotFoundError as error:
         code = _complain(f"{error.name} is missing; pip install it, or dip-fast with all it needs", 1, arguments)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         code = _complain(f"unexpected {text}; please report it with the output of --debug", 1, arguments)
     sys.exit(code)
+
+
+def _option(argument: Argument) -> str:
+    """Spell an argument as the option that it is here."""
+    name = f"--{argument.name.replace('_', '-')}"
+    return name if argument.value is Argument.UNSET or argument.value is True else f"{name} {argument.value}"
 
 
 def _complain(message: str, code: int, arguments: Sequence[str]) -> int:

@@ -23,18 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dip_fast import __version__
+from dip_fast import __version__, pictures
 from dip_fast.device import devices, engines
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting.degradations import Degradation, Identity, Mask
 from dip_fast.fitting.loop import Fit, prepare
 from dip_fast.fitting.results import Result
-from dip_fast.models import exporting, replaying
-from dip_fast.models.formats import FORMATS
-from dip_fast.pictures import metrics
-from dip_fast.pictures import picture as pictures
-from dip_fast.pictures.picture import Picture, write_atomically
-from dip_fast.pictures.samples import to_unit
+from dip_fast.models import fitted, writing
+from dip_fast.models.formats import FORMATS, require
+from dip_fast.pictures import Picture, metrics, write_atomically
 from dip_fast.runs import checkpoints, reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.progress import Progress
@@ -215,7 +212,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
     DipFastError
         If the fit fails, or the result can be written nowhere.
     """
-    replaying.require("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
     formats = ("onnx",) if request.export is None else request.export
     if request.resume and request.overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one of the two")
@@ -296,7 +293,7 @@ def run(request: Request, say: Say) -> dict[str, Any]:
 def _first_lines(picture: Picture, settings: Settings, fused_blocks: str) -> tuple[str, ...]:
     """Say what is restored, how, and where."""
     height, width = picture.size
-    depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
+    depth = f"{picture.kind.bits} bit{' float' if picture.kind.dtype == 'float32' else ''}"
     device = devices.describe(torch.device(settings.device))
     return (
         f"device {device}, engine {settings.engine}{_products(settings)} (torch {torch.__version__})"
@@ -348,28 +345,31 @@ def _finish(
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     settings = record["settings"]
     result = fit.result()
-    drawing, samples = None, pictures.to_samples(result.image, picture)
+    drawing, samples = None, picture.kind.to_samples(result.image)
     try:
-        drawing = exporting.draw(
+        drawing = fitted.from_result(
             result,
-            picture,
+            picture.kind,
+            picture.extras,
             options={**settings, "recipe": record["recipe"]},
             seed=settings["seed"],
             threads=settings["threads"],
         )
         samples = drawing.samples
-        result = replace(result, image=to_unit(drawing.output, picture.value_range))
+        result = replace(result, image=picture.kind.to_unit(drawing.output))
     except Exception as error:  # whatever it is, the fit is worth more
         text = " ".join(str(error).split())
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-    written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(samples, picture))
+    written = folder.write_result(
+        f"result{picture.kind.suffix}", pictures.encode_samples(samples, picture.kind, picture.extras)
+    )
     models = []
     for format_ in formats:
         if drawing is None:
             break
         target = folder.path / f"model{FORMATS[format_].suffix}"
         try:
-            models.append(exporting.write(drawing, target, format_, threads=settings["threads"]))
+            models.append(writing.write(drawing, target, format_, threads=settings["threads"]))
         except DipFastError as error:
             folder.note(error)
     summary = {
@@ -471,8 +471,8 @@ def _degradation(request: Request, picture: Picture, settings: Settings) -> tupl
     target = _tensor(picture.image)
     assert target is not None
     height, width = picture.size
-    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": str(picture.dtype)}
-    alpha = () if picture.alpha is None else (picture.alpha,)
+    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
+    alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
     inputs = {"picture": {"name": picture.name, **kind, "sha256": _digest(picture.image, *alpha)}}
     if request.mask is None:
         return Identity(target), inputs
@@ -496,9 +496,9 @@ def _reference(path: Path, picture: Picture) -> np.ndarray:
             f"the reference {reference.name} has {reference.channels} channels and the picture {picture.channels}; "
             "give one of the same kind"
         )
-    if reference.dtype != picture.dtype:
+    if reference.kind.dtype != picture.kind.dtype:
         return reference.image
-    (low, high), (own_low, own_high) = picture.value_range, reference.value_range
+    (low, high), (own_low, own_high) = picture.kind.value_range, reference.kind.value_range
     return ((own_low + reference.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
 
 
