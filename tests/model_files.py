@@ -11,8 +11,8 @@ import tifffile
 import torch
 
 import dip_fast
+from dip_fast.fitting import fit
 from dip_fast.fitting.degradations import Mask
-from dip_fast.fitting.loop import fit
 from dip_fast.models import exporting, onnx_format, torch_formats
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.model import open_model
@@ -72,7 +72,7 @@ def use(monkeypatch, name):
         distribution=distribution,
         options=replace(recipe.options, consolidation=2),
     )
-    monkeypatch.setitem(PRESETS, "quick", replace(PRESETS["quick"], recipe=recipe))
+    monkeypatch.setitem(PRESETS._entries, "quick", replace(PRESETS["quick"], recipe=recipe))
 
 
 def write(name, shape, dtype):
