@@ -123,12 +123,8 @@ def convert(
     if source.is_dir() and not model.exists():
         if not (source / "run.json").exists():
             raise UsageError(f"{source} is not a run's folder; name one, or a model.onnx")
-        raise UsageError(
-            "{} holds no model.onnx; make it with the run's own command and {} {}",
-            source,
-            Argument("resume", True),
-            Argument("export", "onnx"),
-        )
+        # A command to type, and so in its own spelling.
+        raise UsageError(f"{source} holds no model.onnx; make it with dip-fast run PICTURE ... --resume --export onnx")
     if out is None:
         marks = ("-fused" if fused_ops else "") + ("-fp16" if fp16 else "")
         out = model.with_name(f"{model.stem}{marks}{FORMATS[format_].suffix}")
