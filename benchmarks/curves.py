@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dip_fast import pictures
 from dip_fast.bench import benchmarking
 from dip_fast.device.memory import keep_memory
 from dip_fast.fitting import Fit, prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.pictures import picture as pictures
 from dip_fast.presets import PRESETS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

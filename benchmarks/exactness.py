@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dip_fast.models import replaying
-from dip_fast.models.formats import FORMATS, digest
+from dip_fast.models import onnx_engine
+from dip_fast.models.formats import FORMATS
+from dip_fast.models.model import open_model
+from dip_fast.models.packing import digest
 from dip_fast.programs import drawing as torch_program
 
 
@@ -25,8 +27,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     for folder in parser.parse_args().folders:
         record = json.loads((folder / "run.json").read_text())
-        model = replaying.open_model(folder / "model.onnx")
-        outputs = [replaying.run_onnx(model.data, threads=threads) for threads in (1, 2) for _ in range(5)]
+        model = open_model(folder / "model.onnx")
+        outputs = [onnx_engine.run_file(model.data, threads=threads) for threads in (1, 2) for _ in range(5)]
         samples = model.samples(outputs[0])
         same = all((output == outputs[0]).all() for output in outputs)
         same &= digest(samples) == record["summary"]["sha256"]
@@ -40,7 +42,7 @@ def main() -> None:
         for name in ("torchscript", "pt2"):
             path = folder / f"model{FORMATS[name].suffix}"
             if path.exists():
-                other = replaying.open_model(path, trust=True)
+                other = open_model(path, trust=True)
                 others[name] = other.draw()
                 recorded = digest(other.samples(others[name])) == other.metadata["sha256"]["pixels"]
                 print(f"    {name}: the recorded bytes: {'yes' if recorded else 'NO'}")

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from dip_fast import pictures
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import degradations
 from dip_fast.fitting.loop import KEEP_EVERY
-from dip_fast.pictures import picture as pictures
 from dip_fast.pictures.metrics import psnr
 from dip_fast.runs import checkpoints
 from dip_fast.runs import run as runs

@@ -11,10 +11,10 @@ import numpy as np
 from dip_fast import pictures
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Fit, Result
-from dip_fast.models import exporting
-from dip_fast.models.formats import FORMATS, digest
+from dip_fast.models import fitted, writing
+from dip_fast.models.formats import FORMATS
+from dip_fast.models.packing import digest
 from dip_fast.pictures import Picture, metrics
-from dip_fast.pictures.samples import to_unit
 from dip_fast.runs import reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Folder
@@ -35,13 +35,13 @@ class Finished:
         ``(H, W, C)`` in the result's dtype.
     image : ndarray
         The same, float32 in [0, 1], before it is rounded.
-    drawing : Drawing or None
+    drawing : FittedModel or None
         The folded network; None where it failed, and PyTorch drew the result.
     """
 
     samples: np.ndarray
     image: np.ndarray
-    drawing: exporting.Drawing | None
+    drawing: fitted.FittedModel | None
 
 
 def finish(
@@ -56,7 +56,8 @@ def finish(
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     result = fit.result()
     finished = _draw(result, folder, record, picture)
-    written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(finished.samples, picture))
+    encoded = pictures.encode_samples(finished.samples, picture.kind, picture.extras)
+    written = folder.write_result(f"result{picture.kind.suffix}", encoded)
     models = _write_models(finished, folder, formats, record.settings.threads)
     baseline = _baseline(data, folder, record)
     folder.write("history.csv", reporting.history_csv(result.history))
@@ -95,18 +96,19 @@ def _draw(result: Result, folder: Folder, record: Record, picture: Picture) -> F
     """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
     job = record.settings
     try:
-        drawing = exporting.draw(
+        drawing = fitted.from_result(
             result,
-            picture,
+            picture.kind,
+            picture.extras,
             options={**vars(job), "recipe": record.recipe},
             seed=job.seed,
             threads=job.threads,
         )
-        return Finished(drawing.samples, to_unit(drawing.output, picture.value_range), drawing)
+        return Finished(drawing.samples, picture.kind.to_unit(drawing.output), drawing)
     except Exception as error:  # whatever it is, the fit is worth more
         text = " ".join(str(error).split())
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-        return Finished(pictures.to_samples(result.image, picture), result.image, None)
+        return Finished(picture.kind.to_samples(result.image), result.image, None)
 
 
 def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[dict[str, Any]]:
@@ -117,7 +119,7 @@ def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], 
     for name in formats:
         try:
             target = folder.path / f"model{FORMATS[name].suffix}"
-            models.append(exporting.write(finished.drawing, target, name, threads=threads))
+            models.append(writing.write(finished.drawing, target, name, threads=threads))
         except DipFastError as error:
             folder.note(error)
     return models

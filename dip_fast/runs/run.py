@@ -21,8 +21,7 @@ from dip_fast import pictures
 from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit, prepare
-from dip_fast.models import replaying
-from dip_fast.models.formats import FORMATS
+from dip_fast.models.formats import FORMATS, require
 from dip_fast.pictures import Picture
 from dip_fast.runs import checkpoints
 from dip_fast.runs.checkpoints import CHECKPOINT
@@ -119,7 +118,7 @@ def run(request: Request, say: Say) -> Summary:
     DipFastError
         If the fit fails, or the result can be written nowhere.
     """
-    replaying.require("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
     if request.resume and request.overwrite:
         raise UsageError(
             "{} and {} exclude each other; give one of the two", Argument("resume", True), Argument("overwrite", True)
@@ -168,8 +167,8 @@ def _read(request: Request, job: Job, task: Task) -> Material:
     reference = None if request.reference is None else _reference(request.reference, picture)
     inputs = {name: task.read(name, path, picture.image) for name, path in request.inputs.items()}
     height, width = picture.size
-    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": str(picture.dtype)}
-    alpha = () if picture.alpha is None else (picture.alpha,)
+    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
+    alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
     identity = {"picture": {"name": picture.name, **kind, "sha256": _digest(picture.image, *alpha)}}
     for name, path in request.inputs.items():
         identity[name] = {"name": path.name, "sha256": _digest(inputs[name])}
@@ -212,7 +211,7 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
     """Describe what is restored, how, and where."""
     picture = material.picture
     height, width = picture.size
-    depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
+    depth = f"{picture.kind.bits} bit{' float' if picture.kind.dtype == 'float32' else ''}"
     device = devices.describe(torch.device(job.device))
     products = f" in {job.precision}" if job.device == "cuda" else ""
     return (
@@ -286,9 +285,9 @@ def _reference(path: Path, picture: Picture) -> np.ndarray:
             f"the reference {reference.name} has {reference.channels} channels and the picture {picture.channels}; "
             "give one of the same kind"
         )
-    if reference.dtype != picture.dtype:
+    if reference.kind.dtype != picture.kind.dtype:
         return reference.image
-    (low, high), (own_low, own_high) = picture.value_range, reference.value_range
+    (low, high), (own_low, own_high) = picture.kind.value_range, reference.kind.value_range
     return ((own_low + reference.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
 
 
