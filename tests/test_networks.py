@@ -1,5 +1,7 @@
 """The networks: their shapes, their parameters, and the original program's weights in `Skip`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +156,14 @@ def test_presets_build(name: str) -> None:
         network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
         output = network(torch.empty(1, recipe.in_channels, *network.input_size(256, 256)))
     assert output.shape == (1, 1, 256, 256)
+
+
+def test_names_of_networks_load_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from dip_fast.networks import NETWORKS\n"
+        "assert [*NETWORKS][:3] == ['skip', 'hourglass', 'decoder'], [*NETWORKS]\n"
+        "assert 'skip' in NETWORKS\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,40 +1,47 @@
-"""Untrained networks that draw one picture from a fixed random input.
+"""Untrained networks that draw one picture from a fixed input.
 
 A network's output covers the picture and may be larger (`Network.input_size`); the picture is the middle of it
-(`crop`), so that no picture is ever cut or resized.
+(`crop`), so that no picture is ever cut or resized.  Importing this loads no torch; a name that needs it loads it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from dip_fast.networks.decoder import Decoder
-from dip_fast.networks.hourglass import Hourglass
-from dip_fast.networks.layers import Network
-from dip_fast.networks.skip import Skip
-from dip_fast.programs.drawing import crop
+from dip_fast.networks.registry import NETWORKS, build
 
-__all__ = ["NETWORKS", "Decoder", "Hourglass", "Network", "Skip", "build", "crop"]
+if TYPE_CHECKING:
+    from dip_fast.networks.decoder import Decoder
+    from dip_fast.networks.hourglass import Hourglass
+    from dip_fast.networks.layers import Network
+    from dip_fast.networks.skip import Skip
+    from dip_fast.programs.drawing import crop
 
-NETWORKS: dict[str, type[Network]] = {"skip": Skip, "hourglass": Hourglass, "decoder": Decoder}
+__all__ = [
+    "NETWORKS",
+    "Decoder",
+    "Hourglass",
+    "Network",
+    "Skip",
+    "build",
+    "crop",
+]
+
+_HOME = {
+    "Decoder": "networks.decoder",
+    "Hourglass": "networks.hourglass",
+    "Network": "networks.layers",
+    "Skip": "networks.skip",
+    "crop": "programs.drawing",
+}
 
 
-def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Network:
-    """Build a network by its name.
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dip_fast.{_HOME[name]}"), name)
 
-    Parameters
-    ----------
-    name : {"skip", "hourglass", "decoder"}
-    in_channels, out_channels : int
-        Channels of the network input and of the image.
-    **options
-        The network's own arguments.
 
-    Raises
-    ------
-    ValueError
-        If no network has that name.
-    """
-    if name not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    return NETWORKS[name](in_channels, out_channels, **options)
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
