@@ -1,6 +1,7 @@
 """The folded network is the network: batch norm gone, the same picture."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import nn
 from dip_fast import networks
 from dip_fast.models import onnx_format
 from dip_fast.networks import Decoder, Hourglass, Skip
+from dip_fast.networks.layers import batch_norm
 from dip_fast.networks.network_input import draw
 from dip_fast.programs import drawing as torch_program
 from dip_fast.programs import folding
+from dip_fast.programs.folding import Folder, Value
 from dip_fast.programs.program import Layer, Program
 
 SIZE = (37, 45)
@@ -98,9 +101,111 @@ def test_folding_leaves_the_network_alone() -> None:
     assert network.scale.fused
 
 
-def test_other_networks_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"one of skip, hourglass, decoder, got Conv2d"):
+def test_network_that_does_not_fold_itself_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"method fold\(folder, z\) to be folded; Conv2d has none"):
         folding.fold(nn.Conv2d(1, 1, 1), draw("uniform", 1, (4, 4), seed=0), (4, 4))
+
+
+class Branches(networks.Network):
+    """Everything that a folder must keep apart: two norms of one output, a sum of one output with itself, a residual.
+
+    What it reads twice is ``first``, whose output goes into two norms and, as it is, into ``last``.
+    """
+
+    multiple = 2
+
+    def __init__(self, shared: bool = True) -> None:
+        super().__init__()
+        self.shared = shared
+        self.first = nn.Conv2d(5, 6, 3, padding=1)
+        self.norms = nn.ModuleList(batch_norm(6) for _ in range(2))
+        self.twice = nn.Conv2d(6, 6, 1, bias=False)
+        self.norm = batch_norm(6)
+        self.deep = nn.ModuleList(nn.ConvTranspose2d(6, 3, 4, stride=2, padding=1, bias=False) for _ in range(3))
+        self.joined = batch_norm(9)
+        self.again = batch_norm(9)
+        self.last = nn.Conv2d(9, 3, 3, padding=1)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        first = self.first(z)
+        left, right = (nn.functional.leaky_relu(norm(first), 0.1) for norm in self.norms)
+        x = self.twice(left)
+        x = self.norm(x + x) + right + first
+        parts = [nn.functional.avg_pool2d(conv(x), 2) for conv in self.deep]
+        joined = torch.cat(parts, dim=1)
+        return self.last(self.again(self.joined(joined)))
+
+    def fold(self, folder: Folder, z: Value) -> Value:
+        first = folder.conv(z, self.first, "first")
+        left, right = (
+            folder.layer("leaky_relu", f"relu.{i}", folder.norm(first, norm, shared=self.shared), slope=0.1)
+            for i, norm in enumerate(self.norms)
+        )
+        x = folder.conv(left, self.twice, "twice")
+        x = folder.norm(folder.layer("add", "sum", x, x), self.norm)
+        x = folder.layer("add", "residual", folder.layer("add", "right", x, right), first)
+        parts = [
+            folder.layer("average_pool", f"pool.{i}", folder.transposed_conv(x, conv, f"deep.{i}"))
+            for i, conv in enumerate(self.deep)
+        ]
+        joined = folder.norm(folder.layer("concat", "joined", *parts), self.joined)
+        return folder.conv(folder.norm(joined, self.again), self.last, "last")
+
+
+def test_outputs_with_several_readers_are_folded() -> None:
+    torch.manual_seed(0)
+    network = Branches()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    z = draw("gaussian", 5, (38, 46), seed=0)
+    program = folding.fold(network, z, SIZE)
+    with torch.no_grad():
+        expected = networks.crop(network.double()(z.tensor().double()), *SIZE)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(torch_program.draw(program), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    # The two norms of "first", of "sum", whose convolution is read twice; those of "joined" are in the convolutions.
+    affine = [layer.name for layer in program.layers if layer.kind == "affine"]
+    assert affine == ["first.norm", "first.norm2", "sum.norm"]
+    assert onnx_format.write(onnx_format.read(onnx_format.write(program))[0]) == onnx_format.write(program)
+
+
+class Wrong(networks.Network):
+    """A network whose fold does something that no program describes."""
+
+    def __init__(self, fold: Callable[[Folder, Value], Value]) -> None:
+        super().__init__()
+        self.how = fold
+
+    def fold(self, folder: Folder, z: Value) -> Value:
+        return self.how(folder, z)
+
+
+@pytest.mark.parametrize(
+    ("fold", "message"),
+    [
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, dilation=2), "head"), "head: .*groups=1 and dilation=1"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 5, 3, groups=5), "head"), "head: .*groups=1 and dilation=1"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, (1, 3)), "head"), "head: a convolution must be square"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, padding="same"), "head"), "head: a convolution must be square"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, stride=3), "head"), "head: stride"),
+        (lambda f, z: f.upsample_conv(z, nn.Conv2d(5, 3, 5), "head", mode="nearest"), "head: .* must be 3x3"),
+        (lambda f, z: f.transposed_conv(z, nn.ConvTranspose2d(5, 3, 2, 2), "head"), "head: .* must be 4x4"),
+        (lambda f, z: f.norm(z, nn.BatchNorm2d(5)), "use the image's statistics"),
+        (lambda f, z: f.norm(z, nn.BatchNorm2d(5, affine=False, track_running_stats=False)), "must have weight and"),
+        (lambda f, z: z, "must return the value of the last layer, got z"),
+        (lambda f, z: (f.layer("sigmoid", "one", z), f.layer("sigmoid", "two", z))[0], "last layer, got one"),
+        (lambda f, z: f.layer("sigmoid", "one", f.layer("sigmoid", "one", z)), "two layers are called one"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "Head"), "a name is no name"),
+        (
+            lambda f, z: Branches(shared=False).fold(f, z),
+            "a batch norm reads first .* fold that batch norm with shared=True",
+        ),
+    ],
+)
+def test_what_no_program_describes_is_refused(fold: Callable[[Folder, Value], Value], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        folding.fold(Wrong(fold), draw("uniform", 5, (38, 46), seed=0), SIZE)
 
 
 def upsampled(name: str, times: int) -> list[Layer]:

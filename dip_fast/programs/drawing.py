@@ -38,9 +38,9 @@ def compute(
             how = options["mode"], options["padding_mode"]
             drawn: Tensor = torch.ops.dip_fast.upsample_conv2d(x, weight, bias, *how)
             return drawn
-        return _conv(_upsampled(x, options["mode"]), weight, bias, 1, 1, options["padding_mode"])
+        return _conv(upsample(x, options["mode"]), weight, bias, 1, 1, options["padding_mode"])
     if kind == "upsample":
-        return _upsampled(x, options["mode"])
+        return upsample(x, options["mode"])
     if kind == "average_pool":
         return F.avg_pool2d(x, 2)
     if kind == "max_pool":
@@ -61,7 +61,8 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, pa
     return F.conv2d(x, weight, bias, stride, padding)
 
 
-def _upsampled(x: Tensor, mode: str) -> Tensor:
+def upsample(x: Tensor, mode: str) -> Tensor:
+    """Double the height and width, in a mode of `program.MODES`."""
     return F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
