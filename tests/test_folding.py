@@ -18,7 +18,7 @@ from dip_fast.networks.network_input import draw
 from dip_fast.programs import drawing as torch_program
 from dip_fast.programs import folding
 from dip_fast.programs.folding import Folder, Value
-from dip_fast.programs.program import Layer, Program
+from dip_fast.programs.program import InputPart, Layer, Program
 
 SIZE = (37, 45)
 
@@ -58,7 +58,8 @@ def made(case: str, seed: int = 0) -> tuple[networks.Network, Program]:
 @pytest.mark.parametrize("case", NETWORKS)
 def test_folded_network_draws_what_the_network_draws(case: str) -> None:
     network, program = made(case)
-    z = torch.from_numpy(program.codes).float() / program.denominator
+    ((codes, denominator),) = program.inputs
+    z = torch.from_numpy(codes).float() / denominator
     with torch.no_grad():
         expected = networks.crop(network.double()(z.double()), *SIZE)[0].permute(1, 2, 0).numpy()
     # Against the network in float64.  Worst seen: 1.2e-5, max pooling; the scale is that of the decoder, unbounded.
@@ -196,6 +197,7 @@ class Wrong(networks.Network):
         (lambda f, z: z, "must return the value of the last layer, got z"),
         (lambda f, z: (f.layer("sigmoid", "one", z), f.layer("sigmoid", "two", z))[0], "last layer, got one"),
         (lambda f, z: f.layer("sigmoid", "one", f.layer("sigmoid", "one", z)), "two layers are called one"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "crop"), "crop is a name that model files use"),
         (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "Head"), "a name is no name"),
         (
             lambda f, z: Branches(shared=False).fold(f, z),
@@ -219,12 +221,19 @@ def upsampled(name: str, times: int) -> list[Layer]:
     [
         (lambda p: {"size": (41, 10**6)}, "must lie in what is drawn"),
         (lambda p: {"size": (0, 5)}, "size must be positive"),
-        (lambda p: {"denominator": 0}, "denominator"),
-        (lambda p: {"denominator": True}, "denominator"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes, 0),)}, "denominator"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes, True),)}, "denominator"),
         (lambda p: {"value_range": (1.0, 1.0)}, "range is empty"),
         (lambda p: {"value_range": (0.0, float("inf"))}, "range is none"),
-        (lambda p: {"codes": p.codes.astype(np.float32)}, "8 bits"),
-        (lambda p: {"codes": p.codes[:, :4]}, "shapes of its arrays"),
+        (lambda p: {"inputs": ()}, "1 to 64 parts"),
+        (lambda p: {"inputs": 65 * p.inputs}, "1 to 64 parts"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes.astype(np.int32), 32),)}, "8 or 16 bits or float32"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes.astype(np.float32), 32),)}, "must be 1"),
+        (lambda p: {"inputs": (InputPart(np.full((1, 5, 40, 48), np.nan, np.float32), 1),)}, "z must be finite"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes[0], 32),)}, r"z must be \(1, C, h, w\)"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes[:, :4], 32),)}, "shapes of its arrays"),
+        (lambda p: {"inputs": (*p.inputs, InputPart(p.inputs[0].codes[..., 1:], 32))}, "of one size"),
+        (lambda p: {"inputs": (*p.inputs, InputPart(p.inputs[0].codes, 32))}, "shapes of its arrays"),
         (lambda p: {"arrays": p.arrays | {"more": np.zeros(3, np.float32)}}, "no layer uses"),
         (lambda p: {"arrays": p.arrays | {"head.bias": np.full(3, np.nan, np.float32)}}, "finite"),
         (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(3)}}, "16- or 32-bit floats"),
@@ -234,6 +243,8 @@ def upsampled(name: str, times: int) -> list[Layer]:
         (lambda p: {"layers": (Layer("sigmoid", "xx", ("yy",), {}),)}, "comes later or never"),
         (lambda p: {"layers": (*p.layers, p.layers[-1])}, "there twice"),
         (lambda p: {"layers": (*p.layers, Layer("sigmoid", "a/b", ("head",), {}))}, "a name is no name"),
+        (lambda p: {"layers": (*p.layers, Layer("sigmoid", "crop", ("head",), {}))}, "crop is a name that model files"),
+        (lambda p: {"layers": (*p.layers, Layer("sigmoid", "head.weight", ("head",), {}))}, "named as an array"),
         (lambda p: {"layers": (*p.layers, Layer("leaky_relu", "xx", ("head",), {"slope": 1e9}))}, "xx: slope"),
         (lambda p: {"layers": (*p.layers, Layer("add", "xx", ("head",), {}))}, "xx: inputs"),
         (
@@ -253,5 +264,7 @@ def test_what_is_no_program_is_refused(change: object, message: str) -> None:
 def test_memory_that_a_program_needs_is_known_without_running_it() -> None:
     weights = {"big.weight": np.zeros((10_000, 1, 1, 1), np.float32), "big.bias": np.zeros(10_000, np.float32)}
     layers = (Layer("conv", "big", ("z",), {"stride": 1, "padding": 0, "padding_mode": "zeros"}),)
-    program = Program(layers, weights, np.zeros((1, 1, 1000, 1000), np.uint8), 1, (1000, 1000), (0.0, 1.0))
+    program = Program(
+        layers, weights, (InputPart(np.zeros((1, 1, 1000, 1000), np.uint8), 1),), (1000, 1000), (0.0, 1.0)
+    )
     assert program.needed_bytes > 4 * 10_000 * 1000 * 1000

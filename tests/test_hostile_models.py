@@ -21,7 +21,7 @@ from dip_fast.fitting.degradations import Mask
 from dip_fast.fitting.loop import fit
 from dip_fast.models import exporting, onnx_format, replaying
 from dip_fast.presets import PRESETS
-from dip_fast.programs.program import Layer
+from dip_fast.programs.program import InputPart, Layer
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -123,9 +123,9 @@ def test_file_cut_short(refused, made):
 
 
 def test_schema_from_the_future(refused, made):
-    refused(edited(made[".onnx"], document(lambda held: held.update(schema=2))), "schema version 2", "update dip-fast")
+    refused(edited(made[".onnx"], document(lambda held: held.update(schema=3))), "schema version 3", "update dip-fast")
     future = edited(made[".onnx"], document(lambda held: (held.update(schema=99), held.pop("program"))))
-    refused(future, "schema version 99", "reads up to 1")
+    refused(future, "schema version 99", "reads up to 2")
 
 
 def external(model):
@@ -293,7 +293,9 @@ def test_graph_that_asks_for_gigabytes(refused, made, monkeypatch):
         "last.weight": np.ones((3, 100_000, 1, 1), np.float32),
         "last.bias": np.zeros(3, np.float32),
     }
-    large = replace(program, layers=layers, arrays=arrays, codes=np.zeros((1, 1, 1000, 1000), np.uint8))
+    large = replace(
+        program, layers=layers, arrays=arrays, inputs=(InputPart(np.zeros((1, 1, 1000, 1000), np.uint8), 1),)
+    )
     large.check()
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: pytest.fail("it reached the engine"))
     refused(onnx_format.write(large, metadata, blobs), "GB of memory")

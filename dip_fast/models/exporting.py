@@ -17,7 +17,7 @@ from dip_fast import __version__
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting.results import Result
 from dip_fast.models import replaying
-from dip_fast.models.formats import FORMATS, SCHEMA, Kind, compare, digest, pack, tolerance
+from dip_fast.models.formats import FORMATS, Kind, compare, digest, pack, tolerance
 from dip_fast.pictures.picture import Picture, write_atomically
 from dip_fast.pictures.samples import from_unit, to_dtype
 from dip_fast.programs.program import Program
@@ -236,7 +236,7 @@ def write(
     def encode(facts: dict[str, Any], blobs: dict[str, str]) -> bytes:
         if format_ == "onnx":
             return onnx_format.write(program, facts, blobs)
-        document = json.dumps({"schema": SCHEMA, **facts}, allow_nan=False)
+        document = json.dumps({"schema": program.schema, **facts}, allow_nan=False)
         return torch_formats.save(format_, program, torch_formats.texts(document, blobs), fused=fused_ops)
 
     # What the file draws, for its own hashes; its program does not change by what stands beside it.
@@ -248,7 +248,7 @@ def write(
         facts["drawn_by"] = f"torch {torch.__version__}, cpu, one thread"
     samples = to_dtype(output, np.dtype(kind.dtype))
     facts["sha256"] = {
-        "z": digest(program.codes),
+        "z": digest(*(part.codes for part in program.inputs)),
         "float_output": digest(output),
         "pixels": digest(samples),
     }

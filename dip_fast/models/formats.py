@@ -17,7 +17,7 @@ import numpy as np
 
 from dip_fast.pictures.samples import to_dtype
 
-SCHEMA = 1
+SCHEMA = 2  # the latest that is read; a file is of the first that can hold its program, `Program.schema`
 
 
 @dataclass(frozen=True)
@@ -227,9 +227,12 @@ def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[
     )
 
 
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes, little-endian, last axis fastest."""
-    return hashlib.sha256(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
+def digest(*arrays: np.ndarray) -> str:
+    """SHA-256 of the arrays' bytes, one after the other, little-endian, last axis fastest."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+    return found.hexdigest()
 
 
 def pack(array: np.ndarray) -> str:

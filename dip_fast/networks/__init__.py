@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dip_fast.networks.decoder import Decoder
     from dip_fast.networks.hourglass import Hourglass
     from dip_fast.networks.layers import Network
+    from dip_fast.networks.network_input import NetworkInput, Part, surround
     from dip_fast.networks.skip import Skip
     from dip_fast.programs.drawing import crop
 
@@ -23,17 +24,23 @@ __all__ = [
     "Decoder",
     "Hourglass",
     "Network",
+    "NetworkInput",
+    "Part",
     "Skip",
     "build",
     "crop",
+    "surround",
 ]
 
 _HOME = {
     "Decoder": "networks.decoder",
     "Hourglass": "networks.hourglass",
     "Network": "networks.layers",
+    "NetworkInput": "networks.network_input",
+    "Part": "networks.network_input",
     "Skip": "networks.skip",
     "crop": "programs.drawing",
+    "surround": "networks.network_input",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -203,15 +203,7 @@ class Skip(Network):
     ) -> None:
         super().__init__()
         per_scale = (down, up, skip, kernel_down, kernel_up, kernel_skip, upsampling, downsampling)
-        lengths = {len(value) for value in per_scale if isinstance(value, Sequence) and not isinstance(value, str)}
-        if scales is not None:
-            lengths.add(scales)
-        if len(lengths) > 1:
-            raise ValueError(f"the arguments must describe one number of scales, got {sorted(lengths)}")
-        depth = lengths.pop() if lengths else 5
-        if depth < 1:
-            raise ValueError(f"scales must be at least 1, got {depth}")
-
+        depth = _depth(scales, per_scale)
         downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
         kernels_down, kernels_up, kernels_skip = (_each(v, depth) for v in (kernel_down, kernel_up, kernel_skip))
         upsamplings, downsamplings = _each(upsampling, depth), _each(downsampling, depth)
@@ -304,6 +296,19 @@ class Skip(Network):
         self.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
 
 
+def _depth(scales: int | None, arguments: Iterable[Any]) -> int:
+    """Return the number of scales, on which all arguments that are sequences agree."""
+    lengths = {len(value) for value in arguments if isinstance(value, Sequence) and not isinstance(value, str)}
+    if scales is not None:
+        lengths.add(scales)
+    if len(lengths) > 1:
+        raise ValueError(f"the arguments must describe one number of scales, got {sorted(lengths)}")
+    depth = lengths.pop() if lengths else 5
+    if depth < 1:
+        raise ValueError(f"scales must be at least 1, got {depth}")
+    return depth
+
+
 def _each(value: Any, depth: int) -> Sequence[Any]:
-    """Values of an argument, one a scale."""
+    """Return the values of an argument, one a scale."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * depth

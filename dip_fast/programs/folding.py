@@ -20,6 +20,7 @@ The folder computes each layer at z, writes it down, and places the affine maps.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from dip_fast.programs.drawing import compute, upsample
-from dip_fast.programs.program import INPUT, Layer, Program
+from dip_fast.programs.program import INPUT, InputPart, Layer, Program
 
 ALL = slice(None)
 
@@ -260,16 +261,24 @@ class Folder:
             self.arrays[f"{name}.bias"] = (bias * scale + shift).float()
 
 
-class NetworkInput(Protocol):
-    """A network input, see `dip_fast.networks.NetworkInput`."""
+class Part(Protocol):
+    """Some channels of a network input."""
 
     @property
     def codes(self) -> Tensor:
-        """``(1, C, H, W)``, uint8 or int8."""
+        """``(1, C, H, W)``, uint8, int8, uint16 or float32."""
 
     @property
     def denominator(self) -> int:
         """What the codes are divided by."""
+
+
+class NetworkInput(Protocol):
+    """A network input, see `dip_fast.networks.NetworkInput`."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Its parts, along the channels."""
 
     def tensor(self) -> Tensor:
         """Return its values, ``(1, C, H, W)``, float32."""
@@ -318,8 +327,7 @@ def fold(
     program = Program(
         layers=tuple(folder.layers.values()),
         arrays={name: array.float().contiguous().numpy() for name, array in folder.arrays.items()},
-        codes=z.codes.cpu().numpy(),
-        denominator=z.denominator,
+        inputs=tuple(InputPart(part.codes.cpu().numpy(), part.denominator) for part in z.parts),
         size=size,
         value_range=value_range,
         known=known,
