@@ -141,6 +141,11 @@ def test_surrounded_side_of_one_or_two_pixels() -> None:
     assert torch.equal(networks.surround(x, 3, 5), expected)
 
 
+def test_image_of_the_size_asked_for_is_not_copied() -> None:
+    x = picture()
+    assert networks.surround(x, *SIZE) is x
+
+
 def test_input_is_surrounded_part_by_part() -> None:
     z = network_input.joined(network_input.draw("gaussian", 2, SIZE, seed=0), network_input.of_image(picture()))
     larger = z.surrounded(32, 64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dip_fast.networks.registry import NETWORKS, build
+from dip_fast.networks.registry import NETWORKS, build, input_size
 
 if TYPE_CHECKING:
     from dip_fast.networks.decoder import Decoder
@@ -29,6 +29,7 @@ __all__ = [
     "Skip",
     "build",
     "crop",
+    "input_size",
     "surround",
 ]
 

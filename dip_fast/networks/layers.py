@@ -142,8 +142,8 @@ def operand(x: Image, slope: float) -> Any:
     from dip_fast import ops  # here, since it loads or builds the extension
 
     if isinstance(x, Convolved) and x.slope == slope:
-        return ops.Raw(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
-    return ops.Raw(activated(x))
+        return ops.NormedInput(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
+    return ops.NormedInput(activated(x))
 
 
 class _WithoutGradient(torch.autograd.Function):

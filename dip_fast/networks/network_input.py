@@ -197,19 +197,26 @@ def surround(x: Tensor, height: int, width: int) -> Tensor:
     -------
     Tensor
         ``(..., height, width)``: x in the middle, mirrored at its edges without repeating the edge pixels, over and
-        over where that does not suffice.  A side of one pixel is repeated.  ``crop(surround(x, ...), H, W)`` is x.
+        over where that does not suffice.  A side of one pixel is repeated.  ``crop(surround(x, ...), H, W)`` is x; of
+        the size of x, it is x itself.
     """
+    if (height, width) == tuple(x.shape[-2:]):
+        return x
     if height < x.shape[-2] or width < x.shape[-1]:
         raise ValueError(f"height and width must be at least {tuple(x.shape[-2:])}, got {(height, width)}")
     # Mirroring moves values and computes none, so 16-bit codes go as int16, which every operation of torch knows.
     whole = x.view(torch.int16) if x.dtype == torch.uint16 else x
-    rows, columns = _mirrored(x.shape[-2], height), _mirrored(x.shape[-1], width)
-    surrounded = whole.index_select(-2, rows.to(x.device)).index_select(-1, columns.to(x.device))
+    rows, columns = _mirrored(x.shape[-2], height, x.device), _mirrored(x.shape[-1], width, x.device)
+    surrounded = whole.index_select(-2, rows).index_select(-1, columns)
     return surrounded.view(x.dtype) if x.dtype == torch.uint16 else surrounded
 
 
-def _mirrored(side: int, length: int) -> Tensor:
-    """Index of the pixel that stands at each place of the longer side: 0 1 2 1 0 1 2 ... with 0 where `crop` begins."""
+def _mirrored(side: int, length: int, device: torch.device) -> Tensor:
+    """Index of the pixel that stands at each place of the longer side: 0 1 2 1 0 1 2 ... with 0 where `crop` begins.
+
+    It is computed on the device, so that a step that surrounds its input can be captured as a CUDA graph.
+    """
     period = max(2 * (side - 1), 1)
-    places = (torch.arange(length) - (length - side) // 2) % period  # of the sign of the period: never negative
-    return torch.minimum(places, period - places) if side > 1 else torch.zeros(length, dtype=torch.int64)
+    places = torch.arange(length, device=device) - (length - side) // 2
+    places = places % period  # of the sign of the period: never negative
+    return torch.minimum(places, period - places) if side > 1 else torch.zeros_like(places)

@@ -37,3 +37,11 @@ def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Net
         If no network has that name.
     """
     return NETWORKS[name](in_channels, out_channels, **options)
+
+
+def input_size(name: str, size: tuple[int, int], **options: Any) -> tuple[int, int]:
+    """Return the height and width of the input with which a network covers a picture of some size."""
+    import torch  # here, so that the names can be read without it
+
+    with torch.device("meta"):
+        return build(name, 1, 1, **options).input_size(*size)
