@@ -189,7 +189,7 @@ class Wrong(networks.Network):
         (lambda f, z: f.conv(z, nn.Conv2d(5, 5, 3, groups=5), "head"), "head: .*groups=1 and dilation=1"),
         (lambda f, z: f.conv(z, nn.Conv2d(5, 3, (1, 3)), "head"), "head: a convolution must be square"),
         (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, padding="same"), "head"), "head: a convolution must be square"),
-        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, stride=3), "head"), "head: stride"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 3, stride=3), "head"), "head: stride must be one of 1, 2"),
         (lambda f, z: f.upsample_conv(z, nn.Conv2d(5, 3, 5), "head", mode="nearest"), "head: .* must be 3x3"),
         (lambda f, z: f.transposed_conv(z, nn.ConvTranspose2d(5, 3, 2, 2), "head"), "head: .* must be 4x4"),
         (lambda f, z: f.norm(z, nn.BatchNorm2d(5)), "use the image's statistics"),
@@ -198,7 +198,7 @@ class Wrong(networks.Network):
         (lambda f, z: (f.layer("sigmoid", "one", z), f.layer("sigmoid", "two", z))[0], "last layer, got one"),
         (lambda f, z: f.layer("sigmoid", "one", f.layer("sigmoid", "one", z)), "two layers are called one"),
         (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "crop"), "crop is a name that model files use"),
-        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "Head"), "a name is no name"),
+        (lambda f, z: f.conv(z, nn.Conv2d(5, 3, 1), "Head"), "must begin with a small letter"),
         (
             lambda f, z: Branches(shared=False).fold(f, z),
             "a batch norm reads first .* fold that batch norm with shared=True",
@@ -223,30 +223,30 @@ def upsampled(name: str, times: int) -> list[Layer]:
         (lambda p: {"size": (0, 5)}, "size must be positive"),
         (lambda p: {"inputs": (InputPart(p.inputs[0].codes, 0),)}, "denominator"),
         (lambda p: {"inputs": (InputPart(p.inputs[0].codes, True),)}, "denominator"),
-        (lambda p: {"value_range": (1.0, 1.0)}, "range is empty"),
-        (lambda p: {"value_range": (0.0, float("inf"))}, "range is none"),
+        (lambda p: {"value_range": (1.0, 1.0)}, "range must not be empty"),
+        (lambda p: {"value_range": (0.0, float("inf"))}, "must be two finite floats"),
         (lambda p: {"inputs": ()}, "1 to 64 parts"),
         (lambda p: {"inputs": 65 * p.inputs}, "1 to 64 parts"),
         (lambda p: {"inputs": (InputPart(p.inputs[0].codes.astype(np.int32), 32),)}, "8 or 16 bits or float32"),
         (lambda p: {"inputs": (InputPart(p.inputs[0].codes.astype(np.float32), 32),)}, "must be 1"),
         (lambda p: {"inputs": (InputPart(np.full((1, 5, 40, 48), np.nan, np.float32), 1),)}, "z must be finite"),
         (lambda p: {"inputs": (InputPart(p.inputs[0].codes[0], 32),)}, r"z must be \(1, C, h, w\)"),
-        (lambda p: {"inputs": (InputPart(p.inputs[0].codes[:, :4], 32),)}, "shapes of its arrays"),
+        (lambda p: {"inputs": (InputPart(p.inputs[0].codes[:, :4], 32),)}, "do not have the shape"),
         (lambda p: {"inputs": (*p.inputs, InputPart(p.inputs[0].codes[..., 1:], 32))}, "of one size"),
-        (lambda p: {"inputs": (*p.inputs, InputPart(p.inputs[0].codes, 32))}, "shapes of its arrays"),
-        (lambda p: {"arrays": p.arrays | {"more": np.zeros(3, np.float32)}}, "no layer uses"),
+        (lambda p: {"inputs": (*p.inputs, InputPart(p.inputs[0].codes, 32))}, "do not have the shape"),
+        (lambda p: {"arrays": p.arrays | {"more": np.zeros(3, np.float32)}}, "those that layers use"),
         (lambda p: {"arrays": p.arrays | {"head.bias": np.full(3, np.nan, np.float32)}}, "finite"),
         (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(3)}}, "16- or 32-bit floats"),
-        (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(4, np.float32)}}, "head: shapes"),
-        (lambda p: {"layers": ()}, "there must be layers"),
-        (lambda p: {"layers": (Layer("run", "xx", ("z",), {}),)}, "no layer of such a kind"),
-        (lambda p: {"layers": (Layer("sigmoid", "xx", ("yy",), {}),)}, "comes later or never"),
+        (lambda p: {"arrays": p.arrays | {"head.bias": np.zeros(4, np.float32)}}, "head: .* do not have the shape"),
+        (lambda p: {"layers": ()}, "1 to 10000 layers"),
+        (lambda p: {"layers": (Layer("run", "xx", ("z",), {}),)}, "must be one of KINDS"),
+        (lambda p: {"layers": (Layer("sigmoid", "xx", ("yy",), {}),)}, "computed later or never"),
         (lambda p: {"layers": (*p.layers, p.layers[-1])}, "there twice"),
-        (lambda p: {"layers": (*p.layers, Layer("sigmoid", "a/b", ("head",), {}))}, "a name is no name"),
+        (lambda p: {"layers": (*p.layers, Layer("sigmoid", "a/b", ("head",), {}))}, "must begin with a small letter"),
         (lambda p: {"layers": (*p.layers, Layer("sigmoid", "crop", ("head",), {}))}, "crop is a name that model files"),
         (lambda p: {"layers": (*p.layers, Layer("sigmoid", "head.weight", ("head",), {}))}, "named as an array"),
-        (lambda p: {"layers": (*p.layers, Layer("leaky_relu", "xx", ("head",), {"slope": 1e9}))}, "xx: slope"),
-        (lambda p: {"layers": (*p.layers, Layer("add", "xx", ("head",), {}))}, "xx: inputs"),
+        (lambda p: {"layers": (*p.layers, Layer("leaky_relu", "xx", ("head",), {"slope": 1e9}))}, "xx: slope must be"),
+        (lambda p: {"layers": (*p.layers, Layer("add", "xx", ("head",), {}))}, "xx: add must read 2 values"),
         (
             lambda p: {"layers": (*p.layers, *upsampled("head", 20))},
             "empty or huge",
@@ -259,6 +259,19 @@ def test_what_is_no_program_is_refused(change: object, message: str) -> None:
     _, program = made("no-1x1")
     with pytest.raises(ValueError, match=message):
         replace(program, **change(program)).check()  # type: ignore[operator]
+
+
+def test_names_that_differ_in_dots_alone_are_two_names() -> None:
+    layers = [Layer("affine", name, (before,), {}) for name, before in (("a.b", "z"), ("a_b", "a.b"))]
+    arrays = {
+        f"{name}.{part}": np.full((1, 1, 1), value, np.float32)
+        for name, values in (("a.b", (2, 3)), ("a_b", (5, 7)))
+        for part, value in zip(("weight", "bias"), values, strict=True)
+    }
+    inputs = (InputPart(np.ones((1, 1, 4, 4), np.uint8), 1),)
+    program = Program(tuple(layers), arrays, inputs, (4, 4), (0.0, 1.0))
+    program.check()
+    assert (torch_program.draw(program) == (2 + 3) * 5 + 7).all()
 
 
 def test_memory_that_a_program_needs_is_known_without_running_it() -> None:

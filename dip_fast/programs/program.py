@@ -161,7 +161,10 @@ class Program:
             layers.append(Layer(options.pop("kind"), options.pop("name"), tuple(options.pop("inputs")), options))
         rest = dict(arrays)
         denominators = outline["denominators"] if "denominators" in outline else [outline["denominator"]]
-        _require(isinstance(denominators, list) and len(denominators) <= MAX_PARTS, "the denominators of z are none")
+        _require(
+            isinstance(denominators, list) and len(denominators) <= MAX_PARTS,
+            f"the denominators of z must be a list of at most {MAX_PARTS}",
+        )
         inputs = tuple(InputPart(rest.pop(part_name(i)), denominator) for i, denominator in enumerate(denominators))
         mask, samples = rest.pop("known.mask", None), rest.pop("known.samples", None)
         _require((mask is None) == (samples is None), "known pixels need both a mask and samples")
@@ -223,8 +226,11 @@ class Program:
         low, high = self.value_range
         _require(all(_is_int(side) and side > 0 for side in self.size), "the size must be positive")
         for bound in (low, high):
-            _require(isinstance(bound, float) and abs(bound) <= float(np.finfo(np.float32).max), "the range is none")
-        _require(low < high, "the range is empty")
+            _require(
+                isinstance(bound, float) and abs(bound) <= float(np.finfo(np.float32).max),
+                "the value range must be two finite floats",
+            )
+        _require(low < high, "the value range must not be empty")
 
     def _check_arrays(self) -> None:
         """Check that the arrays hold finite floats, that layers use all of them, and that z is finite."""
@@ -233,24 +239,24 @@ class Program:
             _require(array.dtype in (np.float32, np.float16), "arrays must be of 16- or 32-bit floats")
             _require(bool(np.isfinite(array).all()), "arrays must be finite")
         used = {name for layer in self.layers if KINDS[layer.kind][2] for name in array_names(layer)}
-        _require(used == self.arrays.keys(), "there are arrays that no layer uses")
+        _require(used == self.arrays.keys(), "the arrays must be those that layers use")
         # A layer's output must not be called like an array: both are values of one graph.
         _require(not used & {layer.name for layer in self.layers}, "a layer is named as an array is")
 
     def shapes(self) -> dict[str, Shape]:
         """Shape of every value by its name, without computing any."""
-        _require(0 < len(self.layers) <= MAX_LAYERS, "there must be layers")
+        _require(0 < len(self.layers) <= MAX_LAYERS, f"a program must have 1 to {MAX_LAYERS} layers")
         shapes: dict[str, Shape] = {INPUT: self._input_shape()}
         taken = {*RESERVED, *(part_name(i) for i in range(len(self.inputs)))}
         for layer in self.layers:
             _check_layer(layer)
             _require(layer.name not in shapes, f"{layer.name} is there twice")
             _require(layer.name not in taken, f"{layer.name} is a name that model files use for something else")
-            _require(all(name in shapes for name in layer.inputs), f"{layer.name}: an input comes later or never")
+            _require(all(name in shapes for name in layer.inputs), f"{layer.name}: an input is computed later or never")
             arrays = [self.arrays.get(name) for name in array_names(layer)] if KINDS[layer.kind][2] else []
-            _require(all(array is not None for array in arrays), f"{layer.name}: its arrays are missing")
+            _require(all(array is not None for array in arrays), f"{layer.name}: weight and bias must be there")
             shape = _shape(layer, [shapes[name] for name in layer.inputs], *(a.shape for a in arrays if a is not None))
-            _require(all(0 < side <= MAX_SIDE for side in shape), f"{layer.name}: its output is empty or huge")
+            _require(all(0 < side <= MAX_SIDE for side in shape), f"{layer.name}: the output is empty or huge")
             shapes[layer.name] = shape
         return shapes
 
@@ -276,17 +282,24 @@ def array_names(layer: Layer) -> tuple[str, str]:
 
 def _check_layer(layer: Layer) -> None:
     """Check what a layer says of itself: kind, name, options, and how many inputs it has."""
-    _require(isinstance(layer.kind, str) and layer.kind in KINDS, "there is no layer of such a kind")
+    _require(isinstance(layer.kind, str) and layer.kind in KINDS, "the kind of a layer must be one of KINDS")
     count, options, _ = KINDS[layer.kind]
-    _require(isinstance(layer.name, str) and NAME.fullmatch(layer.name) is not None, "a name is no name")
-    _require(len(layer.inputs) == count if count else len(layer.inputs) > 1, f"{layer.name}: inputs")
-    _require(layer.options.keys() == options.keys(), f"{layer.name}: options")
+    named = isinstance(layer.name, str) and NAME.fullmatch(layer.name) is not None
+    _require(named, "the name of a layer must begin with a small letter, and have 2 to 201 of a-z, 0-9, _ and .")
+    reads_enough = len(layer.inputs) == count if count else len(layer.inputs) > 1
+    _require(reads_enough, f"{layer.name}: {layer.kind} must read {count or 'two or more'} values")
+    _require(
+        layer.options.keys() == options.keys(), f"{layer.name}: the options must be {', '.join(options) or 'none'}"
+    )
     for option, allowed in options.items():
         value = layer.options[option]
         if allowed is float:
-            _require(isinstance(value, float) and abs(value) <= 1, f"{layer.name}: {option}")
+            _require(isinstance(value, float) and abs(value) <= 1, f"{layer.name}: {option} must be a float in [-1, 1]")
         else:
-            _require(type(value) in (int, str) and value in allowed, f"{layer.name}: {option}")
+            is_allowed = type(value) in (int, str) and value in allowed
+            _require(
+                is_allowed, f"{layer.name}: {option} must be one of {', '.join(str(choice) for choice in allowed)}"
+            )
 
 
 def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias: tuple[int, ...] = ()) -> Shape:
@@ -294,23 +307,26 @@ def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias
     (channels, height, width), kind = inputs[0], layer.kind
 
     def fits(expected: tuple[int, ...], out: int) -> None:
-        _require(weight == expected and bias == (out,), f"{layer.name}: shapes of its arrays")
+        _require(
+            weight == expected and bias == (out,),
+            f"{layer.name}: weight or bias do not have the shape that the input asks for",
+        )
 
     if kind == "conv":
-        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         kernel, stride, padding = weight[2], layer.options["stride"], layer.options["padding"]
         fits((weight[0], channels, kernel, kernel), weight[0])
-        _require(padding <= kernel // 2, f"{layer.name}: padding")
+        _require(padding <= kernel // 2, f"{layer.name}: padding must be at most half the kernel")
         if layer.options["padding_mode"] == "reflect":
-            _require(padding < min(height, width), f"{layer.name}: nothing to reflect")
+            _require(padding < min(height, width), f"{layer.name}: the input is too small to be reflected")
         sides = [(side + 2 * padding - kernel) // stride + 1 for side in (height, width)]
         return weight[0], sides[0], sides[1]
     if kind == "conv_transpose":
-        _require(len(weight) == 4 and weight[1] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[1] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         fits((channels, weight[1], 4, 4), weight[1])
         return weight[1], 2 * height, 2 * width
     if kind == "upsample_conv2d":
-        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         fits((weight[0], channels, 3, 3), weight[0])
         return weight[0], 2 * height, 2 * width
     if kind == "upsample":
@@ -318,12 +334,15 @@ def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias
     if kind in ("average_pool", "max_pool"):
         return channels, height // 2, width // 2
     if kind == "affine":
-        _require(weight == bias == (channels, 1, 1), f"{layer.name}: shapes of its arrays")
+        _require(
+            weight == bias == (channels, 1, 1),
+            f"{layer.name}: weight or bias do not have the shape that the input asks for",
+        )
     elif kind == "concat":
-        _require(all(shape[1:] == (height, width) for shape in inputs), f"{layer.name}: sizes")
+        _require(all(shape[1:] == (height, width) for shape in inputs), f"{layer.name}: the inputs must be of one size")
         return sum(shape[0] for shape in inputs), height, width
     elif kind == "add":
-        _require(inputs[0] == inputs[1], f"{layer.name}: sizes")
+        _require(inputs[0] == inputs[1], f"{layer.name}: the inputs must be of one size")
     return channels, height, width
 
 
