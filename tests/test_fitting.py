@@ -38,32 +38,6 @@ def tiny(**options: object) -> Recipe:
     return replace(TINY, options=replace(OPTIONS, **options))  # type: ignore[arg-type]
 
 
-# --- the network input -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("distribution", "denominator"), [("uniform", 2560), ("gaussian", 32)])
-def test_input_lies_on_a_grid_that_8_bits_hold(distribution: str, denominator: int) -> None:
-    z = network_input.draw(distribution, 3, (32, 40), seed=1)
-    values = z.tensor()
-    assert z.codes.element_size() == 1
-    assert values.shape == (1, 3, 32, 40)
-    assert torch.equal((values.double() * denominator).round().to(z.codes.dtype), z.codes)
-    # Correctly rounded quotients: what a model file that divides codes by the denominator computes.
-    expected = (z.codes.numpy().astype(np.float64) / denominator).astype(np.float32)
-    np.testing.assert_array_equal(values.numpy(), expected)
-
-
-def test_input_has_the_distribution_it_is_named_after() -> None:
-    uniform = network_input.draw("uniform", 8, (64, 64), seed=2).tensor()
-    assert uniform.min() >= 0
-    assert uniform.max() < 0.1
-    assert uniform.mean() == pytest.approx(0.05, abs=1e-3)
-    gaussian = network_input.draw("gaussian", 8, (64, 64), seed=2).tensor()
-    assert gaussian.mean() == pytest.approx(0, abs=0.02)
-    assert gaussian.std() == pytest.approx(1, abs=0.02)
-    assert gaussian.abs().max() <= 127 / 32
-
-
 # --- degradations ------------------------------------------------------------------------------------------------
 
 

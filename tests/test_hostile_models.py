@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dip_fast.models import onnx_format
-from dip_fast.programs.program import Layer
+from dip_fast.programs.program import InputPart, Layer
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -100,12 +100,12 @@ def test_file_cut_short(refused, small_models):
 
 def test_schema_from_the_future(refused, small_models):
     refused(
-        edited(small_models[".onnx"], document(lambda held: held.update(schema=2))),
-        "schema version 2",
+        edited(small_models[".onnx"], document(lambda held: held.update(schema=3))),
+        "schema version 3",
         "update dip-fast",
     )
     future = edited(small_models[".onnx"], document(lambda held: (held.update(schema=99), held.pop("program"))))
-    refused(future, "schema version 99", "reads up to 1")
+    refused(future, "schema version 99", "reads up to 2")
 
 
 def external(model):
@@ -272,7 +272,9 @@ def test_graph_that_asks_for_gigabytes(refused, small_models, monkeypatch):
         "last.weight": np.ones((3, 100_000, 1, 1), np.float32),
         "last.bias": np.zeros(3, np.float32),
     }
-    large = replace(program, layers=layers, arrays=arrays, codes=np.zeros((1, 1, 1000, 1000), np.uint8))
+    large = replace(
+        program, layers=layers, arrays=arrays, inputs=(InputPart(np.zeros((1, 1, 1000, 1000), np.uint8), 1),)
+    )
     large.check()
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: pytest.fail("it reached the engine"))
     refused(onnx_format.write(large, metadata, blobs), "GB of memory")

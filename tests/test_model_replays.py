@@ -69,9 +69,10 @@ def test_verify_says_same_within_or_differs(model, dip):
 
 def test_verify_notices_a_single_changed_weight_and_a_changed_z(model, dip):
     def flip(program):
-        codes = program.codes.copy()
+        (part,) = program.inputs
+        codes = part.codes.copy()
         codes[0, 0, 0, 0] ^= 1
-        return replace(program, codes=codes)
+        return replace(program, inputs=(part._replace(codes=codes),))
 
     ended = dip("replay", changed(model, flip), "--verify")
     assert ended.code == 4

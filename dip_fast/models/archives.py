@@ -20,9 +20,9 @@ METADATA_ENTRY = "dip_fast"  # name in TorchScript's and .pt2's extra files
 _FORMATS = ("torchscript", "pt2")
 
 
-def texts(facts: dict[str, Any], blobs: dict[str, str]) -> dict[str, str]:
+def texts(schema: int, facts: dict[str, Any], blobs: dict[str, str]) -> dict[str, str]:
     """Return the extra files of an archive by name: the metadata as JSON, and the texts that go with them."""
-    document = json.dumps({"schema": SCHEMA, **facts}, allow_nan=False)
+    document = json.dumps({"schema": schema, **facts}, allow_nan=False)
     return {METADATA_ENTRY: document, **{f"{METADATA_ENTRY}.{name}": text for name, text in blobs.items()}}
 
 

@@ -11,9 +11,12 @@ import zlib
 import numpy as np
 
 
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes, little-endian, last axis fastest."""
-    return hashlib.sha256(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
+def digest(*arrays: np.ndarray) -> str:
+    """Hash the arrays' bytes, one after the other, little-endian, last axis fastest, with SHA-256."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+    return found.hexdigest()
 
 
 def pack(array: np.ndarray) -> str:

@@ -58,7 +58,7 @@ def write_torchscript(program: Program, facts: dict[str, Any], blobs: dict[str, 
     module, file = Drawing(program, fused=fused_ops).eval(), io.BytesIO()
     with _one_thread(), _torchscript_kept():
         traced = torch.jit.trace(module, (), check_trace=False)
-        torch.jit.save(traced, file, _extra_files=archives.texts(facts, blobs))
+        torch.jit.save(traced, file, _extra_files=archives.texts(program.schema, facts, blobs))
     return file.getvalue()
 
 
@@ -68,7 +68,7 @@ def write_pt2(program: Program, facts: dict[str, Any], blobs: dict[str, str], fu
     module, file = Drawing(program).eval(), io.BytesIO()
     with _one_thread():
         exported = torch.export.export(module, (), strict=False)
-        torch.export.save(exported, file, extra_files=archives.texts(facts, blobs))
+        torch.export.save(exported, file, extra_files=archives.texts(program.schema, facts, blobs))
     return file.getvalue()
 
 

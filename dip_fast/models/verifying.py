@@ -191,7 +191,7 @@ def verify(model: Model, output: np.ndarray) -> Verdict:
     hashes = model.metadata["sha256"]
     difference = compare(output, model.pixels, model.kind, model.metadata["tolerance"])
     if digest(model.pixels) != hashes["pixels"] or (
-        model.program is not None and digest(model.program.codes) != hashes["z"]
+        model.program is not None and digest(*(part.codes for part in model.program.inputs)) != hashes["z"]
     ):
         text = "the file does not hold what its own hashes say: it was changed after it was written"
         return Verdict("differs", text, difference)

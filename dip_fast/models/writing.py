@@ -74,7 +74,7 @@ def write(
     samples = fitted.kind.rounded(output)
     facts["drawn_by"] = FORMATS[format_].engine()
     facts["sha256"] = {
-        "z": digest(stored.program.codes),
+        "z": digest(*(part.codes for part in stored.program.inputs)),
         "float_output": digest(output),
         "pixels": digest(samples),
     }

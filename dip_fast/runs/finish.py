@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 
 from dip_fast import pictures
@@ -14,7 +15,7 @@ from dip_fast.fitting import Fit, Result
 from dip_fast.models import fitted, writing
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.packing import digest
-from dip_fast.pictures import Picture, metrics
+from dip_fast.pictures import Extras, Kind, Picture, metrics
 from dip_fast.runs import reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Folder
@@ -55,15 +56,17 @@ def finish(
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     result = fit.result()
-    finished = _draw(result, folder, record, picture)
-    encoded = pictures.encode_samples(finished.samples, picture.kind, picture.extras)
-    written = folder.write_result(f"result{picture.kind.suffix}", encoded)
+    task, job = TASKS[record.settings.task], record.settings
+    kind = task.result_kind(picture.kind, job.options)
+    extras = _extras(picture, kind)
+    finished = _draw(result, folder, record, kind, extras)
+    encoded = pictures.encode_samples(finished.samples, kind, extras)
+    written = folder.write_result(f"result{kind.suffix}", encoded)
     models = _write_models(finished, folder, formats, record.settings.threads)
     baseline = _baseline(data, folder, record)
     folder.write("history.csv", reporting.history_csv(result.history))
     folder.write("history.png", reporting.history_plot(result.history, result.best_step))
     folder.write("contact_sheet.png", _contact_sheet(folder, data.image, finished.image, baseline, reference))
-    job = record.settings
     summary = Summary(
         result=str(written),
         folder=str(folder.path),
@@ -92,23 +95,34 @@ def finish(
     return summary
 
 
-def _draw(result: Result, folder: Folder, record: Record, picture: Picture) -> Finished:
+def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
     """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
     job = record.settings
     try:
         drawing = fitted.from_result(
             result,
-            picture.kind,
-            picture.extras,
+            kind,
+            extras,
             options={**vars(job), "recipe": record.recipe},
             seed=job.seed,
             threads=job.threads,
         )
-        return Finished(drawing.samples, picture.kind.to_unit(drawing.output), drawing)
+        return Finished(drawing.samples, kind.to_unit(drawing.output), drawing)
     except Exception as error:  # whatever it is, the fit is worth more
         text = " ".join(str(error).split())
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-        return Finished(picture.kind.to_samples(result.image), result.image, None)
+        return Finished(kind.to_samples(result.image), result.image, None)
+
+
+def _extras(picture: Picture, kind: Kind) -> Extras:
+    """Adapt what goes along with a picture to a result of another size or other channels."""
+    extras = picture.extras
+    if extras.alpha is not None and kind.size != picture.kind.size:
+        alpha = cv2.resize(extras.alpha, (kind.width, kind.height), interpolation=cv2.INTER_LINEAR)
+        extras = replace(extras, alpha=alpha)
+    if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB
+        extras = replace(extras, icc_profile=None)
+    return extras
 
 
 def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[dict[str, Any]]:

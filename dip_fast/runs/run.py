@@ -22,7 +22,7 @@ from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit, prepare
 from dip_fast.models.formats import FORMATS, require
-from dip_fast.pictures import Picture
+from dip_fast.pictures import Kind, Picture
 from dip_fast.runs import checkpoints
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
@@ -164,7 +164,9 @@ def run(request: Request, say: Say) -> Summary:
 def _read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
     picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata)
-    reference = None if request.reference is None else _reference(request.reference, picture)
+    reference = None
+    if request.reference is not None:
+        reference = _reference(request.reference, task.result_kind(picture.kind, job.options))
     inputs = {name: task.read(name, path, picture.image) for name, path in request.inputs.items()}
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
@@ -271,23 +273,23 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
         )
 
 
-def _reference(path: Path, picture: Picture) -> np.ndarray:
-    """Read the ground truth, in the picture's range."""
+def _reference(path: Path, kind: Kind) -> np.ndarray:
+    """Read the ground truth, in the range of the result's kind."""
     reference = pictures.read_picture(path)
-    if reference.size != picture.size:
+    if reference.size != kind.size:
         height, width = reference.size
         raise UsageError(
-            f"the reference {reference.name} is {width}x{height} and the picture {picture.size[1]}x{picture.size[0]}; "
+            f"the reference {reference.name} is {width}x{height} and the picture {kind.width}x{kind.height}; "
             "give one of the same size"
         )
-    if reference.channels != picture.channels:
+    if reference.channels != kind.channels:
         raise UsageError(
-            f"the reference {reference.name} has {reference.channels} channels and the picture {picture.channels}; "
+            f"the reference {reference.name} has {reference.channels} channels and the picture {kind.channels}; "
             "give one of the same kind"
         )
-    if reference.kind.dtype != picture.kind.dtype:
+    if reference.kind.dtype != kind.dtype:
         return reference.image
-    (low, high), (own_low, own_high) = picture.kind.value_range, reference.kind.value_range
+    (low, high), (own_low, own_high) = kind.value_range, reference.kind.value_range
     return ((own_low + reference.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
 
 
