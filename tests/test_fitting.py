@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.errors import DipFastError
-from dip_fast.fitting import DeepImagePrior, Fit, fit, prepare
+from dip_fast.fitting import DeepImagePrior, Fit, deep_image_prior, fit, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.fitting.loop import KEEP_EVERY
@@ -159,9 +159,9 @@ def test_noise_is_estimated_from_known_pixels(sigma: float) -> None:
 @pytest.mark.parametrize(("sigma", "perturbation"), [(0.0, 0.01), (0.06, 0.02), (0.3, 1 / 30)])
 def test_perturbation_follows_the_noise_where_it_is_not_given(sigma: float, perturbation: float) -> None:
     y = 0.5 + sigma * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(6))
-    run = prepare(Identity(y), tiny(perturbation=None))
-    assert run.objective.perturbation == pytest.approx(perturbation, rel=0.05)
-    assert prepare(Identity(y), tiny(perturbation=0.5)).objective.perturbation == 0.5
+    objective = deep_image_prior(Identity(y), tiny(perturbation=None))
+    assert objective.perturbation == pytest.approx(perturbation, rel=0.05)
+    assert deep_image_prior(Identity(y), tiny(perturbation=0.5)).perturbation == 0.5
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_tiff_round_trip_keeps_every_sample_and_the_kind(channels, dtype, option
     result = encode_picture(picture.image, picture)
     with tifffile.TiffFile(io.BytesIO(result)) as file:
         page = file.pages[0]
-        assert (len(file.pages), page.dtype, page.compression.name) == (1, dtype, "ADOBE_DEFLATE")
+        assert (len(file.pages), page.dtype, page.compression.name) == (1, dtype, "ADOBE_DEFLATE")  # type: ignore[attr-defined]
         assert page.photometric.name == ("RGB" if channels > 2 else "MINISBLACK")
         assert [int(kind) for kind in page.extrasamples] == ([2] if channels in (2, 4) else [])
         np.testing.assert_array_equal(page.asarray(), samples)
