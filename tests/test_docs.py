@@ -1,5 +1,6 @@
 """README and docs/: links, images, command lines and tables of options are those of this checkout."""
 
+import pkgutil
 import re
 import runpy
 import shlex
@@ -14,6 +15,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *(ROOT / 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
 COMMAND = re.compile(r"(?:dip-fast|python -m dip_fast) \w")
 RENDERING = runpy.run_path(str(ROOT / ".ci" / "render_options.py"))
+# By builds, and by readers of the pages that say how something is added.
+TO_BE_MADE = {"dip_fast/_C.json", "dip_fast/networks/toy.py", "dip_fast/pictures/pgm.py", "dip_fast/tasks/halve.py"}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -46,6 +49,17 @@ def test_links_lead_somewhere(page):
         assert target.is_file(), f"{page.relative_to(ROOT)}: {link} does not exist"
         if anchor:
             assert anchor in anchors(target), f"{page.relative_to(ROOT)}: {link} has no such heading"
+
+
+@every_page
+def test_what_is_named_exists(page):
+    text = page.read_text()
+    for path in re.findall(r"`((?:dip_fast|csrc|tests|benchmarks|examples|requirements|\.ci)/[\w./-]+)`", text):
+        if path not in TO_BE_MADE:
+            assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: there is no {path}"
+    for name in re.findall(r"`(dip_fast\.[\w.]+)`", text):
+        if name != "dip_fast.plugins":  # the group of entry points
+            pkgutil.resolve_name(name)
 
 
 def commands(text):
