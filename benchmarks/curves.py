@@ -18,8 +18,8 @@ import torch
 
 from dip_fast.bench import benchmarking
 from dip_fast.device.memory import keep_memory
+from dip_fast.fitting import Fit, prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import Fit, prepare
 from dip_fast.pictures import picture as pictures
 from dip_fast.presets import PRESETS
 

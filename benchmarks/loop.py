@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 
 from dip_fast.device.memory import keep_memory
+from dip_fast.fitting import Fit, prepare
 from dip_fast.fitting.degradations import Identity, Mask
-from dip_fast.fitting.loop import KEEP_EVERY, Fit, prepare
+from dip_fast.fitting.loop import KEEP_EVERY
 from dip_fast.fitting.stopping import Variance
 from dip_fast.ops import perturb
 from dip_fast.presets import PRESETS

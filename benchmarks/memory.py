@@ -18,8 +18,8 @@ def measure(preset: str, size: int, engine: str) -> None:
 
     from dip_fast.device import devices, memory
     from dip_fast.device.memory import keep_memory
+    from dip_fast.fitting import prepare
     from dip_fast.fitting.degradations import Identity
-    from dip_fast.fitting.loop import prepare
     from dip_fast.presets import PRESETS
 
     keep_memory()

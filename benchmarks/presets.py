@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from dip_fast.device.memory import keep_memory
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity, Mask
-from dip_fast.fitting.loop import prepare
 from dip_fast.pictures import picture as pictures
 from dip_fast.pictures.metrics import psnr
 from dip_fast.presets import PRESETS

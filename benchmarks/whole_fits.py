@@ -103,8 +103,8 @@ def fitted(device, preset, size, iterations, engine, precision, seed):
     from PIL import Image
 
     from dip_fast.bench.meters import meter
+    from dip_fast.fitting import fit
     from dip_fast.fitting.degradations import Identity
-    from dip_fast.fitting.loop import fit
     from dip_fast.presets import PRESETS
 
     clean = torch.tensor(np.asarray(Image.open(CLEAN).convert("RGB")), dtype=torch.float32).permute(2, 0, 1)[None] / 255

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dip_fast.api import denoise, inpaint
     from dip_fast.errors import DipFastError, UsageError
+    from dip_fast.fitting import Fit, fit
     from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
-    from dip_fast.fitting.loop import Fit, fit
     from dip_fast.fitting.results import Result
     from dip_fast.models.exporting import export
     from dip_fast.models.replaying import replay
@@ -46,15 +46,13 @@ __all__ = [
 
 _HOME = {
     "api": ("denoise", "inpaint"),
-    "fitting.degradations": ("Degradation", "Identity", "Mask", "Operator"),
+    "fitting": ("DeepImagePrior", "Degradation", "Fit", "Identity", "Mask", "Objective", "Operator", "Result", "fit"),
     "errors": ("DipFastError", "UsageError"),
     "models.exporting": ("export",),
-    "fitting.loop": ("Fit", "fit"),
     "ops.fuse": ("fuse", "fusion_report"),
     "ops.modules": ("UpsampleConv2d",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
     "models.replaying": ("replay",),
-    "fitting.results": ("Result",),
 }
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import torch
 
-from dip_fast import presets
-from dip_fast.device import devices
-from dip_fast.fitting.degradations import Degradation, Identity, Mask
-from dip_fast.fitting.loop import Fit, fit
+from dip_fast.fitting import Fit, prepare
 from dip_fast.pictures.samples import from_unit, to_unit, value_range
+from dip_fast.runs.job import complete
+from dip_fast.tasks import TASKS, Data
 
 SMALLEST_SIDE = 16
 
@@ -23,7 +20,7 @@ def denoise(
     *,
     preset: str | None = None,
     iterations: int | None = None,
-    stop: Literal["auto", "never"] | None = None,
+    stop: str | None = None,
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -45,12 +42,15 @@ def denoise(
     stop : {"auto", "never"}, optional
         Whether the moving variance of the iterates may end the fit and choose the answer; the preset's by default.
     seed : int
-        Same seed, same bits, on the same machine with the same number of threads.
+        The same seed gives the same bits, on the same machine with the same number of threads.
     device : {"auto", "cpu", "cuda"}
+        ``auto`` is the GPU where there is a usable one.
     engine : {"auto", "fused", "plain"}
-        How the network is computed; ``auto`` is fused where that can be had.  The two differ in rounding only.
+        How the network is computed; ``auto`` is fused where the network has a fused form.  The two differ in rounding
+        only.
     precision : {"tf32", "fp32", "bf16"}
-        Of the products on a GPU; ``bf16`` also halves the memory of the network's images.  A CPU computes in float32.
+        Precision of the products on a GPU; ``bf16`` also halves the memory of the network's images.  A CPU computes in
+        float32.
     channel_axis : int, optional
         Axis of the channels; None for a gray image.
     callbacks : sequence of callable
@@ -65,8 +65,9 @@ def denoise(
     Raises
     ------
     ValueError
-        For an image of another shape or too small, or with NaN or infinite values; for an unknown preset, engine or
-        precision; for one of these or a device that cannot be had (`UsageError`).
+        For an image of another shape or too small, or with NaN or infinite values.  As a `UsageError`: for an unknown
+        preset, engine or precision, for one of these or a device that is not available here, and for an image that is
+        too large for the memory.
     TypeError
         For an image of another dtype.
 
@@ -89,8 +90,20 @@ def denoise(
     >>> dip_fast.denoise(noisy, iterations=3).shape
     (32, 32)
     """
-    target, restore = _target(image, channel_axis)
-    return restore(_fit(Identity(target), preset, iterations, stop, seed, device, engine, precision, callbacks))
+    return _restore(
+        "denoise",
+        image,
+        {},
+        channel_axis,
+        callbacks,
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        engine=engine,
+        precision=precision,
+    )
 
 
 def inpaint(
@@ -100,7 +113,7 @@ def inpaint(
     composite: bool = True,
     preset: str | None = None,
     iterations: int | None = None,
-    stop: Literal["auto", "never"] | None = None,
+    stop: str | None = None,
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -149,74 +162,71 @@ def inpaint(
     >>> bool((filled[known] == ramp[known]).all())
     True
     """
-    image = np.asarray(image)
-    known = np.asarray(mask).astype(bool)
-    shape = image.shape if channel_axis is None else np.moveaxis(image, channel_axis, -1).shape[:-1]
-    if known.shape != shape:
-        raise ValueError(f"mask must be {shape} as the image is, got {known.shape}")
-    if not known.any():
-        raise ValueError("mask must hold at least one known pixel, got none")
-    spread = known if channel_axis is None else np.expand_dims(known, channel_axis)
-    target, restore = _target(image, channel_axis, known=np.broadcast_to(spread, image.shape))
-    degradation = Mask(target, torch.from_numpy(known)[None, None], composite=composite)
-    result = restore(_fit(degradation, preset, iterations, stop, seed, device, engine, precision, callbacks))
-    # The values themselves, since a float image passes through another range on its way.
-    return np.where(spread, image, result) if composite else result
+    return _restore(
+        "inpaint",
+        image,
+        {"mask": np.asarray(mask)},
+        channel_axis,
+        callbacks,
+        composite=composite,
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        engine=engine,
+        precision=precision,
+    )
 
 
-def _target(
-    image: np.ndarray, channel_axis: int | None, known: np.ndarray | None = None
-) -> tuple[torch.Tensor, Callable[[np.ndarray], np.ndarray]]:
-    """Image as a target ``(1, C, H, W)`` in [0, 1], and the way back from ``(H, W, C)``."""
+def _restore(
+    task_name: str,
+    image: np.ndarray,
+    inputs: dict[str, np.ndarray],
+    channel_axis: int | None,
+    callbacks: Sequence[Callable[[Fit], None]],
+    **asked: Any,
+) -> np.ndarray:
+    """Restore an array as the command line restores a file: the same checks, the same job, the same fit."""
+    job = complete({"task": task_name, **asked}, inputs)
+    task, recipe = TASKS[job.task], job.recipe()
     image = np.asarray(image)
+    channels_last = _channels_last(image, channel_axis)
+    read = {name: task.read(name, array, channels_last) for name, array in inputs.items()}
+    known = task.known(Data(channels_last, read))
+    filled = channels_last
+    if known is not None:  # what is unknown may be NaN, or hold values that would widen the range
+        mean = channels_last[known].mean(dtype=np.float64)
+        filled = np.where(known[..., None], channels_last, mean).astype(image.dtype)
+    if not np.isfinite(filled).all():
+        raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
+    limits = value_range(filled)
+    data = Data(to_unit(filled, limits), read)
+    run = prepare(
+        task.objective(data, job.options, recipe, job.seed),
+        recipe,
+        seed=job.seed,
+        device=job.device,
+        engine=job.engine,
+        precision=job.precision,
+    )
+    run.run(callbacks)
+    result = run.result()
+    samples = from_unit(result.image, limits, image.dtype)
+    if result.kept is not None:
+        # The values themselves: a float image passes through another range on its way.
+        samples = np.where(result.kept[0], channels_last, samples)
+    return samples[..., 0] if channel_axis is None else np.moveaxis(samples, -1, channel_axis)
+
+
+def _channels_last(image: np.ndarray, channel_axis: int | None) -> np.ndarray:
+    """Check an image's dtype and shape, and view it as ``(H, W, C)``."""
     if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
         raise TypeError(f"image must be uint8, uint16, float16, float32 or float64, got {image.dtype}")
     if image.ndim != (2 if channel_axis is None else 3):
         wanted = "(H, W)" if channel_axis is None else "three-dimensional with channel_axis"
-        raise ValueError(f"image must be {wanted}, got {image.shape}; say channel_axis for a colour image")
-    values = image if known is None else np.where(known, image, image[known].mean(dtype=np.float64)).astype(image.dtype)
-    if not np.isfinite(values).all():
-        raise ValueError(f"image must be finite, got {int((~np.isfinite(values)).sum())} NaN or infinite values")
-    channels_last = values[..., None] if channel_axis is None else np.moveaxis(values, channel_axis, -1)
+        raise ValueError(f"image must be {wanted}, got {image.shape}; set channel_axis for a colour image")
+    channels_last = image[..., None] if channel_axis is None else np.moveaxis(image, channel_axis, -1)
     if min(channels_last.shape[:2]) < SMALLEST_SIDE:
         raise ValueError(f"image must be at least {SMALLEST_SIDE}x{SMALLEST_SIDE}, got {channels_last.shape[:2]}")
-    limits = value_range(values)
-
-    def restore(result: np.ndarray) -> np.ndarray:
-        samples = from_unit(result, limits, image.dtype)
-        return samples[..., 0] if channel_axis is None else np.moveaxis(samples, -1, channel_axis)
-
-    unit = to_unit(channels_last, limits)
-    return torch.from_numpy(np.ascontiguousarray(unit.transpose(2, 0, 1)))[None], restore
-
-
-def _fit(
-    degradation: Degradation,
-    preset: str | None,
-    iterations: int | None,
-    stop: Literal["auto", "never"] | None,
-    seed: int,
-    device: str,
-    engine: str,
-    precision: str,
-    callbacks: Sequence[Callable[[Fit], None]],
-) -> np.ndarray:
-    """Fit a preset, changed as asked, and give the image ``(H, W, C)``."""
-    where = devices.choose(device)
-    name = presets.default(None, where.type) if preset is None else preset
-    if name not in presets.PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(presets.PRESETS)}, got {name!r}")
-    if iterations is not None and iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if stop not in ("auto", "never", None):
-        raise ValueError(f"stop must be auto or never, got {stop!r}")
-    recipe = presets.PRESETS[name].recipe
-    options = recipe.options
-    if stop is not None:
-        options = replace(options, stop=stop)
-    if iterations is not None:
-        options = replace(options, iterations=iterations)
-    changed = replace(recipe, options=options)
-    return fit(
-        degradation, changed, seed=seed, device=where, engine=engine, precision=precision, callbacks=callbacks
-    ).image
+    return channels_last

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dip_fast.errors import Argument, UsageError
+from dip_fast.registry import Registry
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -70,7 +73,8 @@ class Recipe:
 
     Attributes
     ----------
-    network : {"skip", "hourglass", "decoder"}
+    network : str
+        A name in `dip_fast.networks.NETWORKS`.
     network_options : dict
         The network's own arguments.
     in_channels : int
@@ -100,65 +104,79 @@ class Preset:
     cost: str
 
 
-PRESETS: dict[str, Preset] = {
-    "quick": Preset(
-        Recipe(
-            network="skip",
-            network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
-            in_channels=32,
-            distribution="uniform",
-            options=FitOptions(
-                iterations=1000,
-                learning_rate=0.02,
-                warmup=50,
-                perturbation=None,
-                averaging=0.995,
-                averaging_window=4,
-                consolidation_learning_rate=0.002,
+PRESETS: Registry[Preset] = Registry(
+    "preset",
+    {
+        "quick": Preset(
+            Recipe(
+                network="skip",
+                network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
+                in_channels=32,
+                distribution="uniform",
+                options=FitOptions(
+                    iterations=1000,
+                    learning_rate=0.02,
+                    warmup=50,
+                    perturbation=None,
+                    averaging=0.995,
+                    averaging_window=4,
+                    consolidation_learning_rate=0.002,
+                ),
             ),
+            "a quarter of the paper's width, nearest upsampling",
+            "0.15 s a step and 2.5 minutes in all; 20.3 -> 30.2 dB",
         ),
-        "a quarter of the paper's width, nearest upsampling",
-        "0.15 s a step and 2.5 minutes in all; 20.3 -> 30.2 dB",
-    ),
-    "paper": Preset(
-        Recipe(
-            network="skip",
-            network_options={"upsampling": "bilinear"},
-            in_channels=32,
-            distribution="uniform",
-            options=FitOptions(iterations=3000),
+        "paper": Preset(
+            Recipe(
+                network="skip",
+                network_options={"upsampling": "bilinear"},
+                in_channels=32,
+                distribution="uniform",
+                options=FitOptions(iterations=3000),
+            ),
+            "the denoising run of the paper",
+            "1 s a step and 50 minutes in all; not run to its end here",
         ),
-        "the denoising run of the paper",
-        "1 s a step and 50 minutes in all; not run to its end here",
-    ),
-    "hourglass": Preset(
-        Recipe(
-            network="hourglass",
-            network_options={},
-            in_channels=3,
-            distribution="gaussian",
-            # The variance of its iterates is least at step 1003 of F16 (22.7 dB); all steps give 26.5 dB.
-            options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0, stop="never"),
+        "hourglass": Preset(
+            Recipe(
+                network="hourglass",
+                network_options={},
+                in_channels=3,
+                distribution="gaussian",
+                # The variance of its iterates is least at step 1003 of F16 (22.7 dB); all steps give 26.5 dB.
+                options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0, stop="never"),
+            ),
+            "the small program that this project grew from",
+            "0.03 s a step and 2.5 minutes in all; 20.3 -> 26.5 dB",
         ),
-        "the small program that this project grew from",
-        "0.03 s a step and 2.5 minutes in all; 20.3 -> 26.5 dB",
-    ),
-    "decoder": Preset(
-        Recipe(
-            network="decoder",
-            network_options={},
-            in_channels=256,
-            distribution="gaussian",
-            options=FitOptions(iterations=2500, perturbation=0.0),
+        "decoder": Preset(
+            Recipe(
+                network="decoder",
+                network_options={},
+                in_channels=256,
+                distribution="gaussian",
+                options=FitOptions(iterations=2500, perturbation=0.0),
+            ),
+            "ConvDecoder: no encoder, few parameters to overfit with",
+            "1.8 s a step and 75 minutes in all; not run to its end here",
         ),
-        "ConvDecoder: no encoder, few parameters to overfit with",
-        "1.8 s a step and 75 minutes in all; not run to its end here",
-    ),
-}
+    },
+)
 
 
-def default(network: str | None, device: str) -> str:
-    """Name of the preset for a user who names none: of the network they name, or the one their device can afford."""
-    if network in (None, "skip"):
-        return "quick" if device == "cpu" else "paper"
-    return next(name for name, preset in PRESETS.items() if preset.recipe.network == network)
+def default(network: str | None, preset: str) -> str:
+    """Choose the preset for a user who names none: the first of the network they name, or the task's.
+
+    Parameters
+    ----------
+    network : str or None
+        A network's name.
+    preset : str
+        The task's preset.
+    """
+    if network is None or PRESETS[preset].recipe.network == network:
+        return preset
+    found = [name for name, entry in PRESETS.items() if entry.recipe.network == network]
+    if not found:
+        raise UsageError("no preset fits a {} network; name one that does with {}", network, Argument("preset"))
+    return found[0]

@@ -62,7 +62,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         load_plugins()
         if name not in self._entries:
-            raise UsageError(f"{self.kind} must be one of {', '.join(self._entries)}, got {name!r}{suggest(name, self)}")
+            raise UsageError(
+                f"{self.kind} must be one of {', '.join(self._entries)}, got {name!r}{suggest(name, self)}"
+            )
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")

@@ -96,7 +96,7 @@ def small(monkeypatch):
         in_channels=4,
         options=replace(recipe.options, consolidation=8),
     )
-    monkeypatch.setitem(PRESETS, "quick", replace(PRESETS["quick"], recipe=recipe))
+    monkeypatch.setitem(PRESETS._entries, "quick", replace(PRESETS["quick"], recipe=recipe))
 
 
 @pytest.fixture

@@ -90,14 +90,14 @@ def test_mask_goes_with_channels_first() -> None:
         (
             lambda: dip_fast.denoise(image("uint8")),
             ValueError,
-            r"must be \(H, W\), got \(18, 21, 3\); say",
+            r"must be \(H, W\), got \(18, 21, 3\); set",
         ),
         (lambda: dip_fast.denoise(image("int32")), TypeError, "got int32"),
         (lambda: dip_fast.denoise(np.zeros((15, 40))), ValueError, r"at least 16x16, got \(15, 40\)"),
         (lambda: dip_fast.denoise(np.full((16, 16), np.inf)), ValueError, "got 256 NaN or infinite values"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="best"), ValueError, "one of quick, paper.*got 'best'"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), iterations=0), ValueError, "at least 1, got 0"),
-        (lambda: dip_fast.denoise(np.zeros((16, 16)), stop="soon"), ValueError, "auto or never, got 'soon'"),  # type: ignore[arg-type]
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), stop="soon"), ValueError, "one of auto, never, got 'soon'"),  # type: ignore[arg-type]
         (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.ones((16, 17))), ValueError, r"mask must be \(16, 16\)"),
         (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.zeros((16, 16))), ValueError, "at least one known pixel"),
     ],

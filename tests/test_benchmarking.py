@@ -20,8 +20,8 @@ from dip_fast.bench import benchmarking, profiling
 from dip_fast.bench.benchmarking import Job, Settings, Worker
 from dip_fast.device import devices, memory
 from dip_fast.errors import DipFastError, UsageError
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
 from dip_fast.networks import Decoder, Skip
 from dip_fast.presets import PRESETS
 

@@ -22,7 +22,7 @@ import torch
 from pathlib import Path
 from dip_fast.device import devices, memory
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
+from dip_fast.fitting import prepare
 from dip_fast.presets import PRESETS
 
 def peak():  # getrusage would give the peak of the process that forked this one, where that is larger

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dip_fast import networks
+from dip_fast.fitting import fit
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import fit
 from dip_fast.networks import Decoder, Hourglass, Network, Skip
 from dip_fast.presets import FitOptions, Recipe
 

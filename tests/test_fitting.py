@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dip_fast.errors import DipFastError
+from dip_fast.fitting import DeepImagePrior, Fit, fit, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
-from dip_fast.fitting.loop import KEEP_EVERY, Fit, fit, prepare
-from dip_fast.fitting.steps import apart
+from dip_fast.fitting.loop import KEEP_EVERY
 from dip_fast.fitting.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
 from dip_fast.networks import Network, network_input
 from dip_fast.presets import FitOptions, Recipe
@@ -31,7 +31,7 @@ def number(value: float) -> Tensor:
 
 def averages(run: Fit) -> list[Tensor]:
     """Copies of the averages of weights and iterates."""
-    return apart(run._steps.average.clone(), run._steps.averaged)
+    return [value.clone() for value in run._steps.averages().values()]
 
 
 def tiny(**options: object) -> Recipe:
@@ -185,9 +185,9 @@ def test_noise_is_estimated_from_known_pixels(sigma: float) -> None:
 @pytest.mark.parametrize(("sigma", "perturbation"), [(0.0, 0.01), (0.06, 0.02), (0.3, 1 / 30)])
 def test_perturbation_follows_the_noise_where_it_is_not_given(sigma: float, perturbation: float) -> None:
     y = 0.5 + sigma * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(6))
-    z = prepare(Identity(y), tiny(perturbation=None))
-    assert z._steps.task.perturbation == pytest.approx(perturbation, rel=0.05)
-    assert prepare(Identity(y), tiny(perturbation=0.5))._steps.task.perturbation == 0.5
+    run = prepare(Identity(y), tiny(perturbation=None))
+    assert run.objective.perturbation == pytest.approx(perturbation, rel=0.05)
+    assert prepare(Identity(y), tiny(perturbation=0.5)).objective.perturbation == 0.5
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------
@@ -278,6 +278,8 @@ def test_variance_stops_the_fit_and_chooses_the_answer(monkeypatch: pytest.Monke
 class Scaled(Network):
     """z times a weight: each value is a function of one value, so that all sums are the loop's own."""
 
+    multiple = 2
+
     def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
@@ -291,7 +293,8 @@ def scaled(degradation: Degradation, **options: object) -> Fit:
     height, width = degradation.size
     z = network_input.draw("uniform", 3, (height + height % 2, width + width % 2), seed=0)
     network = Scaled(*z.codes.shape[1:])
-    return Fit(network, z, degradation, replace(OPTIONS, **options), seed=9, reference=target(height, width))  # type: ignore[arg-type]
+    objective = DeepImagePrior(degradation, z, perturbation=1 / 30, seed=9)
+    return Fit(network, objective, replace(OPTIONS, **options), reference=target(height, width))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (333, 451)])

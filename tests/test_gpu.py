@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from dip_fast.errors import UsageError
-from dip_fast.fitting import graphs
+from dip_fast.fitting import Fit, fit, graphs, prepare
 from dip_fast.fitting.degradations import Identity, Mask
-from dip_fast.fitting.loop import Fit, fit, prepare
 from dip_fast.presets import PRESETS, FitOptions, Recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]

@@ -17,8 +17,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from dip_fast.errors import DipFastError, UsageError
+from dip_fast.fitting import fit
 from dip_fast.fitting.degradations import Mask
-from dip_fast.fitting.loop import fit
 from dip_fast.models import exporting, onnx_format, replaying
 from dip_fast.presets import PRESETS
 from dip_fast.programs.program import Layer

@@ -10,8 +10,8 @@ import torch
 from dip_fast.bench import benchmarking, meters, profiling, roofline
 from dip_fast.bench.meters import CPUMeter, CUDAMeter
 from dip_fast.bench.roofline import Call, Ceilings, Like, Recorder
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
 from dip_fast.ops import extension
 
 pytestmark = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")

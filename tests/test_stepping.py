@@ -1,6 +1,6 @@
-"""Steps that nobody looks into: the same results for any number of them between two looks, and no look inside.
+"""Steps that the host does not see: the same results for any number of them between two syncs, and no read inside.
 
-What a GPU runs as a graph is run here by the CPU: steps with flags in place of branches, several between two looks.
+What a GPU runs as a graph is run here by the CPU: steps with flags in place of branches, several between two syncs.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_leaves
 
 from dip_fast.device import precision
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.fitting import graphs
+from dip_fast.fitting import DeepImagePrior, Fit, Objective, deep_image_prior, graphs, prepare
+from dip_fast.fitting.adam import Adam
 from dip_fast.fitting.degradations import Degradation, Identity, Mask
-from dip_fast.fitting.loop import Fit, prepare
+from dip_fast.fitting.flat import flatten, unflatten
 from dip_fast.fitting.results import Result
-from dip_fast.fitting.steps import Adam, ConsolidationSteps, apart, together
+from dip_fast.fitting.steps import ConsolidationSteps
 from dip_fast.fitting.stopping import MovingVariance, Variance
 from dip_fast.ops import perturbation
 from dip_fast.presets import FitOptions, Recipe
@@ -31,7 +32,7 @@ from dip_fast.runs import checkpoints
 
 OPTIONS = FitOptions(iterations=130, consolidation=7, warmup=20)
 RECIPE = Recipe("skip", {"down": 4, "up": 4, "skip": 2, "scales": 2, "upsampling": "nearest"}, 2, "uniform", OPTIONS)
-LENGTHS = [1, 7, 50]  # of the steps between two looks
+LENGTHS = [1, 7, 50]  # of the steps between two syncs
 
 
 def target(seed: int = 0) -> Tensor:
@@ -39,32 +40,42 @@ def target(seed: int = 0) -> Tensor:
     return 0.2 * noise + torch.linspace(0.2, 0.6, 13)
 
 
-class Tripped(Identity):
-    """Multiplies the losses of some steps, the first time that they are made, and looks at no value either."""
+class Tripped(DeepImagePrior):
+    """Multiplies the losses of some steps, the first time that they are made, without a read on the host."""
 
-    def __init__(self, y: Tensor, faults: dict[int, float], fit: Callable[[], Fit] | None = None) -> None:
-        super().__init__(y)
-        self.at = torch.tensor(list(faults), dtype=torch.float64)
+    def arm(self, faults: dict[int, float]) -> None:
+        self.at = torch.tensor(list(faults), dtype=torch.int64)
         self.factors = torch.tensor(list(faults.values()))
         self.armed = torch.ones(len(faults), dtype=torch.bool)
-        self.fit: Any = None
 
-    def data_term(self, x: Tensor) -> Tensor:
-        trips = self.armed & (self.at == self.fit._steps._numbers[0] + 1)
+    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
+        trips = self.armed & (self.at == step)
         self.armed &= ~trips
-        return super().data_term(x) * torch.where(trips, self.factors, 1.0).prod()
+        return super().loss(x, z, step) * torch.where(trips, self.factors, 1.0).prod()
 
 
-def unseen(fit: Fit, length: int, monkeypatch: pytest.MonkeyPatch) -> Fit:
-    """Let a fit make so many steps between two looks, as a GPU does."""
-    fit._steps.looks = False
-    fit._pace = length
-    monkeypatch.setattr(Fit, "_took", lambda self, seconds, steps: None)
-    return fit
+def tripped(faults: dict[int, float], **options: Any) -> Fit:
+    prior = deep_image_prior(Identity(target()), RECIPE, seed=3)
+    objective = Tripped(prior.degradation, prior.z, perturbation=prior.perturbation, seed=prior.seed)
+    objective.arm(faults)
+    return make(target_=objective, **options)
 
 
-def make(recipe: Recipe = RECIPE, degradation: Degradation | None = None, engine: str = "auto") -> Fit:
-    return prepare(degradation or Identity(target()), recipe, seed=3, engine=engine, reference=target(1))
+def make(
+    recipe: Recipe = RECIPE,
+    target_: Degradation | Objective | None = None,
+    engine: str = "auto",
+    between: int | None = None,
+) -> Fit:
+    """Prepare a fit that makes so many steps between two syncs, as a GPU does."""
+    return prepare(
+        target_ or Identity(target()),
+        recipe,
+        seed=3,
+        engine=engine,
+        reference=target(1),
+        steps_between_syncs=between,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +123,7 @@ def finished(fit: Fit) -> Result:
     return fit.result()
 
 
-# --- any number of steps between two looks ------------------------------------------------------------------------
+# --- any number of steps between two syncs ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -120,7 +131,7 @@ def finished(fit: Fit) -> Result:
 def test_fit_to_the_end(length: int, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = finished(make(engine=engine))
     assert expected.stop_reason == "iterations"
-    same(finished(unseen(make(engine=engine), length, monkeypatch)), expected)
+    same(finished(make(engine=engine, between=length)), expected)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -128,33 +139,28 @@ def test_fit_that_stops_by_itself(length: int, monkeypatch: pytest.MonkeyPatch) 
     quiet_at_step_83(monkeypatch)
     expected = finished(make())
     assert (expected.steps, expected.best_step, expected.stop_reason) == (103, 83, "variance")  # amid the unseen ones
-    same(finished(unseen(make(), length, monkeypatch)), expected)
+    same(finished(make(between=length)), expected)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("faults", [{61: math.nan}, {61: 100.0, 73: math.inf}, {1: math.nan, 100: math.nan}])
 def test_losses_that_go_wrong(length: int, faults: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    def tripped() -> Fit:
-        degradation = Tripped(target(), faults)
-        degradation.fit = make(degradation=degradation)
-        return degradation.fit
-
-    expected = finished(tripped())
+    expected = finished(tripped(faults))
     assert [event["step"] for event in expected.events] == list(faults)
-    same(finished(unseen(tripped(), length, monkeypatch)), expected)
+    same(finished(tripped(faults, between=length)), expected)
 
 
 def test_loss_that_stays_wrong_ends_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = make(degradation=Identity(target() * math.nan))
+    fit = make(target_=Identity(target() * math.nan), between=7)
     with pytest.raises(DipFastError, match="the loss became nan at step 1, as it did 8 times before"):
-        unseen(fit, 7, monkeypatch).run([whenever])
+        fit.run([whenever])
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("at", [13, 50, 91])
 def test_resumed_from_a_checkpoint(length: int, at: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = finished(make())
-    first = unseen(make(), length, monkeypatch)
+    first = make(between=length)
 
     def interrupt(fit: Fit) -> None:
         if fit.steps >= at:
@@ -164,22 +170,22 @@ def test_resumed_from_a_checkpoint(length: int, at: int, tmp_path: Any, monkeypa
     first.run([interrupt])
     assert first.steps == at
     (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
-    second = make()
+    second = make(between=50 if length == 1 else 1)
     checkpoints.load(tmp_path / "checkpoint", second)
-    same(finished(unseen(second, 50 if length == 1 else 1, monkeypatch)), expected)
+    same(finished(second), expected)
 
 
 def test_held_steps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a fit that has stopped: weights, moments, averages, numbers, iterate."""
     quiet_at_step_83(monkeypatch)
-    fit, looking = unseen(make(), 50, monkeypatch), make()
+    fit, looking = make(between=50), make()
     for one in (fit, looking):
         while not one.stop_reason:
             one.advance(50 if one is fit else 1)
         assert (one.steps, one.stop_reason) == (103, "variance")
-    *state, place = fit._steps.state()
+    *state, place = fit._steps.changed()
     assert place.item() == 50
-    for tensor, value in zip(state, looking._steps.state(), strict=False):
+    for tensor, value in zip(state, looking._steps.changed(), strict=False):
         np.testing.assert_array_equal(tensor.numpy(), value.numpy())
 
 
@@ -195,24 +201,24 @@ def test_callbacks_see_the_steps_they_ask_for(monkeypatch: pytest.MonkeyPatch) -
             look.every = every  # type: ignore[attr-defined]
         return look
 
-    unseen(make(), 20, monkeypatch).run([callback("whenever", 0)])
+    make(between=20).run([callback("whenever", 0)])
     assert seen["whenever"] == [20, 40, 50, 70, 90, 100, 120, 130, 137]
-    unseen(make(), 20, monkeypatch).run([callback("sevenths", 7)])
+    make(between=20).run([callback("sevenths", 7)])
     assert {*range(7, 130, 7)} < {*seen["sevenths"]}
     assert len(seen["sevenths"]) < 25
-    unseen(make(), 20, monkeypatch).run([callback("each", None), whenever])
+    make(between=20).run([callback("each", None), whenever])
     assert seen["each"] == [*range(1, 138)]
 
 
-def test_pace_is_what_fills_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = make()
-    fit._steps.looks = False
-    fit._took(0.1, 2)
+def test_pace_is_what_fills_the_time() -> None:
+    fit = make(between=1)
+    fit._fixed_pace = None
+    fit._count_time(0.1, 2)
     assert fit._pace == 5
-    assert fit._unseen([whenever], 0, 130) == 5
-    assert fit._unseen([whenever], 48, 130) == 2
-    assert fit._unseen([whenever], 129, 130) == 1
-    assert fit._unseen([whenever, lambda fit: None], 0, 130) == 1
+    assert fit._steps_until_sync([whenever], 0, 130) == 5
+    assert fit._steps_until_sync([whenever], 48, 130) == 2
+    assert fit._steps_until_sync([whenever], 129, 130) == 1
+    assert fit._steps_until_sync([whenever, lambda fit: None], 0, 130) == 1
 
 
 # --- nothing is looked at -----------------------------------------------------------------------------------------
@@ -243,7 +249,7 @@ def without_a_look_inside(monkeypatch: pytest.MonkeyPatch, steps: Any) -> None:
 @pytest.mark.parametrize("perturbed", [True, False])
 def test_step_looks_at_no_value(engine: str, perturbed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = RECIPE if perturbed else replace(RECIPE, options=replace(OPTIONS, perturbation=0.0))
-    fit = unseen(make(recipe, engine=engine), 5, monkeypatch)
+    fit = make(recipe, engine=engine, between=5)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoLook():
         torch.ones(()).item()
     without_a_look_inside(monkeypatch, fit._steps)
@@ -280,18 +286,17 @@ def test_step_stays_on_its_device(
     degradation = Mask(target(), target()[:, :1] < 0.5)
     fit = Fit(
         on_cpu.network.to("meta"),
-        on_cpu.z,
-        degradation,
+        DeepImagePrior(degradation, on_cpu.z, perturbation=perturbation),
         recipe.options,
         device="meta",
-        reference=target(1),  # type: ignore[arg-type]
+        reference=target(1),
+        steps_between_syncs=1,
     )
-    fit._steps.looks = False
-    for steps in (fit._steps, ConsolidationSteps(fit._steps, fit._steps.average)):
-        assert {tensor.device.type for tensor in (*steps.state(), steps.told)} == {"meta"}
+    for steps in (fit._steps, ConsolidationSteps(fit.problem, fit._steps.averages())):
+        assert {tensor.device.type for tensor in (*steps.changed(), steps.schedule)} == {"meta"}
         steps.step()
         with pytest.raises(RuntimeError, match="meta"):
-            steps.place.item()
+            steps.row.item()
 
 
 # --- graphs -------------------------------------------------------------------------------------------------------
@@ -358,10 +363,10 @@ def test_capture_follows_a_warm_up_on_another_stream(monkeypatch: pytest.MonkeyP
 def test_warm_up_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = finished(make())
     done = pretend(monkeypatch, lambda step: step)
-    fit = unseen(make(), 7, monkeypatch)
+    fit = make(between=7)
     same(finished(fit), expected)
     assert done == ["warm-up", "capture"] * 2  # the fit, and its consolidation
-    assert fit._steps._repeat is None  # the memory of its graph was there for the other one's
+    assert fit._steps._make_one is None  # the memory of its graph was there for the other one's
 
 
 class Recorded(TorchDispatchMode):
@@ -370,11 +375,11 @@ class Recorded(TorchDispatchMode):
     def __init__(self, steps: Any) -> None:
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
-        before = [tensor.clone() for tensor in steps.state()]
+        before = [tensor.clone() for tensor in steps.changed()]
         with self:
             steps.step()
         with torch.no_grad():  # a capture computes nothing
-            for tensor, value in zip(steps.state(), before, strict=True):
+            for tensor, value in zip(steps.changed(), before, strict=True):
                 tensor.copy_(value)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -396,14 +401,9 @@ class Recorded(TorchDispatchMode):
 def test_recorded_step_is_every_step(engine: str, faults: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the host has a say in would be that of the first step for ever."""
 
-    def tripped() -> Fit:
-        degradation = Tripped(target(), faults)
-        degradation.fit = make(degradation=degradation, engine=engine)
-        return degradation.fit
-
-    expected = finished(tripped())
+    expected = finished(tripped(faults, engine=engine))
     pretend(monkeypatch, lambda step: Recorded(step.__self__).replay)
-    same(finished(unseen(tripped(), 7, monkeypatch)), expected)
+    same(finished(tripped(faults, engine=engine, between=7)), expected)
 
 
 def test_fit_without_a_graph_says_why(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -413,10 +413,10 @@ def test_fit_without_a_graph_says_why(monkeypatch: pytest.MonkeyPatch, caplog: p
 
     expected = finished(make())
     done = pretend(monkeypatch, refuse)
-    same(finished(unseen(make(), 7, monkeypatch)), expected)
+    same(finished(make(between=7)), expected)
     assert done == ["warm-up", "capture", "stream"] * 2
     (line, _) = caplog.messages
-    assert line.endswith("one CUDA graph (operation not permitted when stream is capturing); going on without")
+    assert line.endswith("one CUDA graph (operation not permitted when stream is capturing); each is made from Python")
 
 
 def test_graph_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,12 +446,12 @@ def test_out_of_memory_names_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tensors_in_one_piece_of_memory() -> None:
     like = [torch.rand(3, 5), torch.rand(()), torch.rand(64), torch.rand(1, 2, 9)]
-    memory, tensors = together(like)
+    memory, tensors = flatten(like)
     for i, (tensor, one) in enumerate(zip(tensors, like, strict=True)):
         assert tensor.shape == one.shape
         assert tensor.data_ptr() % 64 == memory.data_ptr() % 64
         tensor.fill_(i + 1)
-    for i, tensor in enumerate(apart(memory, like)):
+    for i, tensor in enumerate(unflatten(memory, like)):
         assert (tensor == i + 1).all()
     assert memory.sum() == 15 + 2 + 3 * 64 + 4 * 18
 
@@ -516,7 +516,7 @@ def test_products_are_as_they_were_afterwards(name: str, conv: tuple[str, ...], 
 def test_precision_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16, got 'fp16'"):
         make_with("fp16")
-    with pytest.raises(UsageError, match="bf16 needs a GPU, and this is cpu"):
+    with pytest.raises(UsageError, match="precision='bf16' needs a GPU, and this is cpu"):
         make_with("bf16")
     make_with("fp32")
 
@@ -528,7 +528,7 @@ def make_with(name: str) -> Fit:
 @pytest.mark.parametrize("network", ["skip", "hourglass", "decoder"])
 def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, whose plain layers can do the same."""
-    monkeypatch.setattr("dip_fast.fitting.loop.require", lambda name, device: None)
+    monkeypatch.setattr("dip_fast.fitting.start.require", lambda name, device: None)
     recipe = replace(
         RECIPE,
         network=network,
@@ -545,7 +545,7 @@ def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.M
         fit.run()
         losses[name] = fit.rows[0][1]
         assert read == [dtype] * 11  # with a step of the consolidation
-        assert degradation.dtypes == {torch.float32}
+        assert fit.objective.degradation.dtypes == {torch.float32}
         coarse = (fit.iterate.bfloat16() == fit.iterate).double().mean()
         assert coarse < 0.1 or network == "decoder"  # whose last layer is a convolution
         read.clear()

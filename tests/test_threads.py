@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
+from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import prepare
 from dip_fast.networks import Skip
 from dip_fast.ops import Raw, extension, norm_conv2d, perturb
 from dip_fast.ops.workspace import own_threads

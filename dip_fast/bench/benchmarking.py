@@ -35,8 +35,8 @@ from dip_fast.bench import profiling, roofline
 from dip_fast.bench.meters import Meter, meter
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import DipFastError, UsageError
+from dip_fast.fitting import Fit, prepare
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.loop import Fit, prepare
 from dip_fast.presets import PRESETS, FitOptions, Recipe
 
 # By device; all but the fused one are plain PyTorch.

@@ -9,24 +9,32 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device import memory
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
+from dip_fast.names import DEVICES
 from dip_fast.presets import Recipe
 
 
-def choose(name: str) -> torch.device:
-    """Device by its name; ``auto`` is the GPU where there is a usable one.
+def choose(device: torch.device | str) -> torch.device:
+    """Find a device by its name; ``auto`` is the GPU where there is a usable one.
 
     Raises
     ------
     UsageError
-        If ``cuda`` is asked for and there is no usable GPU.
+        If torch knows no such device, or ``cuda`` is named and there is no usable GPU.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device must be one of {', '.join(DEVICES)}, got {device!r}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no usable GPU"
-        raise UsageError(f"--device cuda: {why} (torch {torch.__version__}); use --device cpu or see dip-fast info")
-    return torch.device(name)
+        raise UsageError(
+            "{}: {} (torch {}); use {} or see dip-fast info",
+            *(Argument("device", str(device)), why, torch.__version__, Argument("device", "cpu")),
+        )
+    return found
 
 
 def require_threads(threads: int) -> None:
@@ -37,12 +45,12 @@ def require_threads(threads: int) -> None:
     UsageError
     """
     cores = os.cpu_count() or 1
-    if threads > cores:
-        raise UsageError(f"--threads {threads}: this machine has {cores} cores; give no more than that")
+    if not 1 <= threads <= cores:
+        raise UsageError("{}: this machine has {} cores; give 1 to as many", Argument("threads", threads), cores)
 
 
 def describe(device: torch.device) -> str:
-    """Name the device, for the log: threads of a CPU, name of a GPU."""
+    """Describe the device, for the log: threads of a CPU, name of a GPU."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     threads = torch.get_num_threads()
@@ -50,14 +58,19 @@ def describe(device: torch.device) -> str:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that a fit may take: free on the GPU, or available in the machine and in the process's control group."""
+    """Measure the memory that a fit may use: free on the GPU, or available in the machine and its control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return memory.available_bytes()
 
 
 def needed_bytes(
-    recipe: Recipe, channels: int, size: tuple[int, int], engine: str = "plain", device: str = "cpu"
+    recipe: Recipe,
+    channels: int,
+    size: tuple[int, int],
+    engine: str = "plain",
+    device: str = "cpu",
+    in_channels: int | None = None,
 ) -> int:
     """Estimate the peak memory of a step beyond that of the process before the fit.
 
@@ -75,10 +88,11 @@ def needed_bytes(
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
+    inputs = recipe.in_channels if in_channels is None else in_channels
     with torch.device("meta"):
-        network = networks.build(recipe.network, recipe.in_channels, channels, **recipe.network_options)
+        network = networks.build(recipe.network, inputs, channels, **recipe.network_options)
         network.use(engine)
-        z = torch.empty(1, recipe.in_channels, *network.input_size(*size))
+        z = torch.empty(1, inputs, *network.input_size(*size))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             network(z)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
@@ -97,7 +111,12 @@ FIELDS = 9 / 4  # of the largest image, on a GPU
 
 
 def require_memory(
-    recipe: Recipe, channels: int, size: tuple[int, int], device: torch.device, engine: str = "plain"
+    recipe: Recipe,
+    channels: int,
+    size: tuple[int, int],
+    device: torch.device,
+    engine: str = "plain",
+    in_channels: int | None = None,
 ) -> int:
     """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
 
@@ -108,7 +127,7 @@ def require_memory(
     """
 
     def of(size: tuple[int, int]) -> int:
-        return needed_bytes(recipe, channels, size, engine, device.type)
+        return needed_bytes(recipe, channels, size, engine, device.type, in_channels)
 
     needed, available = of(size), available_bytes(device)
     if needed > available:
@@ -125,7 +144,7 @@ def require_memory(
 
 
 def out_of_memory(size: tuple[int, int]) -> UsageError:
-    """Give the error of a fit on a GPU that needed more memory than was free."""
+    """Make the error of a fit on a GPU that needed more memory than was free."""
     height, width = _scaled(size, 0.5**0.5)
     return UsageError(
         f"a {size[1]}x{size[0]} picture needs more memory than the GPU has free; {width}x{height} would need half as "

@@ -1,4 +1,4 @@
-"""Which engine computes a network: the fused one where it can be had."""
+"""Which engine computes a network: the fused one where there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 from dip_fast.names import ENGINES
 from dip_fast.networks import Network
 
@@ -29,22 +29,22 @@ def choose(engine: str, network: Network, device: torch.device) -> Literal["plai
     Raises
     ------
     UsageError
-        If ``fused`` is asked for and cannot be had.
-    ValueError
-        For an unknown engine.
+        For an unknown engine, or if ``fused`` is asked for and not available.
     """
     if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        raise UsageError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
     if engine == "plain":
         return "plain"
     obstacle = _obstacle(network, device)
     if engine == "fused" and obstacle:
-        raise UsageError(f"the fused engine cannot be had: {obstacle}; take the plain one (--no-fused)")
+        raise UsageError(
+            "{} is not available: {}; use {}", Argument("engine", "fused"), obstacle, Argument("engine", "plain")
+        )
     return "plain" if obstacle else "fused"
 
 
 def _obstacle(network: Network, device: torch.device) -> str:
-    """Say what stands against the fused engine; nothing, mostly."""
+    """Find what stands against the fused engine; empty where nothing does."""
     if not network.fusible():
         return f"no block of the {type(network).__name__.lower()} network has a fused form"
     if device.type not in ("cpu", "cuda"):
@@ -59,7 +59,7 @@ def _obstacle(network: Network, device: torch.device) -> str:
 
 
 def describe(network: Network) -> str:
-    """Say how many blocks of a network have a fused form, and why the others have none."""
+    """Describe how many blocks of a network have a fused form, and why the others have none."""
     blocks = network.blocks()
     left = {name: why for name, why in blocks.items() if why}
     if not left:

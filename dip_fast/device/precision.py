@@ -1,4 +1,4 @@
-"""In which precision a GPU computes the products of a fit; a CPU computes in float32."""
+"""The precision of the products of a fit on a GPU; a CPU computes in float32."""
 
 from __future__ import annotations
 
@@ -8,32 +8,30 @@ from typing import Any
 
 import torch
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 from dip_fast.names import PRECISIONS
 
 
 def require(precision: str, device: torch.device) -> None:
-    """Refuse a precision that cannot be had.
+    """Refuse a precision that the device has not.
 
     Raises
     ------
-    ValueError
-        For an unknown one.
     UsageError
-        For bf16 on another device than a GPU.
+        For an unknown one, or for bf16 on another device than a GPU.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "bf16" and device.type != "cuda":
-        raise UsageError(f"--precision bf16 needs a GPU, and this is {device.type}; leave it out")
+        raise UsageError("{} needs a GPU, and this is {}; leave it out", Argument("precision", "bf16"), device.type)
 
 
 @contextmanager
 def products(precision: str, device: torch.device) -> Iterator[None]:
     """Let products of float32 convolutions and matrices round their factors to TF32, or not; then as it was before.
 
-    PyTorch has an old and a new way to say so and refuses to read the old one where the new one was used to say
-    something else, so the caller's way is kept.
+    PyTorch has an old and a new setting for this and refuses to read the old one where the new one was used for
+    something else, so the one that the caller uses is kept.
     """
     if device.type != "cuda":
         yield
@@ -58,9 +56,9 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def drawing(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Give what the network is called in: with bf16, plain layers compute in bfloat16 from float32 parameters.
+    """Make the context that the network is called in: plain layers compute in bfloat16 there where that is wanted.
 
-    Nothing is kept of the parameters in bfloat16: each is used once a step.
+    The parameters stay in float32; each is used once a step, so no copy in bfloat16 is cached.
     """
     if precision != "bf16":
         return nullcontext()

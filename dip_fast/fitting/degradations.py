@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dip_fast.errors import UsageError
+from dip_fast.fitting.noise import haar_noise
 from dip_fast.fitting.reductions import mean_square, total
 
 
 class Degradation:
-    """Known forward operator and the damaged picture it gave.
+    """A known forward operator and the damaged picture it gave.
 
-    A subclass overrides `apply`, and `data_term` where plain least squares will not do.
+    A subclass overrides `apply`, `data_term` where plain least squares will not do, and `window` where it can be
+    restricted to a part of the picture.
 
     Parameters
     ----------
@@ -21,31 +26,62 @@ class Degradation:
         y, float32, range [0, 1], ``(1, C, h, w)``.
     size : tuple of int, optional
         Height and width of the picture x; those of y by default.
+    channels : int, optional
+        Channels of x; those of y by default.
 
     Attributes
     ----------
     target : Tensor
+        y.
     size : tuple of int
+        Height and width of x.
     channels : int
+        Channels of x.
     kept : Tensor, optional
-        Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with y of the size of x.
+        Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
+
+    Raises
+    ------
+    ValueError
+        If the target has another number of dimensions, or holds more than one picture.
     """
 
     kept: Tensor | None = None
 
-    def __init__(self, target: Tensor, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
         if target.dim() != 4 or target.shape[0] != 1:
             raise ValueError(f"target must be (1, C, H, W), got {tuple(target.shape)}")
         self.target = target
-        self.channels = target.shape[1]
+        self.channels = target.shape[1] if channels is None else channels
         self.size = (target.shape[2], target.shape[3]) if size is None else size
 
-    def to(self, device: torch.device | str) -> Degradation:
-        """Move the tensors to a device, in place."""
+    def to(self, device: torch.device | str) -> Self:
+        """Copy the degradation to a device: tensors and modules among its attributes; this one stays as it is."""
+        moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
-        return self
+                setattr(moved, name, value.to(device))
+            elif isinstance(value, nn.Module):
+                setattr(moved, name, copy.deepcopy(value).to(device))
+        return moved
+
+    def window(self, rows: slice, columns: slice) -> Self:
+        """Restrict the degradation to a part of the picture, as if the picture were no larger.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Of x, with a step of 1.
+
+        Raises
+        ------
+        UsageError
+            If this degradation has no windows.
+        """
+        raise UsageError(
+            f"{type(self).__name__} has no windows: a pixel of y may depend on all of x; fit the whole picture, "
+            "or override window()"
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         """Damage a picture: A(x)."""
@@ -68,8 +104,14 @@ class Identity(Degradation):
     """Noise alone: ``A(x) = x``."""
 
     def apply(self, x: Tensor) -> Tensor:
-        """Leave the picture as it is."""
+        """Return the picture as it is."""
         return x
+
+    def window(self, rows: slice, columns: slice) -> Self:
+        """Cut a part out of y; see `Degradation.window`."""
+        part = copy.copy(self)
+        Degradation.__init__(part, self.target[..., rows, columns])
+        return part
 
 
 class Mask(Degradation):
@@ -83,6 +125,11 @@ class Mask(Degradation):
         m, bool, ``(1, 1, H, W)``.
     composite : bool
         Whether the known pixels of the result are those of y.
+
+    Raises
+    ------
+    ValueError
+        If the mask has another shape or dtype, or no pixel is known.
     """
 
     def __init__(self, target: Tensor, known: Tensor, *, composite: bool = True) -> None:
@@ -105,8 +152,15 @@ class Mask(Degradation):
         return total(squares) / self._values
 
     def noise(self) -> float:
-        """Estimate the noise from the squares of four known pixels."""
+        """Estimate the noise from squares of four known pixels."""
         return haar_noise(self.target, self.known)
+
+    def window(self, rows: slice, columns: slice) -> Self:
+        """Cut a part out of y and the mask; see `Degradation.window`.  It must hold a known pixel."""
+        part = copy.copy(self)
+        known = self.known[..., rows, columns]
+        Mask.__init__(part, self.target[..., rows, columns], known, composite=self.kept is not None)
+        return part
 
 
 class Operator(Degradation):
@@ -115,55 +169,26 @@ class Operator(Degradation):
     Parameters
     ----------
     function : callable
-        A, differentiable, from ``(1, C, H, W)`` to the shape of the target.
+        A, differentiable, from ``(1, channels, H, W)`` to the shape of the target; a Module is copied to the device
+        of the fit.
     target : Tensor
         y, ``(1, C, h, w)``.
     size : tuple of int
         Height and width of x.
+    channels : int, optional
+        Channels of x; those of y by default.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], target: Tensor, size: tuple[int, int]) -> None:
-        super().__init__(target, size)
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        target: Tensor,
+        size: tuple[int, int],
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(target, size, channels)
         self.function = function
 
     def apply(self, x: Tensor) -> Tensor:
         """Call the user's function."""
         return self.function(x)
-
-
-def haar_noise(y: Tensor, known: Tensor | None = None) -> float:
-    """Estimate the standard deviation of white noise from the diagonal Haar coefficients of squares of four pixels.
-
-    The median magnitude of the coefficients, over 0.6745, is the deviation of a Gaussian; edges are too few to move a
-    median.  Clipping at the ends of the range makes it too small.
-
-    Parameters
-    ----------
-    y : Tensor
-        ``(1, C, H, W)``.
-    known : Tensor, optional
-        ``(1, 1, H, W)``, bool; squares with an unknown pixel do not count.
-
-    Returns
-    -------
-    float
-        The mean over the channels; 0 where no square counts.
-
-    References
-    ----------
-    D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994),
-    doi:10.1093/biomet/81.3.425.
-    """
-
-    def corners(image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        even = image[..., : image.shape[-2] // 2 * 2, : image.shape[-1] // 2 * 2]
-        return even[..., ::2, ::2], even[..., ::2, 1::2], even[..., 1::2, ::2], even[..., 1::2, 1::2]
-
-    a, b, c, d = corners(y)
-    coefficients = ((a - b - c + d) / 2)[0].flatten(1)  # (C, squares)
-    if known is not None:
-        a, b, c, d = corners(known)
-        coefficients = coefficients[:, (a & b & c & d).flatten()]
-    if not coefficients.numel():
-        return 0.0
-    return (coefficients.abs().median(dim=1).values.mean() / 0.6745).item()

@@ -1,7 +1,7 @@
 """A step as one CUDA graph: captured once, then repeated without Python and without a wait for the host.
 
-The environment variable ``DIP_FAST_GRAPH`` says whether to: ``auto`` (the default) or ``never``, which makes each step
-from Python, with the same results.
+The environment variable ``DIP_FAST_GRAPH`` decides: ``auto`` (the default) captures, ``never`` makes each step from
+Python, with the same results.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ logger = logging.getLogger("dip_fast")
 
 
 def repeatable(step: Callable[[], None], state: Sequence[Tensor], device: torch.device) -> Callable[[], None]:
-    """Give what makes a step again and again: on a GPU its graph, where it has one; elsewhere the function itself.
+    """Turn a step into what makes it again and again: on a GPU its graph, where it can be captured; else itself.
 
     Parameters
     ----------
     step : callable
-        Works on tensors whose memory stays where it is, and looks at no value.
+        Works on tensors whose memory stays where it is, and reads none of them on the host.
     state : sequence of Tensor
-        All that it changes: they hold what they held before when this returns.
+        All that it changes: warm-up and capture leave their values as they were.
     device : device
 
     Raises
@@ -51,7 +51,8 @@ def repeatable(step: Callable[[], None], state: Sequence[Tensor], device: torch.
     except RuntimeError as error:
         reason = str(error).strip().splitlines()
         logger.warning(
-            "dip-fast: the step cannot be one CUDA graph (%s); going on without", reason[0] if reason else "no reason"
+            "dip-fast: the step cannot be one CUDA graph (%s); each is made from Python",
+            reason[0] if reason else "no reason",
         )
         torch.cuda.set_stream(current)  # PyTorch leaves that of a capture which failed in place
         _restore(state, before)
@@ -59,7 +60,7 @@ def repeatable(step: Callable[[], None], state: Sequence[Tensor], device: torch.
 
 
 def _warm_up(step: Callable[[], None], device: torch.device) -> None:
-    """Make some steps on a stream of their own, and take no random number of the caller's."""
+    """Make some steps on a stream of their own, and leave the caller's random state alone."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream), torch.random.fork_rng([device]):

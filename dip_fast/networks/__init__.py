@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from dip_fast.networks.decoder import Decoder
 from dip_fast.networks.hourglass import Hourglass
 from dip_fast.networks.layers import Network
@@ -38,3 +41,15 @@ def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Net
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
     return NETWORKS[name](in_channels, out_channels, **options)
+
+
+def input_size(name: str, size: tuple[int, int], **options: Any) -> tuple[int, int]:
+    """Height and width of the input with which a network covers a picture of some size."""
+    with torch.device("meta"):
+        return build(name, 1, 1, **options).input_size(*size)
+
+
+def surround(z: Tensor, height: int, width: int) -> Tensor:
+    """TEMPORARY."""
+    assert tuple(z.shape[-2:]) == (height, width)
+    return z

@@ -24,6 +24,20 @@ class NetworkInput:
     codes: Tensor
     denominator: int
 
+    @property
+    def channels(self) -> int:
+        """Channels of z."""
+        return self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes."""
+        return self.codes.nbytes
+
+    def surrounded(self, height: int, width: int) -> NetworkInput:
+        """TEMPORARY."""
+        return self
+
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """Give z in float32, ``(1, C, H, W)``: each value is the quotient, correctly rounded."""
         return self.codes.to(device, torch.float32, copy=True).div_(self.denominator)

@@ -8,11 +8,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.results import State
 
-FORMAT = "dip-fast checkpoint 2"
+CHECKPOINT = "checkpoint.safetensors"  # its name in a run's folder
+FORMAT = "dip-fast checkpoint 3"
+AGAIN = Argument("overwrite", True)
 NOW, KEPT = WHICH = ("now", "kept")
 
 
@@ -40,7 +42,9 @@ def load(path: Path, fit: Fit) -> None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise UsageError(f"cannot resume: {path} is not a checkpoint of this version; start with --overwrite")
+                raise UsageError(
+                    "cannot resume: {} is not a checkpoint of this version; start again with {}", path, AGAIN
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         states = {}
         for which in WHICH:
@@ -53,4 +57,4 @@ def load(path: Path, fit: Fit) -> None:
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"cannot resume: {path} is damaged ({error}); start again with --overwrite") from error
+        raise UsageError("cannot resume: {} is damaged ({}); start again with {}", path, error, AGAIN) from error

@@ -1,0 +1,166 @@
+"""Kinds of options and commands that click does not have."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from dip_fast.errors import Argument
+from dip_fast.registry import suggest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Verbs(click.Group):
+    """A group that suggests the verb that was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command: {args[0]!r}{suggest(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+
+class Choice(click.Choice[str]):
+    """A choice that suggests the value that was meant."""
+
+    def get_invalid_choice_message(self, value: str, ctx: click.Context | None) -> str:
+        """List the values there are."""
+        choices = [str(choice) for choice in self.choices]
+        return f"{value!r} is not one of {', '.join(choices)}{suggest(str(value), choices)}"
+
+
+class Named(click.ParamType[str]):
+    """A name in a registry, which is read when a value is given or help is asked for.
+
+    Parameters
+    ----------
+    registry : mapping
+        Its keys are the names.
+    """
+
+    name = "name"
+
+    def __init__(self, registry: Mapping[str, Any]) -> None:
+        self.registry = registry
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Show the names."""
+        return f"[{'|'.join(self.registry)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the name."""
+        if value not in self.registry:
+            names = ", ".join(self.registry)
+            self.fail(f"{value!r} is not one of {names}{suggest(str(value), self.registry)}", param, ctx)
+        return str(value)
+
+
+class Formats(click.ParamType[tuple[str, ...]]):
+    """Names of model formats with commas between them, or none."""
+
+    name = "formats"
+
+    def __init__(self, registry: Callable[[], Mapping[str, Any]]) -> None:
+        self.registry = registry
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse the names."""
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else list(value)
+        if names == ["none"]:
+            return ()
+        choices = [*self.registry(), "none alone"]
+        for name in names:
+            if name not in choices[:-1]:
+                self.fail(f"{name!r} is not one of {', '.join(choices)}{suggest(name, choices)}", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
+class Lists(click.Command):
+    """A command whose options of several values take them at once too: ``--sizes 256 512`` or ``--sizes 256,512``.
+
+    It has no arguments, so that every word after such an option, up to the next option, is a value of it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option before each of its values, which is what click parses."""
+        names = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        given: list[str] = []
+        option = ""  # whose values the next words are
+        for word, following in itertools.pairwise([*args, "--"]):
+            name, equals, values = word.partition("=")
+            if name in names and equals:
+                given += [f"{name}={value}" for value in values.split(",")]
+                option = ""
+            elif name in names and not following.startswith("-"):
+                option = name
+            elif option and not word.startswith("-"):
+                given += [f"{option}={value}" for value in word.split(",")]
+            else:
+                given.append(word)
+                option = ""
+        return super().parse_args(ctx, given)
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``, the argument ``as_json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON on standard output, and nothing else there."
+    )(function)
+
+
+def debug_option(function: F) -> F:
+    """Add ``--debug``, which `main` looks for."""
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
+
+
+def spelling(command: click.Command | None) -> Callable[[Argument], str]:
+    """Make the function that spells arguments as the options of a command."""
+    params = {} if command is None else {param.name: param for param in command.params}
+
+    def spell(argument: Argument) -> str:
+        if argument.name == "engine" and "fused" in params:
+            return {"fused": "--fused", "plain": "--no-fused"}.get(argument.value, "--fused")
+        param = params.get(argument.name) or params.get(f"{argument.name}_") or params.get(f"as_{argument.name}")
+        if not isinstance(param, click.Option):
+            return str(argument) if param is None else str(argument.name).upper()
+        name = max(param.opts, key=len)
+        if param.is_flag:
+            off = argument.value is False and param.secondary_opts
+            return max(param.secondary_opts, key=len) if off else name
+        return name if argument.value is Argument.UNSET else f"{name} {argument.value}"
+
+    return spell
+
+
+def task_parameters(tasks: Mapping[str, Any]) -> Iterator[click.Option]:
+    """Make the options of all tasks: a file for each input, and their own options; one for each name."""
+    made: set[str] = set()
+    for task in tasks.values():
+        for entry in (*task.inputs, *task.options):
+            if entry.name not in made:
+                made.add(entry.name)
+                yield _input(entry) if entry in task.inputs else _option(entry)
+
+
+def _input(entry: Any) -> click.Option:
+    from pathlib import Path
+
+    return click.Option([f"--{entry.name.replace('_', '-')}"], type=click.Path(path_type=Path), help=entry.help)
+
+
+def _option(entry: Any) -> click.Option:
+    name = f"--{entry.name.replace('_', '-')}"
+    if entry.type is bool:
+        state = "on" if entry.default else "off"
+        return click.Option(
+            [f"{name}/--no-{name[2:]}", entry.name], default=None, help=f"{entry.help}  [default: {state}]"
+        )
+    kind = Choice(list(entry.type)) if isinstance(entry.type, tuple) else entry.type
+    text = entry.help if entry.default is None else f"{entry.help}  [default: {entry.default}]"
+    return click.Option([name, entry.name], type=kind, default=None, help=text)

@@ -1,0 +1,233 @@
+"""``dip-fast run``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dip_fast.cli.models import model_formats, replay_line
+from dip_fast.cli.output import put, show, standard_input
+from dip_fast.cli.parameters import Choice, Formats, Named, debug_option, json_option, task_parameters
+from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.names import DEVICES, PRECISIONS, STOPS, UPSAMPLINGS
+from dip_fast.networks import NETWORKS
+from dip_fast.presets import PRESETS
+from dip_fast.tasks import TASKS
+
+if TYPE_CHECKING:
+    from dip_fast.runs.record import Summary
+
+INTERRUPTED = 130
+
+
+class Run(click.Command):
+    """A command with the options of all tasks beside its own."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add the tasks' options, once, behind the first of its own."""
+        names = {param.name for param in self.params}
+        self.params[3:3] = [param for param in task_parameters(TASKS) if param.name not in names]
+        return super().get_params(ctx)
+
+
+@click.command(cls=Run)
+@click.argument("picture")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the result and all about it.  [default: runs/<name of the picture>]",
+)
+@click.option("--task", type=Named(TASKS), help="See dip-fast tasks.  [default: the one that needs the files given]")
+@click.option("--reference", type=click.Path(path_type=Path), help="Clean picture, to log PSNR and SSIM with.")
+@click.option(
+    "--preset",
+    type=Named(PRESETS),
+    help="Network and how it is fitted; see dip-fast presets.  [default: quick on a CPU, paper on a GPU]",
+)
+@click.option("--network", type=Named(NETWORKS), help="Selects the preset of that network.")
+@click.option("--upsampling", type=Choice(list(UPSAMPLINGS)), help="Of the skip network.  [default: the preset's]")
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Most steps.  [default: preset's]")
+@click.option(
+    "--stop",
+    type=Choice(list(STOPS)),
+    help="Whether the moving variance of the iterates may end the fit.  [default: preset's, mostly auto]",
+)
+@click.option(
+    "--fused/--no-fused",
+    default=None,
+    help="Engine; the two differ in rounding only.  [default: fused where the network has a fused form]",
+)
+@click.option("--device", type=Choice(list(DEVICES)), help="[default: auto]")
+@click.option(
+    "--precision",
+    type=Choice(list(PRECISIONS)),
+    help="Of products on a GPU; bf16 also halves the memory of images.  A CPU computes in fp32.  [default: tf32]",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
+)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="[default: 0]")
+@click.option(
+    "--snapshot-every",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Steps between iterates written to disk; 0 for none.  [default: 100]",
+)
+@click.option("--keep-metadata", is_flag=True, default=None, help="Copy the EXIF data into the result.")
+@click.option(
+    "--export",
+    type=Formats(model_formats),
+    metavar="FORMATS",
+    help="Model files to write: onnx, torchscript, pt2, with commas between them, or none.  [default: onnx]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never stopped.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@json_option
+@debug_option
+def run(
+    picture: str,
+    out: Path | None,
+    reference: Path | None,
+    fused: bool | None,
+    export: tuple[str, ...] | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Restore PICTURE, one damaged picture; - reads standard input and writes standard output.
+
+    The folder of the run holds result.png (result.tif for TIFF and float pictures), snapshots of the iterates, a
+    contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, a
+    checkpoint for --resume, and model.onnx, which draws the result again: dip-fast replay, or onnxruntime alone.
+    Ctrl-C ends the fit after its step; what there is by then is written.
+
+    Exit codes: 0 done; 1 failed, also where a file could not be written (the message says where the result is then);
+    2 wrong usage or input; 130 stopped by the user.
+    """
+    from_stdin = picture == "-"
+    if from_stdin:
+        _check_filter(out, as_json=as_json, resume=resume, export=export)
+    from dip_fast.device.memory import keep_memory
+
+    keep_memory()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
+
+    names = {entry.name for task in TASKS.values() for entry in task.inputs}
+    inputs = {name: path for name in names if (path := options.pop(name, None)) is not None}
+    asked = {name: value for name, value in options.items() if value is not None}
+    if fused is not None:
+        asked["engine"] = "fused" if fused else "plain"
+    from dip_fast.runs.run import Request
+    from dip_fast.runs.run import run as restore
+
+    with contextlib.ExitStack() as stack:
+        kept = out
+        if from_stdin and out is None:
+            out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dip-fast-"))) / "stdin"
+            export = ()
+        request = Request(
+            source=standard_input() if from_stdin else Path(picture),
+            asked=asked,
+            inputs=inputs,
+            out=out,
+            reference=reference,
+            resume=resume,
+            overwrite=overwrite,
+            quiet=quiet,
+            export=export,
+        )
+        summary = restore(request, _speaker(quiet))
+        if from_stdin:
+            _write_to_stdout(Path(summary.result), keep=kept is not None)
+    return _report(summary, as_json=as_json, quiet=quiet, from_stdin=from_stdin, kept=kept is not None)
+
+
+def _check_filter(out: Path | None, *, as_json: bool, resume: bool, export: tuple[str, ...] | None) -> None:
+    """Refuse options that have no meaning where the picture comes from standard input."""
+    if as_json:
+        raise UsageError(
+            "{} and a result on standard output exclude each other; name the picture's file", Argument("json", True)
+        )
+    if resume and out is None:
+        raise UsageError(
+            "{} needs the run's folder when the picture comes from standard input; give {}",
+            *(Argument("resume", True), Argument("out")),
+        )
+    if export and out is None:
+        raise UsageError(
+            "{} needs a folder when the result goes to standard output; give {}", Argument("export"), Argument("out")
+        )
+
+
+def _speaker(quiet: bool) -> Any:
+    """Make the function that prints lines for the user without disturbing the progress bar."""
+    from tqdm import tqdm
+
+    def say(line: str) -> None:
+        if not quiet:
+            with contextlib.suppress(OSError):  # a log that nobody takes is no reason to lose the fit
+                tqdm.write(line, file=sys.stderr)
+
+    return say
+
+
+def _write_to_stdout(result: Path, *, keep: bool) -> None:
+    """Copy the result to standard output; where that fails, the message says where it is."""
+    from dip_fast.runs.folder import write_elsewhere
+
+    try:
+        put(result.read_bytes())
+    except DipFastError as error:
+        safe = result if keep else write_elsewhere(result.name, result.read_bytes())
+        raise DipFastError(f"{error}; the result is in {safe}") from error
+
+
+def _report(summary: Summary, *, as_json: bool, quiet: bool, from_stdin: bool, kept: bool) -> int:
+    """Print what a run gave, and choose the exit code."""
+    say = _speaker(quiet)
+    if from_stdin:
+        say(_figures(summary))
+    elif as_json:
+        show(json.dumps(asdict(summary), allow_nan=False))
+    elif not quiet:
+        models = [f"replay: {replay_line(model)}" for model in summary.models]
+        show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
+    has_folder = kept or not from_stdin
+    if problems := summary.problems:
+        where = f"the result is in {summary.result}, " if has_folder else ""
+        raise DipFastError(f"{problems[0]}; {where}{len(problems)} files of the run could not be written")
+    if summary.stop_reason != "interrupted":
+        return 0
+    if has_folder:
+        say(f"stopped after step {summary.steps}; go on with the same command and --resume")
+    return INTERRUPTED
+
+
+def _figures(summary: Summary) -> str:
+    """Describe what was reached."""
+    lines = []
+    if summary.psnr is not None:
+        before = "" if summary.psnr_input is None else f"{summary.psnr_input:.2f} -> "
+        similar = "" if summary.ssim_input is None else f"{summary.ssim_input:.3f} -> "
+        lines.append(f"PSNR {before}{summary.psnr:.2f} dB, SSIM {similar}{summary.ssim:.3f}")
+        if summary.baseline is not None and summary.baseline["psnr"] is not None:
+            figures = summary.baseline
+            lines.append(f"{figures['name']}, to compare: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}")
+    reason = {"iterations": "all steps done", "variance": "stopped by itself", "interrupted": "stopped"}
+    lines.append(
+        f"{reason[summary.stop_reason]}: step {summary.steps}, answer from step {summary.best_step}, "
+        f"{summary.seconds:.0f} s"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""What a step feeds the network and asks of the image that it draws.
+
+The loop (`loop.Fit`) knows nothing else of what is being fitted: a new objective is a new class here, or in anybody's
+own code.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dip_fast.fitting.degradations import Degradation
+from dip_fast.networks.network_input import NetworkInput
+
+
+class Objective(ABC):
+    """What is minimised over the weights of a network.
+
+    A step calls `input`, draws, and calls `loss` with the image and that same input.  Both are functions of their
+    arguments alone: what is random comes from seed, step and place (`dip_fast.ops.perturb`), so that the input and the
+    loss of a step see the same draw, and a resumed fit goes on bit for bit.
+
+    Parameters
+    ----------
+    z : NetworkInput
+        What the answer is drawn from, and exported with; of the size that the network reads, or of the picture's size.
+    size : tuple of int
+        Height and width of the image that the network draws.
+    channels : int
+        Its channels.
+
+    Attributes
+    ----------
+    z, size, channels
+        As given.
+    captures : bool
+        Whether a step can be captured as a CUDA graph: neither `input` nor `loss` reads a tensor on the host, or
+        decides by one.
+    """
+
+    captures = True
+
+    def __init__(self, z: NetworkInput, size: tuple[int, int], channels: int) -> None:
+        self.z = z
+        self.size = size
+        self.channels = channels
+
+    def to(self, device: torch.device | str) -> Self:
+        """Copy the objective to a device, with the tensors and the degradation among its attributes."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | Degradation):
+                setattr(moved, name, value.to(device))
+        return moved
+
+    @abstractmethod
+    def input(self, step: Tensor) -> Tensor:
+        """Make what the network reads at a step.
+
+        Parameters
+        ----------
+        step : Tensor
+            0-dim int64, counted from 1.
+
+        Returns
+        -------
+        Tensor
+            Float32 ``(1, z.channels, h, w)``, of the size of `z`.
+        """
+
+    @abstractmethod
+    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
+        """Compare the image of a step with what is known.
+
+        Parameters
+        ----------
+        x : Tensor
+            What the network drew, float32 ``(1, channels, *size)``.
+        z : Tensor
+            What `input` made for this step.
+        step : Tensor
+            0-dim int64, counted from 1.
+
+        Returns
+        -------
+        Tensor
+            0-dim float32.
+        """
+
+    def composite(self, x: Tensor) -> Tensor:
+        """Put back into the answer what is known for certain."""
+        return x
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """What `composite` puts back: where, bool ``(1, 1, H, W)``, and the values, ``(1, C, H, W)``."""
+        return None
+
+
+class DeepImagePrior(Objective):
+    """The data term of a degradation, at a fixed input that fresh noise is added to at each step.
+
+    ``||A(f(z + e)) - y||^2`` with e normal of standard deviation ``perturbation``.
+
+    Parameters
+    ----------
+    degradation : Degradation
+        A and y.
+    z : NetworkInput
+        Usually random codes.
+    perturbation : float
+        Standard deviation of e, in units of z; 0 for none.
+    seed : int
+        Of e, which is a function of seed, step and place.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+    """
+
+    def __init__(self, degradation: Degradation, z: NetworkInput, *, perturbation: float = 0.0, seed: int = 0) -> None:
+        super().__init__(z, degradation.size, degradation.channels)
+        self.degradation = degradation
+        self.perturbation = perturbation
+        self.seed = seed
+        # Codes take a quarter of the memory of z itself, and each step makes its own input of them.
+        self._source, self._divisor = (z.codes, float(z.denominator)) if perturbation else (z.tensor(), 1.0)
+
+    def input(self, step: Tensor) -> Tensor:
+        """Add fresh noise to z."""
+        from dip_fast.ops import perturbation  # here, since it loads or builds the extension
+
+        if not self.perturbation:
+            return self._source
+        return perturbation.perturb(self._source, self.perturbation, self.seed, step, self._divisor)
+
+    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
+        """Compute the degradation's data term."""
+        return self.degradation.data_term(x)
+
+    def composite(self, x: Tensor) -> Tensor:
+        """Put known pixels back."""
+        return self.degradation.composite(x)
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """Known pixels that the result keeps."""
+        kept = self.degradation.kept
+        return None if kept is None else (kept, self.degradation.target)

@@ -1,0 +1,167 @@
+"""The end of a run: the answer becomes a result, model files, and what explains them."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dip_fast import pictures
+from dip_fast.errors import DipFastError, UsageError
+from dip_fast.fitting import Fit, Result
+from dip_fast.models import exporting
+from dip_fast.models.formats import FORMATS, digest
+from dip_fast.pictures import Picture, metrics
+from dip_fast.pictures.samples import to_unit
+from dip_fast.runs import reporting
+from dip_fast.runs.contact_sheet import contact_sheet
+from dip_fast.runs.folder import Folder
+from dip_fast.runs.record import NAME, Record, Summary, now
+from dip_fast.tasks import TASKS, Baseline, Data
+
+MAX_TILES = 14  # iterates on the contact sheet, chosen evenly
+MAX_BASELINE_PIXELS = 2**22  # a classical method takes a second a megapixel; beyond this it is left out
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A result as it is written.
+
+    Attributes
+    ----------
+    samples : ndarray
+        ``(H, W, C)`` in the result's dtype.
+    image : ndarray
+        The same, float32 in [0, 1], before it is rounded.
+    drawing : Drawing or None
+        The folded network; None where it failed, and PyTorch drew the result.
+    """
+
+    samples: np.ndarray
+    image: np.ndarray
+    drawing: exporting.Drawing | None
+
+
+def finish(
+    fit: Fit,
+    folder: Folder,
+    record: Record,
+    picture: Picture,
+    data: Data,
+    reference: np.ndarray | None,
+    formats: tuple[str, ...],
+) -> Summary:
+    """Write the result first, as the exported network draws it, then what explains and redraws it."""
+    result = fit.result()
+    finished = _draw(result, folder, record, picture)
+    written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(finished.samples, picture))
+    models = _write_models(finished, folder, formats, record.settings.threads)
+    baseline = _baseline(data, record)
+    folder.write("history.csv", reporting.history_csv(result.history))
+    folder.write("history.png", reporting.history_plot(result.history, result.best_step))
+    folder.write("contact_sheet.png", _contact_sheet(folder, data.image, finished.image, baseline, reference))
+    job = record.settings
+    summary = Summary(
+        result=str(written),
+        folder=str(folder.path),
+        steps=result.steps,
+        best_step=result.best_step,
+        stop_reason=result.stop_reason,
+        seconds=round(result.seconds, 3),
+        device=job.device,
+        engine=job.engine,
+        precision=job.precision,
+        seed=job.seed,
+        **_quality(finished.image, reference),
+        **{f"{name}_input": value for name, value in _quality(data.image, reference).items()},
+        baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference)},
+        sha256=digest(finished.samples),
+        drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
+        models=models,
+        problems=folder.problems,
+    )
+    record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
+    record.ended = now()
+    record.seconds_per_step = result.seconds / result.steps
+    record.events = result.events
+    record.summary = summary
+    folder.write(NAME, record.json())
+    return summary
+
+
+def _draw(result: Result, folder: Folder, record: Record, picture: Picture) -> Finished:
+    """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
+    job = record.settings
+    try:
+        drawing = exporting.draw(
+            result,
+            picture,
+            options={**vars(job), "recipe": record.recipe},
+            seed=job.seed,
+            threads=job.threads,
+        )
+        return Finished(drawing.samples, to_unit(drawing.output, picture.value_range), drawing)
+    except Exception as error:  # whatever it is, the fit is worth more
+        text = " ".join(str(error).split())
+        folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
+        return Finished(pictures.to_samples(result.image, picture), result.image, None)
+
+
+def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[dict[str, Any]]:
+    """Write the model files, and note those that could not be written."""
+    models: list[dict[str, Any]] = []
+    if finished.drawing is None:
+        return models
+    for name in formats:
+        try:
+            target = folder.path / f"model{FORMATS[name].suffix}"
+            models.append(exporting.write(finished.drawing, target, name, threads=threads))
+        except DipFastError as error:
+            folder.note(error)
+    return models
+
+
+def _baseline(data: Data, record: Record) -> Baseline | None:
+    """Compute what the task's classical method makes of the picture, where that takes no more than seconds."""
+    if data.image.shape[0] * data.image.shape[1] > MAX_BASELINE_PIXELS:
+        return None
+    return TASKS[record.settings.task].baseline(data, record.settings.options)
+
+
+def _quality(image: np.ndarray, reference: np.ndarray | None) -> dict[str, float | None]:
+    """Measure an image against the reference, where there is one of its size."""
+    if reference is None or reference.shape != image.shape:
+        return {"psnr": None, "ssim": None}
+    return {"psnr": metrics.psnr(image, reference), "ssim": metrics.ssim(image, reference)}
+
+
+def _library() -> str:
+    import torch
+
+    return f"torch {torch.__version__}"
+
+
+def _contact_sheet(
+    folder: Folder,
+    image: np.ndarray,
+    result: np.ndarray,
+    baseline: Baseline | None,
+    reference: np.ndarray | None,
+) -> bytes:
+    """Lay input, iterates, result, the classical method's picture and the reference side by side."""
+    shown = list(folder.snapshots().items())
+    if len(shown) > MAX_TILES:
+        shown = [shown[i] for i in np.linspace(0, len(shown) - 1, MAX_TILES).round().astype(int)]
+    tiles = [("input", image)]
+    for step, path in shown:
+        with contextlib.suppress(UsageError):  # the disk was full when it was written, or the user took it away
+            tiles.append((f"step {step}", pictures.read_picture(path).image))
+    tiles.append(("result", result))
+    if baseline is not None:
+        tiles.append((baseline.name, baseline.image))
+    if reference is not None:
+        tiles.append(("reference", reference))
+    sheet = contact_sheet([image for _, image in tiles], [label for label, _ in tiles])
+    return reporting.preview(sheet)

@@ -1,0 +1,197 @@
+"""What decides the bits of a result, besides the picture and the versions: what the user asked for, completed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from dip_fast import networks
+from dip_fast.device import devices, engines, precision
+from dip_fast.errors import Argument, UsageError
+from dip_fast.names import STOPS, UPSAMPLINGS
+from dip_fast.presets import PRESETS, Recipe, default
+from dip_fast.tasks import TASKS, choose
+
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """All settings of a fit, none of them left open; ``run.json`` holds them.
+
+    Attributes
+    ----------
+    task, preset, network : str
+        Names in their registries.
+    upsampling : str or None
+        The network's; None where it has no such choice.
+    iterations : int
+        Most steps.
+    stop : {"auto", "never"}
+        Whether the moving variance of the iterates may end the fit.
+    seed : int
+        From 0 to 2**63 - 1.
+    device : {"cpu", "cuda"}
+        Where it runs.
+    engine : {"plain", "fused"}
+        How the network is computed.
+    precision : {"fp32", "tf32", "bf16"}
+        Precision of the products on a GPU; a CPU computes in fp32.
+    threads : int
+        CPU threads.
+    options : dict
+        The task's own options by name.
+    snapshot_every : int
+        Steps between iterates that a run writes; 0 for none.
+    keep_metadata : bool
+        Whether a run copies the EXIF data.
+    """
+
+    task: str
+    preset: str
+    network: str
+    upsampling: str | None
+    iterations: int
+    stop: Literal["auto", "never"]
+    seed: int
+    device: str
+    engine: str
+    precision: str
+    threads: int
+    options: dict[str, Any] = field(default_factory=dict)
+    snapshot_every: int = 100
+    keep_metadata: bool = False
+
+    def recipe(self) -> Recipe:
+        """Change the preset's recipe as the settings say."""
+        recipe = PRESETS[self.preset].recipe
+        network_options = dict(recipe.network_options)
+        if self.upsampling is not None:
+            network_options["upsampling"] = self.upsampling
+        options = replace(recipe.options, iterations=self.iterations, stop=self.stop)
+        return replace(recipe, network_options=network_options, options=options)
+
+
+OWN = frozenset(entry.name for entry in fields(Job)) - {"options"}
+
+
+def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
+    """Complete what the user asked for, from the task and its preset.
+
+    Parameters
+    ----------
+    asked : mapping
+        By field of `Job`, and by name of the task's options; what is None was left open.
+    given : collection of str
+        Names of the inputs that came beside the picture.
+
+    Raises
+    ------
+    UsageError
+        If what was asked for contradicts itself, or is not available here.
+    """
+    asked = {name: value for name, value in asked.items() if value is not None}
+    _check(asked)
+    task = choose(asked.pop("task", None), given)
+    options = task.complete({name: asked.pop(name) for name in [*asked] if name not in OWN})
+    devices.require_threads(asked.get("threads", 1))
+    device = devices.choose(asked.pop("device", "auto"))
+    # Products are rounded to TF32 on a GPU alone: a CPU computes in float32, and its record says so.
+    wanted = asked.pop("precision", "tf32")
+    precision.require(wanted, device)
+    preset = asked.pop("preset", None) or default(asked.get("network"), task.preset(device.type))
+    recipe = PRESETS[preset].recipe
+    if asked.get("network", recipe.network) != recipe.network:
+        raise UsageError(
+            "{} does not go with {}, which fits a {} network; give one of the two",
+            *(Argument("network", asked["network"]), Argument("preset", preset), recipe.network),
+        )
+    upsampling = recipe.network_options.get("upsampling")
+    if "upsampling" in asked and upsampling is None:
+        raise UsageError("{}: the {} network has no such choice; leave it out", Argument("upsampling"), recipe.network)
+    engine = asked.pop("engine", "auto")
+    defaults = Job(
+        task=task.name,
+        preset=preset,
+        network=recipe.network,
+        upsampling=upsampling,
+        iterations=recipe.options.iterations,
+        stop=recipe.options.stop,
+        seed=0,
+        device=device.type,
+        engine="plain",
+        precision=wanted if device.type == "cuda" else "fp32",
+        threads=torch.get_num_threads(),
+        options=options,
+    )
+    job = replace(defaults, **asked)
+    return replace(job, engine=_engine(engine, job))
+
+
+def _check(asked: Mapping[str, Any]) -> None:
+    """Refuse numbers and names that no fit has; the command line finds most of them before."""
+    least = {"iterations": 1, "threads": 1, "seed": 0, "snapshot_every": 0}
+    for name in least.keys() & asked.keys():
+        value = asked[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
+            raise UsageError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
+    if asked.get("seed", 0) > LARGEST_SEED:
+        raise UsageError(f"seed must be at most {LARGEST_SEED}, got {asked['seed']}")
+    for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
+        if name in asked and asked[name] not in choices:
+            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {asked[name]!r}")
+
+
+def _engine(wanted: str, job: Job) -> str:
+    """Choose the engine; which blocks have a fused form shows on the meta device."""
+    recipe = job.recipe()
+    with torch.device("meta"):
+        network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
+    return engines.choose(wanted, network, torch.device(job.device))
+
+
+def resumed(asked: Mapping[str, Any], job: Job) -> Job:
+    """Check that a run can go on here, and that nothing else is asked for than when it was started.
+
+    Parameters
+    ----------
+    asked : mapping
+        As in `complete`.
+    job : Job
+        The settings of the run that is resumed.
+
+    Raises
+    ------
+    UsageError
+        If something else is asked for now, or the run cannot go on here.
+    """
+    known = {**vars(job), **job.options}
+    for name, value in asked.items():
+        if value is None or (name in ("device", "engine") and value == "auto"):
+            continue
+        if name not in known:
+            raise UsageError("{} has no option {}; leave it out", Argument("task", job.task), Argument(name))
+        if value != known[name] and not (name == "precision" and job.device == "cpu" and value == "tf32"):
+            raise UsageError(
+                "cannot resume with another {}: the run has {}, not {}; leave it out, or start again with {}",
+                *(name.replace("_", " "), known[name], value, Argument("overwrite", True)),
+            )
+    devices.choose(job.device)
+    _engine(job.engine, job)
+    return job
+
+
+def check(job: Job) -> None:
+    """Refuse the settings of a record that no version of this program wrote.
+
+    Raises
+    ------
+    UsageError, TypeError, ValueError
+    """
+    task = TASKS[job.task]
+    task.complete(job.options)
+    _check(vars(job) if job.upsampling is not None else {k: v for k, v in vars(job).items() if k != "upsampling"})
+    job.recipe()

@@ -1,0 +1,46 @@
+"""What a run writes while it works: snapshots of the iterates, and checkpoints."""
+
+from __future__ import annotations
+
+import time
+
+from dip_fast.fitting import Fit
+from dip_fast.runs import checkpoints, reporting
+from dip_fast.runs.folder import Folder
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+
+class Recorder:
+    """Callback of a fit that writes snapshots when they are due, and a checkpoint now and then.
+
+    Parameters
+    ----------
+    folder : Folder
+    snapshot_every : int
+        Steps between snapshots; 0 for none.
+    steps : int
+        Steps done before.
+    """
+
+    def __init__(self, folder: Folder, snapshot_every: int, steps: int) -> None:
+        self.folder = folder
+        self.every = snapshot_every
+        self.steps = steps
+        self.written = time.monotonic()
+
+    def __call__(self, fit: Fit) -> None:
+        """Write what is due after a step."""
+        # A fit that has fallen back, or is consolidating, shows no new iterate.
+        if fit.steps > self.steps and self.every and fit.steps % self.every == 0:
+            image = fit.iterate[0].permute(1, 2, 0).cpu().numpy()
+            self.folder.write(f"snapshots/iter_{fit.steps:06}.png", reporting.preview(image))
+        self.steps = fit.steps
+        if time.monotonic() - self.written > SECONDS_BETWEEN_CHECKPOINTS:
+            self.checkpoint(fit)
+
+    def checkpoint(self, fit: Fit) -> None:
+        """Write the checkpoint, and the history for whoever watches the folder meanwhile."""
+        self.folder.write(checkpoints.CHECKPOINT, checkpoints.dump(fit))
+        self.folder.write("history.csv", reporting.history_csv(fit.history()))
+        self.written = time.monotonic()

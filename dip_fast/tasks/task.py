@@ -1,0 +1,191 @@
+"""What a task is: options, inputs, degradation or objective, the kind of its result, and a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dip_fast.errors import Argument, UsageError
+from dip_fast.presets import Recipe
+
+if TYPE_CHECKING:
+    from dip_fast.fitting import Degradation, Objective
+    from dip_fast.pictures import Kind
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a task, on the command line and in Python.
+
+    Attributes
+    ----------
+    name : str
+        The argument's name in Python; the command line puts dashes for underscores.
+    type : type or tuple of str
+        bool, int, float or str, or the values to choose from.
+    default : object
+        What holds where nothing is said.
+    help : str
+        One sentence.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of another type.
+
+        Raises
+        ------
+        UsageError
+        """
+        if isinstance(self.type, tuple):
+            if value not in self.type:
+                raise UsageError(f"{self.name} must be one of {', '.join(self.type)}, got {value!r}")
+        elif type(value) is not self.type and not (self.type is float and type(value) is int):
+            raise UsageError(f"{self.name} must be {self.type.__name__}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of a task beside the picture: a file on the command line, an array in Python.
+
+    Attributes
+    ----------
+    name : str
+        The argument's name.
+    help : str
+        What it must be, in one sentence.
+    required : bool
+        Whether the task cannot do without it.
+    """
+
+    name: str
+    help: str
+    required: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a task works on.
+
+    Attributes
+    ----------
+    image : ndarray
+        The damaged picture, float32 ``(H, W, C)``, range [0, 1].
+    inputs : dict of str to ndarray
+        The other inputs by name, as `Task.read` returned them.
+    """
+
+    image: np.ndarray
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What a classical method makes of the same picture, to compare with.
+
+    Attributes
+    ----------
+    name : str
+        The method, in the words of the field.
+    image : ndarray
+        float32, of the result's shape, range [0, 1].
+    """
+
+    name: str
+    image: np.ndarray
+
+
+class Task:
+    """One task.  A subclass sets the attributes and overrides what differs; `degradation` at the least.
+
+    Attributes
+    ----------
+    name : str
+        What it is called.
+    summary : str
+        One line for lists.
+    options : tuple of Option
+        Its own options.
+    inputs : tuple of Input
+        What it needs beside the picture.
+    """
+
+    name: str = ""
+    summary: str = ""
+    options: tuple[Option, ...] = ()
+    inputs: tuple[Input, ...] = ()
+
+    def preset(self, device: str) -> str:
+        """Choose the preset for a user who names none, by the type of the device."""
+        return "quick" if device == "cpu" else "paper"
+
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults of the options that are not given.
+
+        Raises
+        ------
+        UsageError
+            For an option that this task has not, or a value of another type.
+        """
+        own = {option.name: option for option in self.options}
+        for name, value in options.items():
+            if name not in own:
+                raise UsageError("{} has no option {}; leave it out", Argument("task", self.name), Argument(name))
+            own[name].check(value)
+        return {option.name: options.get(option.name, option.default) for option in self.options}
+
+    def read(self, name: str, source: Path | np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Read an input, from a file or an array, and check it against the picture.
+
+        Parameters
+        ----------
+        name : str
+            Of one of `inputs`.
+        source : Path or ndarray
+            The file, or the user's array with its channels, if any, last.
+        image : ndarray
+            The picture, ``(H, W, C)``.
+
+        Raises
+        ------
+        UsageError
+            If it does not fit the picture.
+        """
+        raise TypeError(f"{type(self).__name__} has inputs and must define read()")
+
+    def known(self, data: Data) -> np.ndarray | None:
+        """Find which pixels hold anything of the picture, bool ``(H, W)``; None for all."""
+        return None
+
+    def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
+        """Make the degradation: what happened to the picture, with what is left of it."""
+        raise TypeError(f"{type(self).__name__} must define degradation() or objective()")
+
+    def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
+        """Make the objective: by default the degradation's data term, at a random network input."""
+        from dip_fast.fitting import deep_image_prior
+
+        return deep_image_prior(self.degradation(data, options), recipe, seed=seed)
+
+    def result_kind(self, kind: Kind, options: Mapping[str, Any]) -> Kind:
+        """Describe the result: by default it is of the picture's own kind."""
+        return kind
+
+    def baseline(self, data: Data, options: Mapping[str, Any]) -> Baseline | None:
+        """Compute what a classical method makes of the picture; None where there is none worth comparing."""
+        return None
+
+
+def as_target(image: np.ndarray) -> Any:
+    """Convert an image ``(H, W, C)`` to the target of a degradation, a float32 Tensor ``(1, C, H, W)``."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
