@@ -30,7 +30,7 @@ def table(command: click.Command) -> str:
     """Render the options of a verb as a table, with the texts of its ``--help``."""
     context = click.Context(command, info_name=command.name)
     lines = ["| option | effect |", "|---|---|"]
-    for parameter in command.params:
+    for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Option) and record is not None:
             option, effect = (" ".join(text.split()) for text in record)

@@ -4,11 +4,19 @@ import pkgutil
 import re
 import runpy
 import shlex
+import textwrap
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+import dip_fast
+from dip_fast import PRESETS, UpsampleConv2d
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -64,10 +72,11 @@ def test_what_is_named_exists(page):
 
 def commands(text):
     """Find the command lines of a page's code, without what a shell does with them."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()] + re.findall(r"^ {4,}(.*)$", text, re.MULTILINE)
-    for line in lines + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)):
-        words = shlex.split(re.split(r"\s(?:[<>|#]|\.\.\.)", f"{line} ")[0]) if COMMAND.match(line) else []
+    fenced = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = "".join(fenced.findall(text)).splitlines() + re.findall(r"^ {4,}(.*)$", text, re.MULTILINE)
+    lines += re.findall(r"`([^`\n]+)`", fenced.sub("", text))
+    for command in (part.strip() for line in lines for part in line.split("&&")):
+        words = shlex.split(re.split(r"\s(?:[<>|#]|\.\.\.)", f"{command} ")[0]) if COMMAND.match(command) else []
         if len(words) > 1:
             yield words[1:] if words[0] == "dip-fast" else words[3:]
 
@@ -88,6 +97,38 @@ def test_command_lines_parse(page):
             continue  # a text that leaves the picture out, or --help
         except click.ClickException as error:
             pytest.fail(f"{page.relative_to(ROOT)}: dip-fast {shlex.join(words)}: {error.format_message()}")
+
+
+EXAMPLES = ["README", "docs/quickstart", "docs/python", "docs/presets", "docs/tasks/denoise", "docs/tasks/inpaint"]
+
+
+@pytest.mark.usefixtures("place", "small")
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_python_examples_run(page, monkeypatch):
+    """Python as it stands on the page, with the arrays that it speaks of, a small network and three steps."""
+    quick = PRESETS["quick"]
+    recipe = replace(quick.recipe, options=replace(quick.recipe.options, iterations=3))
+    monkeypatch.setitem(PRESETS._entries, "quick", replace(quick, recipe=recipe))
+    text = (ROOT / f"{page}.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^    import dip_fast\n(?:(?:    .*)?\n)+", text, re.MULTILINE)
+    assert blocks, f"{page} shows no Python"
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    Image.fromarray(noisy).save("photo.png")
+    names = {
+        "noisy": noisy,
+        "holed": noisy,
+        "known": noisy[..., 0] > 9,
+        "dip_fast": dip_fast,
+        "model": UpsampleConv2d(2, 2),
+    }
+    names |= {"x": torch.ones(1, 2, 4, 4), "weight": torch.ones(3, 2, 3, 3), "bias": torch.ones(3)}
+    names["model"] = UpsampleConv2d(2, 2)
+    for block in blocks:
+        exec(compile(textwrap.dedent(block), page, "exec"), names)
+    for name in names.keys() & {"restored", "filled"}:
+        assert names[name].shape == noisy.shape
+        assert names[name].dtype == noisy.dtype
 
 
 def test_tables_of_options_are_those_of_help():
@@ -120,10 +161,7 @@ def test_pins_cover_the_extras():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for file, wanted in (
-        ("dev.txt", [*project["dependencies"], *extras["dev"]]),
-        ("docs.txt", extras["docs"]),
-    ):
+    for file, wanted in (("dev.txt", [*project["dependencies"], *extras["dev"]]), ("docs.txt", extras["docs"])):
         lines = (ROOT / "requirements" / file).read_text().splitlines()
         pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
         pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
@@ -142,3 +180,7 @@ def test_forms_ask_for_info():
     assert len(forms) > 1
     for form in forms:
         assert form.name == "config.yml" or "dip-fast info" in form.read_text(), form.name
+
+
+def test_types_are_shipped():
+    assert (Path(dip_fast.__file__).parent / "py.typed").is_file()
