@@ -15,6 +15,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("fuse_models", "norm_conv_cases", "upsample_conv_cases")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 
 EMULATED = os.environ.get("DIP_FAST_EMULATED")
@@ -169,3 +170,25 @@ def gpu():
     device = torch.device("cuda")
     with products("fp32", device):
         yield device
+
+
+@pytest.fixture
+def fixed_seed():
+    """Parameters and inputs of a test are drawn from the same random numbers each time."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """List the modes (of upsampling, of padding) of each call of the operator by a fused model."""
+    from dip_fast.ops import pairs  # here, since it loads or builds the extension
+
+    made = []
+    operator = pairs.upsample_conv2d
+
+    def counting(*args, mode, padding_mode):
+        made.append((mode, padding_mode))
+        return operator(*args, mode=mode, padding_mode=padding_mode)
+
+    monkeypatch.setattr(pairs, "upsample_conv2d", counting)
+    return made

@@ -1,16 +1,18 @@
-"""The noise added to the network input: its generator, its distribution, and what alone decides it."""
+"""The noise added to the network input and the masks made of it: generator, distribution, and what they depend on."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from dip_fast.ops import extension, perturb
+from dip_fast.ops import bernoulli, extension, perturb
 from dip_fast.ops.perturbation import GROUP, perturb_reference, philox
 
 needs_extension = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
-# Less than a group, one, several; a number of vectors and of groups that is not whole; enough for several threads.
+# Less than a group, one and several; a fraction of a vector and of a group; enough for several threads.
 SHAPES = [(1,), (0, 3), (GROUP - 1,), (GROUP,), (GROUP + 1,), (3, 5, 7), (1, 4, 65, 130), (2, 3, 150, 151)]
 FAR = 2**31, 2**32 + 5, 2**63 - 1, -(2**63), -1
 
@@ -57,7 +59,7 @@ def test_kernel_takes_all_bits_of_seed_and_step(level, device, seed, step):
 
 @pytest.mark.parametrize(("dtype", "divisor"), [(torch.uint8, 2560), (torch.int8, 32)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_codes_are_as_good_as_what_they_stand_for(level, device, shape, dtype, divisor):
+def test_codes_are_perturbed_as_their_quotients_are(level, device, shape, dtype, divisor):
     codes = torch.randint(-128, 128, shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wanted = perturb_reference(codes, 0.5, 7, 3, divisor)
     quotient = (codes.float() / divisor).to(device)  # a GPU's own quotient is a product with the reciprocal
@@ -70,9 +72,8 @@ def test_codes_are_as_good_as_what_they_stand_for(level, device, shape, dtype, d
 def test_counted_step_gives_the_same_noise(device, step):
     z = torch.rand(2, 5, 7, 30).to(device)
     counter = torch.tensor(step, device=device)
-    got, wanted = torch.ops.dip_fast.perturb.counted(z, 0.5, 7, counter), perturb(z, 0.5, 7, step)
-    # Where a step is read costs nothing on a CPU: there is no kernel for it, and the definition rounds otherwise.
-    torch.testing.assert_close(got, wanted, rtol=0, atol=0 if device.type == "cuda" else 1e-6)
+    assert torch.equal(torch.ops.dip_fast.perturb.counted(z, 0.5, 7, counter), perturb(z, 0.5, 7, step))
+    assert torch.equal(perturb(z, 0.5, 7, counter), perturb(z, 0.5, 7, step))
 
 
 @pytest.mark.gpu
@@ -133,7 +134,7 @@ def test_same_bits_for_any_number_of_threads(level, shape):
         assert torch.equal(result, results[0])
 
 
-def test_place_decides_whatever_is_asked_for_beside_it(device):
+def test_noise_at_a_place_does_not_depend_on_the_shape(device):
     long = noise(1000, device=device)
     for size in (1, 63, 64, 65, 500):
         assert torch.equal(noise(size, device=device), long[:size])
@@ -148,7 +149,7 @@ def test_deviation_scales(device):
     torch.testing.assert_close(perturb(z, 0.25, 1, 1), z + 0.25 * noise(500, seed=1, device=device))
 
 
-# ---- distribution: fixed seeds, so that the bounds (about 4 deviations of each statistic) hold always or never
+# ---- distribution; seeds are fixed, so a bound (about 4 deviations of each statistic) holds always or never
 
 
 def test_noise_is_normal():
@@ -165,7 +166,7 @@ def test_noise_is_normal():
     assert distance < 1.95 / math.sqrt(n)
 
 
-def test_neighbours_know_nothing_of_each_other():
+def test_neighbours_are_uncorrelated():
     values = noise(2**18, seed=6).double()
     for lag in range(1, 2 * GROUP + 2):
         a, b = values[lag:], values[:-lag]
@@ -179,6 +180,85 @@ def test_each_step_and_each_seed_has_noise_of_its_own():
     for i, a in enumerate(draws):
         for b in draws[:i]:
             assert abs((a * b).mean()) < 4.5 / math.sqrt(2**14)
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.25, 0.5, 0.9])
+def test_mask_keeps_its_share(device, keep):
+    n = 2**18
+    mask = bernoulli(torch.empty(n, device=device), keep, 3, 1)
+    assert abs(mask.double().mean().item() - keep) < 4 * math.sqrt(keep * (1 - keep) / n)
+
+
+@pytest.mark.parametrize("keep", [0.0, 1e-300, 1 - 2**-53, 1.0])
+def test_mask_of_nothing_or_everything(device, keep):
+    assert (bernoulli(torch.empty(2**12, device=device), keep, 3, 1) == (keep > 0.5)).all()
+
+
+def test_mask_is_float32_whatever_it_is_like(device):
+    wanted = (perturb(torch.zeros(2, 3, 5, 7, device=device), 1.0, 3, 4) < 0).float()
+    assert set(wanted.unique().tolist()) == {0.0, 1.0}
+    image = torch.full((2, 3, 5, 7), math.nan, device=device)
+    images = [image, image.double().requires_grad_(), image.bfloat16(), torch.zeros_like(image, dtype=torch.uint8)]
+    for like in [*images, image.contiguous(memory_format=torch.channels_last), image[:, :1].expand(2, 3, 5, 7)]:
+        mask = bernoulli(like, 0.5, 3, 4)
+        assert torch.equal(mask, wanted)
+        assert (mask.dtype, mask.device, mask.requires_grad) == (torch.float32, like.device, False)
+        assert mask.is_contiguous()
+
+
+@pytest.mark.parametrize("step", [0, 3, *FAR])
+def test_mask_of_a_step_in_a_tensor_is_the_same(device, step):
+    like = torch.empty(2, 3, 40, 41, device=device)
+    mask = bernoulli(like, 0.7, 3, step)
+    assert torch.equal(bernoulli(like, 0.7, 3, step), mask)
+    assert torch.equal(bernoulli(like, 0.7, 3, torch.tensor(step, device=device)), mask)
+    for seed, other in ((4, step), (3, step ^ 1)):
+        assert not torch.equal(bernoulli(like, 0.7, seed, other), mask)
+
+
+def test_masks_of_steps_seeds_and_places_are_independent():
+    n = 2**16
+    masks = [bernoulli(torch.empty(2 * n), 0.3, seed, step) for seed, step in [(0, 0), (0, 1), (1, 0), (0, 2**32)]]
+    masks = [half - 0.3 for mask in masks for half in mask.double().split(n)]
+    for i, a in enumerate(masks):
+        for b in [*masks[:i], *(masks[i].roll(lag) for lag in (1, 16, 64))]:
+            assert abs((a * b).mean()) < 4.5 * 0.3 * 0.7 / math.sqrt(n)
+
+
+@needs_extension
+def test_mask_has_the_same_bits_for_any_number_of_threads(level):
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(bernoulli(torch.empty(1, 4, 200, 301), 0.5, 3, 1))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+@pytest.mark.gpu
+def test_graph_draws_a_mask_for_each_step(gpu):
+    like, counter = torch.empty(2, 5, 7, 30, device=gpu), torch.tensor(3, device=gpu)
+    bernoulli(like, 0.5, 7, counter)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        counter += 1
+        got = bernoulli(like, 0.5, 7, counter)
+    for step in (4, 5):
+        graph.replay()
+        assert torch.equal(got, bernoulli(like, 0.5, 7, step))
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.5, math.nan])
+def test_mask_refuses_what_is_no_probability(keep):
+    with pytest.raises(ValueError, match=rf"keep must be a probability, in \[0, 1\], got {keep}"):
+        bernoulli(torch.empty(3), keep, 0, 0)
 
 
 # ---- registration
@@ -211,6 +291,25 @@ def test_step_in_a_tensor_is_not_read():
     z = torch.zeros(3, 4, device="meta")
     step = torch.zeros((), dtype=torch.int64, device="meta")
     assert perturb_reference(z, 0.1, 3, step).shape == perturb(z, 0.1, 3, step).shape == (3, 4)
+
+
+class NoHostRead(TorchDispatchMode):
+    """Refuses what brings a value of a tensor to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1]
+        assert name not in ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("function", [perturb, perturb_reference], ids=["kernel", "definition"])
+def test_step_in_a_tensor_is_not_read_on_the_host(device, function):
+    z, step = torch.zeros(100, device=device), torch.tensor(3, device=device)
+    with NoHostRead():
+        got = function(z, 0.5, 7, step)
+        mask = bernoulli(z, 0.5, 7, step)
+    assert torch.equal(got, function(z, 0.5, 7, 3))
+    assert torch.equal(mask, bernoulli(z, 0.5, 7, 3))
 
 
 def test_gradient_passes_through(device):

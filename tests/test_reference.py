@@ -1,4 +1,4 @@
-"""The definition: what it accepts, and that the gradients written out are those of autograd."""
+"""The definition of the operators: which arguments it accepts, and its written-out gradients against autograd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of the operators' images: kept while it is held, cut and joined, and returned afterwards."""
+"""Memory of the operators' images: kept while a workspace exists, cut and merged, and returned afterwards."""
 
 import gc
 import itertools
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dip_fast.networks import Skip
-from dip_fast.ops import Raw, extension, norm_conv2d
+from dip_fast.ops import NormedInput, extension, norm_conv2d
 from dip_fast.ops.workspace import Workspace
 
 module = extension.load()
@@ -19,7 +19,7 @@ MIB = 1 << 20  # the size from which on a block has a segment of its own; smalle
 
 @pytest.fixture(autouse=True)
 def nothing_is_left():
-    """Nothing before, of other tests, and nothing afterwards."""
+    """Check that no memory is kept before a test, by earlier ones, nor after it."""
     gc.collect()
     assert module.workspace_bytes() == 0
     yield
@@ -28,26 +28,26 @@ def nothing_is_left():
 
 
 def image(mebibytes, value=1.0):
-    """Take a block of so many MiB: an output with a value everywhere."""
-    output, _ = norm_conv2d(Raw(torch.ones(1, 1, 512, 512)), torch.full((mebibytes, 1, 1, 1), value))
+    """Allocate a block of so many MiB: an output with the same value everywhere."""
+    output, _ = norm_conv2d(NormedInput(torch.ones(1, 1, 512, 512)), torch.full((mebibytes, 1, 1, 1), value))
     return output
 
 
-def asked():
-    """How often the system was asked so far."""
+def requests():
+    """Count the requests to the system so far."""
     return module.workspace_blocks()
 
 
 @pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
-def test_steps_ask_for_no_more_memory_while_it_is_held(upsampling):
+def test_steps_request_no_more_memory_while_a_workspace_exists(upsampling):
     torch.manual_seed(0)
     network = Skip(4, 3, down=16, up=16, scales=3, upsampling=upsampling).use("fused")
     z = torch.rand(1, 4, 160, 144)  # the images of the first scale take more than 1 MiB, those of others less
 
     def blocks_of_a_step():
-        before = asked()
+        before = requests()
         network(z).square().sum().backward()
-        return asked() - before
+        return requests() - before
 
     unheld = [blocks_of_a_step() for _ in range(2)]
     assert min(unheld) > 0
@@ -74,7 +74,7 @@ def test_tensors_outlive_the_holder():
     holder = Workspace()
     whole, cut = image(6), image(3)
     del whole
-    part = image(2, 7.0)  # of the place of `whole`, the rest of which is free
+    part = image(2, 7.0)  # it takes the place of `whole`, the rest of which is free
     del holder
     assert module.workspace_bytes() == 6 * MIB + 3 * MIB
     assert (part == 7).all()
@@ -90,26 +90,26 @@ def test_blocks_are_cut_to_size():
     whole = image(6)
     begin = whole.data_ptr()
     del whole
-    before = asked()
+    before = requests()
     parts = [image(size, value) for size, value in ((1, 1.0), (2, 2.0), (3, 3.0))]
     assert [part.data_ptr() - begin for part in parts] == [0, MIB, 3 * MIB]
-    assert asked() == before
+    assert requests() == before
     assert all((part == value).all() for part, value in zip(parts, (1, 2, 3), strict=True))
-    image(1)  # nothing is left of it
-    assert asked() == before + 1
+    image(1)  # nothing of the block is free
+    assert requests() == before + 1
     del holder
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
-def test_blocks_are_joined_in_any_order(order):
+def test_blocks_are_merged_in_any_order(order):
     holder = Workspace()
     begin = image(6).data_ptr()
     parts = [image(size) for size in (1, 2, 3)]
     for index in order:
         parts[index] = None
-    before = asked()
+    before = requests()
     assert image(6).data_ptr() == begin
-    assert asked() == before
+    assert requests() == before
     del holder
 
 
@@ -124,7 +124,7 @@ def test_takes_the_smallest_block_that_is_large_enough():
     del holder
 
 
-def test_what_is_too_small_is_returned_before_the_system_is_asked_for_more():
+def test_blocks_that_are_too_small_are_returned_before_the_system_is_asked_for_more():
     holder = Workspace()
     image(2)
     others = module.workspace_bytes() - 2 * MIB
@@ -133,8 +133,8 @@ def test_what_is_too_small_is_returned_before_the_system_is_asked_for_more():
     del held, holder
 
 
-def test_threads_that_take_and_give_at_once():
-    """Each thread runs forward and backward passes, and holds the workspace now and then."""
+def test_threads_that_allocate_and_free_at_once():
+    """Each thread runs forward and backward passes, and has a workspace now and then."""
     torch.manual_seed(0)
     z = torch.rand(1, 4, 96, 64)
     networks = [Skip(4, 3, down=8, up=8, scales=2).use("fused") for _ in range(4)]

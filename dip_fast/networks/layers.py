@@ -120,8 +120,8 @@ def as_read(x: Image, slope: float) -> Any:
     from dip_fast import ops  # here, since it loads or builds the extension
 
     if isinstance(x, Raw) and x.slope == slope:
-        return ops.Raw(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
-    return ops.Raw(finished(x))
+        return ops.NormedInput(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
+    return ops.NormedInput(finished(x))
 
 
 class _WithoutGradient(torch.autograd.Function):

@@ -1,7 +1,7 @@
-"""The operators; importing this registers them with PyTorch."""
+"""The fused operators; importing this loads or builds the extension and registers them with PyTorch."""
 
-from dip_fast.ops.norm_conv import Raw, norm_conv2d, norm_upsample_conv2d
-from dip_fast.ops.perturbation import perturb
+from dip_fast.ops.norm_conv import NormedInput, norm_conv2d, norm_upsample_conv2d
+from dip_fast.ops.perturbation import bernoulli, perturb
 from dip_fast.ops.upsample_conv import upsample_conv2d
 
-__all__ = ["Raw", "norm_conv2d", "norm_upsample_conv2d", "perturb", "upsample_conv2d"]
+__all__ = ["NormedInput", "bernoulli", "norm_conv2d", "norm_upsample_conv2d", "perturb", "upsample_conv2d"]

@@ -1,13 +1,13 @@
-"""Compiling the extension, ahead of time (setup.py) and just in time (extension.py): one way for both.
+"""Compiles the extension, in one way ahead of time (setup.py) and just in time (extension.py).
 
-A build is a library and, beside it, a record of what it was made from and for.  ``torch.utils.cpp_extension`` says
-where torch's headers and libraries are and which compiler to use; the ninja file is our own, as the kernels need
-flags of their own for each file (csrc/sources.txt), which neither its ``load`` nor its ``BuildExtension`` can give.
+A build is a library and, beside it, a record of what it was made from and for.  ``torch.utils.cpp_extension`` knows
+where torch's headers and libraries are and which compiler to use.  The ninja file is our own, as each file of kernels
+needs flags of its own (csrc/sources.txt), which neither its ``load`` nor its ``BuildExtension`` supports.
 
-Where torch is a CUDA build and a CUDA toolkit is there, the files under csrc/cuda are compiled too; elsewhere the
-record says why they are not.
+If torch is a CUDA build and a CUDA toolkit is installed, the files under csrc/cuda are compiled too; otherwise the
+record holds the reason why they are not.
 
-This file knows nothing of the package around it: setup.py runs it from its path.
+This file imports nothing of the package around it, as setup.py runs it from its path.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-# -fopenmp: without it at::parallel_for is compiled as a plain loop, without a word.
+# -fopenmp: without it at::parallel_for is compiled as a plain loop, without a warning.
 # No -march=native (the build may move to another machine) and no -ffast-math (infinities and NaNs must pass).
-# -fno-trapping-math: nobody reads the flags of floating-point exceptions, which keep `u > 0 ? u : slope * u` from being
-# vectorised.
+# -fno-trapping-math: nothing here reads the flags of floating-point exceptions, and for their sake the compiler would
+# not vectorise `u > 0 ? u : slope * u`.
 COMPILE_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -42,20 +42,20 @@ LINK_FLAGS = ["-shared", "-fopenmp", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch
 CUDA_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 CUDA_LINK_FLAGS = ["-lc10_cuda", "-ltorch_cuda", "-lcudart"]
 OLDEST_GPU = (8, 0)  # the first compute capability whose tensor cores take TF32 and bfloat16
-USUAL_GPUS = [(8, 0), (9, 0), (12, 0)]  # compiled for where there is no GPU
+USUAL_GPUS = [(8, 0), (9, 0), (12, 0)]  # the targets where there is no GPU
 SUFFIXES = {".cpp", ".h", ".txt", ".cu", ".cuh"}
 
 
 class BuildError(RuntimeError):
-    """The extension could not be compiled; the message holds what the compiler said."""
+    """The extension could not be compiled; the message holds the output of the compiler."""
 
 
 class Cuda(NamedTuple):
-    """What compiles the CUDA kernels, and for which GPUs."""
+    """The CUDA toolkit that compiles the kernels, and the GPUs that it compiles for."""
 
     home: Path
     version: str
-    codes: list[str]  # as nvcc names them: sm_90 is machine code, compute_90 is PTX, which the driver compiles
+    codes: list[str]  # named as nvcc does: sm_90 is machine code, compute_90 is PTX, which the driver compiles
 
 
 def source_folder() -> Path:
@@ -71,7 +71,7 @@ def read_sources(folder: Path) -> dict[Path, list[str]]:
 
 
 def is_cuda(source: Path) -> bool:
-    """Tell whether a file, relative to the folder of the sources, belongs to the CUDA kernels."""
+    """Return whether a file, relative to the folder of the sources, belongs to the CUDA kernels."""
     return source.parts[0] == "cuda"
 
 
@@ -81,7 +81,7 @@ def target() -> dict[str, str]:
     Returns
     -------
     dict
-        torch, python, flags, sources (a digest), and cuda: the version of the toolkit and what it compiles for
+        The entries torch, python, flags, sources (a digest), and cuda: the version of the toolkit and its targets
         (``13.0 sm_90 compute_90``), or ``none:`` and the reason; with CUDA kernels also "cuda sources", a digest.
     """
     import torch
@@ -99,10 +99,10 @@ def target() -> dict[str, str]:
 
 
 def differences(record: dict[str, str], wanted: dict[str, str]) -> list[str]:
-    """Name the entries of a record for which a build cannot serve as the wanted one.
+    """List the entries of a record that keep a build from being used in place of the wanted one.
 
-    CUDA kernels need not be those that would be compiled here: they serve if they are of these sources and run on the
-    GPUs here.  A build without them serves only where none could be compiled.
+    Its CUDA kernels need not be those that would be compiled here: they must be compiled from these sources and run on
+    the GPUs here.  A build without CUDA kernels can be used only where none could be compiled.
     """
     names = [name for name in ("torch", "python", "flags", "sources") if record.get(name) != wanted[name]]
     if lacks_cuda(record) is not None:
@@ -116,13 +116,13 @@ def differences(record: dict[str, str], wanted: dict[str, str]) -> list[str]:
 
 
 def lacks_cuda(record: dict[str, str]) -> str | None:
-    """Say why a build has no CUDA kernels, None if it has them."""
+    """Return the reason why a build has no CUDA kernels, None if it has them."""
     version, _, reason = record.get("cuda", "none: it is older than they are").partition(": ")
     return reason if version == "none" else None
 
 
 def _digest(*, cuda: bool) -> str:
-    """Digest the sources of the CUDA kernels, or all others: a change of these must not compile those again."""
+    """Digest the sources of the CUDA kernels or all others, as a change in one part leaves the other as it is."""
     digest = hashlib.sha256()
     folder = source_folder()
     for path in sorted(folder.rglob("*")):
@@ -134,7 +134,7 @@ def _digest(*, cuda: bool) -> str:
 
 
 def find_cuda() -> Cuda | str:
-    """Find what would compile the CUDA kernels, or say why nothing would."""
+    """Find the toolkit for the CUDA kernels and choose their targets, or return the reason why there are none."""
     import torch
 
     if torch.version.cuda is None:
@@ -146,8 +146,8 @@ def find_cuda() -> Cuda | str:
         return "nvcc and its headers are not found (set CUDA_HOME)"
     release = re.search(r"release (\d+)(\.\d+)", _ask_nvcc(home, "--version"))
     if release is None:
-        return f"{home / 'bin' / 'nvcc'} does not tell its version (set CUDA_HOME)"
-    # Two versions of libcudart in one process would not know of each other.
+        return f"{home / 'bin' / 'nvcc'} does not print its version (set CUDA_HOME)"
+    # Two versions of libcudart in one process would keep separate states.
     if release.group(1) != torch.version.cuda.partition(".")[0]:
         return f"torch is built for CUDA {torch.version.cuda}, but {home} is of another version (set CUDA_HOME)"
     codes = _codes([int(number) for number in re.findall(r"compute_(\d+)\b", _ask_nvcc(home, "--list-gpu-arch"))])
@@ -155,13 +155,13 @@ def find_cuda() -> Cuda | str:
 
 
 def find_toolkit() -> Path | None:
-    """Find the folder of the CUDA toolkit: CUDA_HOME or CUDA_PATH, else where nvcc on PATH is, else the usual one."""
+    """Find the folder of the CUDA toolkit: CUDA_HOME or CUDA_PATH, else that of nvcc on PATH, else the usual one."""
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = shutil.which("nvcc")
     if named:
         homes = [Path(named)]
     else:
-        # The nvcc on PATH may be a script that starts another one: then no headers are beside it.
+        # The nvcc on PATH may be a script that starts another one, without headers beside it.
         homes = [Path(nvcc).resolve().parents[1]] if nvcc else []
         homes.append(Path("/usr/local/cuda"))
     return next((home for home in homes if (home / "bin" / "nvcc").is_file() and _cuda_headers(home)), None)
@@ -189,9 +189,9 @@ def _gpus() -> list[tuple[int, int]]:
 
 
 def _codes(known: list[int]) -> list[str] | str:
-    """Choose what to compile for: TORCH_CUDA_ARCH_LIST, else the GPUs here; or say why there is nothing to choose.
+    """Choose the targets: TORCH_CUDA_ARCH_LIST, else the GPUs here; or return the reason why there are none.
 
-    ``known`` is what the toolkit knows, 90 for compute capability 9.0.
+    ``known`` lists the compute capabilities that the toolkit supports, 90 for 9.0.
     """
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
     if named:
@@ -207,29 +207,29 @@ def _codes(known: list[int]) -> list[str] | str:
     gpus = [10 * major + minor for major, minor in _gpus() or USUAL_GPUS if (major, minor) >= OLDEST_GPU]
     if not gpus:
         return "no GPU here has compute capability 8.0 or more"
-    # The PTX is for GPUs that are newer than the toolkit, or than those here.
+    # The PTX is for GPUs that are newer than those here or than the toolkit.
     newest = max((number for number in known if number <= gpus[-1]), default=gpus[-1])
     return [*(f"sm_{number}" for number in gpus if number in known), f"compute_{newest}"]
 
 
 def _runs(code: str, gpu: tuple[int, int]) -> bool:
-    """Tell whether a GPU runs what was compiled."""
+    """Return whether a GPU runs what was compiled."""
     kind, _, number = code.partition("_")
     made_for = divmod(int(number.rstrip("af")), 10)
-    if number.endswith("a"):  # for this one alone
+    if number.endswith("a"):  # it runs on this one alone
         return gpu == made_for
     if kind == "compute" and not number.endswith("f"):
         return gpu >= made_for
-    return gpu >= made_for and gpu[0] == made_for[0]  # machine code serves later ones of a family
+    return gpu >= made_for and gpu[0] == made_for[0]  # machine code also runs on later GPUs of its family
 
 
 def record_path(library: Path) -> Path:
-    """Name the record that stands beside a library."""
+    """Return the path of the record beside a library."""
     return library.with_name("_C.json")
 
 
 def read_record(library: Path) -> dict[str, str]:
-    """Read the record of a build; empty where there is no complete build."""
+    """Read the record of a build; it is empty if the build is missing or incomplete."""
     try:
         return json.loads(record_path(library).read_text()) if library.is_file() else {}
     except (OSError, ValueError):
@@ -237,7 +237,7 @@ def read_record(library: Path) -> dict[str, str]:
 
 
 def missing() -> str | None:
-    """Say which tool a build lacks here, None if it lacks nothing."""
+    """Return which tool is missing here for a build, None if none is."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -251,14 +251,14 @@ def missing() -> str | None:
 
 
 def build(library: Path, work: Path) -> None:
-    """Compile the extension; what an earlier build left in the work folder is used again where it is up to date.
+    """Compile the extension; object files of an earlier build are used again if they are up to date.
 
-    If that fails with the CUDA kernels, it is compiled without them, and the record says why.
+    If compiling fails with the CUDA kernels, the extension is compiled without them, and the record holds the reason.
 
     Parameters
     ----------
     library : Path
-        The file to write; replaced in one piece, and its record after it.
+        The file to write.  It is replaced atomically, and its record is written after it.
     work : Path
         The folder for the object files.
 
@@ -277,8 +277,9 @@ def build(library: Path, work: Path) -> None:
     except BuildError as error:
         if isinstance(cuda, str):
             raise
-        # The compiler of the C++ files may be too new for nvcc, say.
-        complaint = next((line for line in str(error).splitlines() if re.search("error|fatal", line)), "no word why")
+        # The compiler of the C++ files may be too new for nvcc, for example.
+        lines = str(error).splitlines()
+        complaint = next((line for line in lines if re.search("error|fatal", line)), "the compiler gives no reason")
         cuda = f"compiling failed: {complaint}"
         made_for["cuda"] = f"none: {cuda}"
         _compile(work, _ninja_file(source_folder().resolve(), made_for["torch"], cuda))
@@ -287,7 +288,7 @@ def build(library: Path, work: Path) -> None:
     record = made_for | {"compiler": version.stdout.partition("\n")[0]}
     library.parent.mkdir(parents=True, exist_ok=True)
     record_path(library).unlink(missing_ok=True)
-    # Not written in place: a process may have the old file mapped.
+    # The file is not written in place, as a process may have the old one mapped.
     scratch = library.with_name(library.name + ".new")
     shutil.copyfile(work / "_C.so", scratch)
     scratch.replace(library)
@@ -296,7 +297,7 @@ def build(library: Path, work: Path) -> None:
 
 def _compile(work: Path, ninja_file: str) -> None:
     (work / "build.ninja").write_text(ninja_file)
-    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []  # the name torch gave it
+    jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []  # as in torch's own builds
     command = [str(_ninja()), "-C", str(work), *jobs]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode != 0:
@@ -304,14 +305,14 @@ def _compile(work: Path, ninja_file: str) -> None:
 
 
 def compiler() -> list[str]:
-    """Split the name of the C++ compiler, of CXX or the usual one, into words."""
+    """Return the command of the C++ compiler, CXX or the usual one, as words."""
     from torch.utils.cpp_extension import get_cxx_compiler
 
     return shlex.split(get_cxx_compiler())
 
 
 def _ninja() -> Path | None:
-    """Find ninja: that of the Python package, which is not on PATH in a virtual environment that is not activated."""
+    """Find ninja: the Python package's, which need not be on PATH in a virtual environment, or another one."""
     try:
         import ninja
 
@@ -322,18 +323,18 @@ def _ninja() -> Path | None:
 
 
 def include_flags(folder: Path, cuda_home: Path | None) -> list[str]:
-    """List where C++ files find their headers, with those of a CUDA toolkit if it is given."""
+    """List the flags that name the folders of headers, those of a CUDA toolkit included if its folder is given."""
     from torch.utils.cpp_extension import include_paths
 
     headers = [*include_paths(), sysconfig.get_path("include")]
     if cuda_home is not None:
         headers.append(str(_cuda_headers(cuda_home)))
-    # The compiler looks into /usr/include in any case, and not in the order it needs to where it is named.
+    # The compiler searches /usr/include in any case, and in the wrong order if it is named.
     return [f"-I{folder}", *(word for path in headers if path != "/usr/include" for word in ("-isystem", path))]
 
 
 def cuda_command(home: Path, codes: list[str]) -> list[str]:
-    """Begin the command line of nvcc: the host compiler is that of the C++ files."""
+    """Return the beginning of the command line of nvcc, with the C++ files' compiler as the host compiler."""
     host = [word for word in compiler() if not word.startswith("-")][-1]  # CXX may be "ccache g++"
     generate = [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in codes]
     return [str(home / "bin" / "nvcc"), "-ccbin", host, *CUDA_FLAGS, *generate]
@@ -342,7 +343,7 @@ def cuda_command(home: Path, codes: list[str]) -> list[str]:
 def _ninja_file(folder: Path, torch_version: str, cuda: Cuda | str) -> str:
     from torch.utils.cpp_extension import library_paths
 
-    # The version of torch on the command line makes ninja start over when it changes: -MMD leaves out system headers.
+    # -MMD leaves out system headers, so the version of torch on the command line makes ninja compile all again.
     defines = ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H"]
     defines += [f'-DDIP_FAST_TORCH_VERSION="{torch_version}"']
     libraries = [f"-L{path}" for path in library_paths()]
@@ -363,7 +364,7 @@ def _ninja_file(folder: Path, torch_version: str, cuda: Cuda | str) -> str:
     lines = [*rules, "rule link", f"  command = {_words(compiler())} $in {_words(libraries + link_flags)} -o $out"]
     objects = []
     for source, own in sources.items():
-        objects.append(_path(source.with_suffix(f"{source.suffix}.o")))  # of fields.cpp and of fields.cu
+        objects.append(_path(source.with_suffix(f"{source.suffix}.o")))  # fields.cpp and fields.cu differ
         lines += [f"build {objects[-1]}: compile{source.suffix} {_path(folder / source)}", f"  own = {_words(own)}"]
     lines.append(f"build _C.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
@@ -375,7 +376,7 @@ def _compile_rule(suffix: str, compiler: str) -> list[str]:
 
 
 def _words(words: list[str]) -> str:
-    """Quote for the shell, then for ninja."""
+    """Quote words for the shell, then for ninja."""
     return shlex.join(words).replace("$", "$$")
 
 

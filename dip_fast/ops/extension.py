@@ -1,13 +1,13 @@
-"""Finding, else building, and loading the compiled operators.
+"""Finds or builds the compiled operators, and loads them.
 
 A build shipped in the wheel is loaded if it was made from these sources for this torch and this Python.  Otherwise one
-is compiled, once, into ``$XDG_CACHE_HOME/dip-fast`` (``~/.cache/dip-fast``), in a folder named after all that it
-depends on; processes that want the same build at the same time wait for the one that makes it.  Where that fails, a
-warning says why and the operators run through `dip_fast.ops.reference`.
+is compiled, once, into ``$XDG_CACHE_HOME/dip-fast`` (``~/.cache/dip-fast``), in a folder named by a digest of
+everything that it depends on; processes that need the same build at the same time wait for the one that compiles it.
+Where that fails, a warning names the reason and the operators run through `dip_fast.ops.reference`.
 
-The environment variable ``DIP_FAST_BUILD`` says whether to compile: ``auto`` (the default) or ``never``, which loads
-what is there already.  ``CXX`` and ``MAX_JOBS`` name the compiler and limit its processes; ``CUDA_HOME`` and
-``TORCH_CUDA_ARCH_LIST`` say what compiles the CUDA kernels, and for which GPUs.
+The environment variable ``DIP_FAST_BUILD`` decides whether to compile: ``auto`` (the default) or ``never``, which only
+loads a build that exists already.  ``CXX`` and ``MAX_JOBS`` name the compiler and limit its processes; ``CUDA_HOME``
+and ``TORCH_CUDA_ARCH_LIST`` choose the toolkit for the CUDA kernels and the GPUs that they are compiled for.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ logger = logging.getLogger("dip_fast")
 
 @dataclass(frozen=True)
 class Extension:
-    """What `load` came to.
+    """The build that `load` loaded, or the reason why there is none.
 
     Attributes
     ----------
     module : module or None
-        The compiled operators; None if the reference stands in for them.
+        The compiled operators; None if the reference runs in their place.
     library : Path or None
         The file that was loaded.
     origin : {"shipped", "cached", "none"}
-        Whether it came with the package or was compiled on this machine.
+        Whether the build came with the package or was compiled on this machine.
     reason : str
-        Why there is none; empty if there is one.
+        Why no build is loaded; empty if one is.
     record : dict
-        What it was made from and for: as `building.target` says, and the compiler.
+        What the build was made from and for: the entries of `building.target`, and the compiler.
     """
 
     module: ModuleType | None = None
@@ -72,17 +72,17 @@ def load() -> ModuleType | None:
     Returns
     -------
     module or None
-        The same one at every call; None if there is none, of which the first call warns.
+        The same module at every call; None if there is none, in which case the first call warns.
 
     Raises
     ------
     UsageError
         If ``DIP_FAST_BUILD`` is neither ``auto`` nor ``never``.
     ImportError
-        If the extension refuses to start, or other code has registered its operators in this process.
+        If the extension refuses to initialise, or other code in this process has registered its operators.
     """
     global _loaded
-    with _loading:
+    with _loading:  # threads that arrive meanwhile wait, and get the same module
         if _loaded is None:
             _loaded = _load()
             if _loaded.module is None:
@@ -95,19 +95,19 @@ def load() -> ModuleType | None:
 
 
 def info() -> Extension:
-    """Tell which build is loaded, or why none is (loads it first)."""
+    """Return which build is loaded, or why none is; this loads it first."""
     load()
     assert _loaded is not None
     return _loaded
 
 
 def shipped_library() -> Path:
-    """Name the build that comes in the wheel."""
+    """Return the path of the build that comes in the wheel."""
     return Path(__file__).parents[1] / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def cache_folder() -> Path:
-    """Name the folder of the builds made on this machine."""
+    """Return the folder of the builds compiled on this machine."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "dip-fast"
 
@@ -121,20 +121,10 @@ def _load() -> Extension:
         raise ImportError("another library in this process has registered the operators of dip_fast already")
 
     wanted = building.target()
-    shipped = building.read_record(shipped_library())
-    differing = building.differences(shipped, wanted)
-    if shipped and not differing:
-        extension = _import(shipped_library(), "shipped")
-        if extension.module is not None:
-            return extension
-        reason = extension.reason
-    elif shipped:
-        name = differing[0]
-        reason = f"the build that came with this package was made for another {name}"
-        if name in ("torch", "python"):
-            reason += f", {shipped.get(name)} and not {wanted[name]}"
-    else:
-        reason = "no build came with this package"
+    shipped = _load_shipped(wanted)
+    if shipped.module is not None:
+        return shipped
+    reason = shipped.reason
 
     key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
     library = cache_folder() / key / "_C.so"
@@ -145,13 +135,28 @@ def _load() -> Extension:
             if policy == "never":
                 return Extension(reason=f"{reason}, and DIP_FAST_BUILD=never forbids making one")
             _build_once(library)
-    except (building.BuildError, OSError, NotImplementedError) as error:  # the last: a file system without locks
+    except (building.BuildError, OSError, NotImplementedError) as error:  # the last one: a file system without locks
         return Extension(reason=f"{reason}, and making one here failed: {error}")
     return _import(library, "cached")
 
 
+def _load_shipped(wanted: dict[str, str]) -> Extension:
+    """Load the build that came with the package, if it is one for this Python, torch and these sources."""
+    shipped = building.read_record(shipped_library())
+    if not shipped:
+        return Extension(reason="no build came with this package")
+    differing = building.differences(shipped, wanted)
+    if not differing:
+        return _import(shipped_library(), "shipped")
+    name = differing[0]
+    reason = f"the build that came with this package was made for another {name}"
+    if name in ("torch", "python"):
+        reason += f", {shipped.get(name)} and not {wanted[name]}"
+    return Extension(reason=reason)
+
+
 def _cached(wanted: dict[str, str]) -> Path | None:
-    """Find a build in the cache that serves, though it is not the very one: of CUDA kernels for more GPUs, say."""
+    """Find a build in the cache that can be used in place of the wanted one: one for more GPUs, for example."""
     for library in sorted(cache_folder().glob("*/_C.so")):
         record = building.read_record(library)
         if record and not building.differences(record, wanted):
@@ -160,15 +165,15 @@ def _cached(wanted: dict[str, str]) -> Path | None:
 
 
 def _build_once(library: Path) -> None:
-    """Build into the cache, unless another process does so first; a build cut short leaves nothing that is loaded."""
+    """Compile into the cache, unless another process does so first; an interrupted build leaves nothing to load."""
     folder = library.parent
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder.with_suffix(".lock"))  # the system frees it when its holder dies
+    lock = filelock.FileLock(folder.with_suffix(".lock"))  # the system releases it when its holder dies
     with _acquire(lock):
         if building.read_record(library):
             return
-        for left in [folder, *folder.parent.glob(f"{folder.name}.*.tmp")]:  # of builds that were cut short
-            shutil.rmtree(left, ignore_errors=True)
+        for remains in [folder, *folder.parent.glob(f"{folder.name}.*.tmp")]:  # of builds that were interrupted
+            shutil.rmtree(remains, ignore_errors=True)
         if building.missing() is None:
             logger.warning("dip-fast: compiling the operators for torch %s (a minute, once)", torch.__version__)
         scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
@@ -195,7 +200,7 @@ def _import(library: Path, origin: str) -> Extension:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
     except ImportError as error:
-        if error.path is None:  # raised by the extension itself, say for a wrong DIP_FAST_CPU
+        if error.path is None:  # the extension itself raised it, for a wrong DIP_FAST_CPU for example
             raise
         return Extension(reason=f"{library} cannot be loaded: {error}")
     sys.modules[MODULE] = module

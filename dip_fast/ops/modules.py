@@ -1,4 +1,4 @@
-"""The operator as a layer."""
+"""The operator ``upsample_conv2d`` as a layer, `UpsampleConv2d`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dip_fast.ops.upsample_conv import upsample_conv2d
 class UpsampleConv2d(nn.Module):
     """Upsample by two, pad by one pixel and convolve with 3x3 taps, as one layer.
 
-    The same as ``nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(in_channels, out_channels, 3,
-    padding=1, padding_mode=padding_mode))`` with a quarter of the multiplications.
+    It computes what ``nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), nn.Conv2d(in_channels, out_channels, 3,
+    padding=1, padding_mode=padding_mode))`` computes, with a quarter of the multiplications.
 
     Parameters
     ----------
@@ -26,14 +26,14 @@ class UpsampleConv2d(nn.Module):
     padding_mode : {"zeros", "reflect", "replicate"}
         What surrounds the upsampled image.
     device, dtype
-        Of the parameters, as in ``nn.Conv2d``.
+        Where the parameters are and how they are stored, as in ``nn.Conv2d``.
 
     Attributes
     ----------
     weight : Parameter, (out_channels, in_channels, 3, 3)
-        Named, shaped and initialised as in ``nn.Conv2d``, whose ``state_dict`` it loads.
+        The taps, named, shaped and initialised as in ``nn.Conv2d``, whose ``state_dict`` the layer loads.
     bias : Parameter, (out_channels,), or None
-        The same.
+        The number added to each channel, likewise.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class UpsampleConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new parameters, from the same random numbers the same ones as ``nn.Conv2d``."""
+        """Initialise the parameters anew: from the same random numbers the same values as in ``nn.Conv2d``."""
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         if self.bias is not None:
             bound = (9 * self.in_channels) ** -0.5
@@ -88,6 +88,6 @@ class UpsampleConv2d(nn.Module):
         return upsample_conv2d(input, self.weight, self.bias, mode=self.mode, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:
-        """Show the arguments that were given."""
+        """Return the arguments of the layer for its ``repr``."""
         text = f"{self.in_channels}, {self.out_channels}, mode={self.mode!r}, padding_mode={self.padding_mode!r}"
         return text if self.bias is not None else f"{text}, bias=False"

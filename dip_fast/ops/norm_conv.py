@@ -1,9 +1,14 @@
-"""Convolutions of images that are kept as convolutions left them.
+"""Convolutions that apply the batch norm and the activation before them while they read their input.
 
-``dip_fast::norm_conv2d`` and ``dip_fast::norm_upsample_conv2d`` take a raw image with its statistics and normalise and
-activate it where they read it; they give the raw output and its statistics.  No normalised, activated, padded,
-upsampled or concatenated image is kept, and each raw one is written once.  The statistics are tensors, so autograd
-carries the gradient of the batch norm through them (csrc/autograd.cpp).  `dip_fast.ops.reference` defines both.
+``dip_fast::norm_conv2d`` and ``dip_fast::norm_upsample_conv2d`` read an image as the convolution before them wrote it,
+with the mean and the variance of each channel, and normalise and activate each value where they use it:
+
+    y = conv(lrelu(gamma (x - mean) / sqrt(variance + eps) + beta)),  and the mean and the variance of y
+
+They return their own output without a norm, with its statistics, for the next one.  So no normalised, activated,
+padded, upsampled or concatenated image is kept, and each convolution's output is written once.  The statistics are
+tensors, so autograd carries the gradient of the batch norm through them (csrc/autograd.cpp).
+`dip_fast.ops.reference` defines both operators.
 """
 
 from __future__ import annotations
@@ -18,21 +23,22 @@ from dip_fast.ops import extension
 
 CONV = "dip_fast::norm_conv2d"
 CONV_BACKWARD = "dip_fast::norm_conv2d_backward"
-JOIN = "dip_fast::norm_upsample_conv2d"
-JOIN_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
+UPSAMPLE = "dip_fast::norm_upsample_conv2d"
+UPSAMPLE_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
 
 
-class Raw(NamedTuple):
-    """An image before its batch norm and its activation.
+class NormedInput(NamedTuple):
+    """An image as a convolution left it, with the batch norm that its reader applies before the activation.
 
     Attributes
     ----------
     tensor : Tensor, (1, C, H, W)
-        float32 or float64; on a GPU also bfloat16, with parameters in float32.
+        The image, float32 or float64; on a GPU also bfloat16, with parameters in float32.
     statistics : Tensor, (2, C), optional
-        Mean and biased variance of each channel, float64; None for an image that is read as it is.
+        Mean and biased variance of each channel, float64; None for an image that is read as it is, without norm and
+        activation.
     weight, bias : Tensor, (C,), optional
-        Of the batch norm.
+        The affine parameters of the batch norm.
     """
 
     tensor: Tensor
@@ -42,7 +48,7 @@ class Raw(NamedTuple):
 
 
 def norm_conv2d(
-    image: Raw,
+    image: NormedInput,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
@@ -51,28 +57,29 @@ def norm_conv2d(
     stride: int = 1,
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Batch norm, LeakyReLU and convolution of the same size, or of half, and the statistics of what comes out.
+    """Apply batch norm, LeakyReLU and a convolution, with stride 1 or 2, and compute the statistics of the output.
 
     Parameters
     ----------
-    image : Raw
-        What is read.
+    image : NormedInput
+        The input with its batch norm.
     weight : Tensor, (K, C, 1, 1) or (K, C, 3, 3)
-        As in ``nn.Conv2d``; 3x3 taps are padded by one pixel.
+        The taps, as in ``nn.Conv2d``; for 3x3 taps the image is padded by one pixel.
     bias : Tensor, (K,), optional
-        A batch norm that follows takes any bias away again.
+        Added to each output channel.  A batch norm that follows subtracts it again, and needs none.
     slope : float
-        Of the LeakyReLU.
+        Slope of the LeakyReLU for negative values.
     eps : float
         Added to the variance.
     stride : {1, 2}
-        2 with 3x3 taps only.
+        Stride of the convolution; 2 with 3x3 taps only.
     padding_mode : {"zeros", "reflect", "replicate"}
         What surrounds the activated image.
 
     Returns
     -------
     output : Tensor, (1, K, H, W), or half the size, rounded up
+        The convolved image, without a norm.
     statistics : Tensor, (2, K)
         Mean and biased variance of each channel of the output, float64.
 
@@ -81,11 +88,11 @@ def norm_conv2d(
     TypeError, ValueError
         If a dtype or shape does not fit.
     NotImplementedError
-        Where there are no kernels for a device; in backward, if second derivatives are asked for.
+        If there are no kernels for the device; in the backward pass, if second derivatives are requested.
 
     Notes
     -----
-    3x3 taps with stride 1 are Winograd's F(2x2, 3x3).  First derivatives only.
+    Convolutions with 3x3 taps and stride 1 use Winograd's F(2x2, 3x3).  There are first derivatives only.
 
     References
     ----------
@@ -95,8 +102,8 @@ def norm_conv2d(
 
 
 def norm_upsample_conv2d(
-    deep: Raw,
-    skip: Raw | None,
+    deep: NormedInput,
+    skip: NormedInput | None,
     norm_weight: Tensor,
     norm_bias: Tensor,
     weight: Tensor,
@@ -107,28 +114,37 @@ def norm_upsample_conv2d(
     mode: str = "nearest",
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Upsample `deep` by two, concatenate it after `skip`, batch norm, convolution; both read through their own norm.
+    """Upsample `deep` by two, concatenate it after `skip`, and apply a batch norm and a convolution.
+
+    Both images are read through their own batch norm and activation first.
 
     Parameters
     ----------
-    deep : Raw
-        ``(1, C, H, W)``.
-    skip : Raw, optional
-        ``(1, S, 2H, 2W)``, of few channels: its convolution is direct.
+    deep : NormedInput, (1, C, H, W)
+        The image that is upsampled.
+    skip : NormedInput, (1, S, 2H, 2W), optional
+        The image beside it, of few channels: its convolution is direct.
     norm_weight, norm_bias : Tensor, (S + C,)
-        Of the batch norm between concatenation and convolution.
+        The affine parameters of the batch norm between concatenation and convolution.
     weight : Tensor, (K, S + C, 3, 3)
+        The taps, as in ``nn.Conv2d``, for the channels of `skip` first.
     bias : Tensor, (K,), optional
-    slope, eps : float
-        Of the LeakyReLU before upsampling and concatenation; of all batch norms.
+        Added to each output channel.
+    slope : float
+        Slope of the LeakyReLU before upsampling and concatenation, for negative values.
+    eps : float
+        Added to the variances of all three batch norms.
     mode : {"nearest", "bilinear"}
+        How to upsample; bilinear is that of ``align_corners=False``.
     padding_mode : {"zeros", "reflect", "replicate"}
+        What surrounds the normalised image.
 
     Returns
     -------
     output : Tensor, (1, K, 2H, 2W)
+        The convolved image, without a norm.
     statistics : Tensor, (2, K)
-        Of the output, float64.
+        Mean and biased variance of each channel of the output, float64.
 
     Raises
     ------
@@ -137,8 +153,8 @@ def norm_upsample_conv2d(
 
     Notes
     -----
-    The upsampled image is never made, see `upsample_conv2d`; its statistics come from the small one.  First derivatives
-    only.
+    The upsampled image is never stored, see `upsample_conv2d`; its statistics are computed from the small one.  There
+    are first derivatives only.
     """
     return torch.ops.dip_fast.norm_upsample_conv2d(
         *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode
@@ -146,11 +162,12 @@ def norm_upsample_conv2d(
 
 
 def _statistics(like: Tensor, channels: int) -> Tensor:
+    """Allocate the statistics of an image."""
     return like.new_empty((2, channels), dtype=torch.float64)
 
 
 def empty_image(like: Tensor, size: Sequence[int]) -> Tensor:
-    """Make an image as the kernels of a device lay them out: channels last on a GPU."""
+    """Allocate an image in the layout that the kernels of its device write: channels last on a GPU."""
     layout = torch.channels_last if like.is_cuda else torch.contiguous_format
     return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=layout)
 
@@ -177,6 +194,7 @@ def _fake_conv(
 
 
 def _wanted(like: Tensor, shape: Any, wanted: bool) -> Tensor:
+    """Allocate a gradient, empty if it is not wanted."""
     return like.new_empty(shape if wanted else (0,))
 
 
@@ -196,19 +214,19 @@ def _fake_conv_backward(
     padding_mode: str,
     mask: list[bool],
 ) -> tuple[Tensor, ...]:
-    of_norm = [
+    norm_gradients = [
         torch.empty_like(t) if t is not None and mask[0] else input.new_empty(0)
         for t in (statistics, norm_weight, norm_bias)
     ]
     return (
         empty_image(input, input.shape) if mask[0] else input.new_empty(0),
-        *of_norm,
+        *norm_gradients,
         _wanted(weight, weight.shape, mask[1]),
         _wanted(weight, weight.shape[:1], mask[2]),
     )
 
 
-def _fake_join(
+def _fake_upsample(
     deep: Tensor,
     deep_statistics: Tensor | None,
     deep_weight: Tensor | None,
@@ -230,7 +248,7 @@ def _fake_join(
     return empty_image(deep, (1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
 
 
-def _fake_join_backward(
+def _fake_upsample_backward(
     grad: Tensor,
     grad_statistics: Tensor,
     output: Tensor,
@@ -260,8 +278,8 @@ def _fake_join_backward(
     return [*like, torch.empty_like(weight), _wanted(weight, weight.shape[:1], with_bias)]
 
 
-if extension.load() is not None:  # without it the plain engine runs: there is nothing that these would save
+if extension.load() is not None:  # without it the plain engine runs, as there is nothing that these would save
     torch.library.register_fake(CONV, _fake_conv)
     torch.library.register_fake(CONV_BACKWARD, _fake_conv_backward)
-    torch.library.register_fake(JOIN, _fake_join)
-    torch.library.register_fake(JOIN_BACKWARD, _fake_join_backward)
+    torch.library.register_fake(UPSAMPLE, _fake_upsample)
+    torch.library.register_fake(UPSAMPLE_BACKWARD, _fake_upsample_backward)

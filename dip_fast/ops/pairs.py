@@ -1,4 +1,7 @@
-"""Which nodes of a traced graph make ``Upsample(x2) -> pad(1) -> Conv2d(3x3)``, and for the others why not."""
+"""Pairs ``Upsample(x2) -> pad(1) -> Conv2d(3x3)``: finds them in a traced graph, and runs one as an operator.
+
+`find_pairs` also returns, for each upsampling that makes no pair, the reason.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dip_fast.ops.reference import PADDING_MODES
 from dip_fast.ops.tracing import Tracer, has_hooks
+from dip_fast.ops.upsample_conv import upsample_conv2d
 
-# For exactly twice the size, nearest-exact takes the same pixels as nearest.
+# At exactly twice the size, nearest-exact takes the same pixels as nearest.
 MODES = {"nearest": "nearest", "nearest-exact": "nearest", "bilinear": "bilinear"}
 PADS = {
     nn.ReflectionPad2d: "reflect",
@@ -26,23 +30,23 @@ CONV = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1
 
 
 class _NoMatchError(Exception):
-    """Why an upsampling does not make a pair."""
+    """An upsampling makes no pair; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """The nodes of a pair and what they say.
+    """The nodes of a pair and their options.
 
     Attributes
     ----------
     upsample, pad, conv : fx.Node
-        The calls; no `pad` if the convolution pads.
+        The calls; `pad` is None if the convolution pads.
     mode : str
-        Of the interpolation, a key of `MODES`.
+        The mode of the interpolation, a key of `MODES`.
     size : int, sequence, fx.Node or None
-        What it interpolates to; None if it is by two.
+        The size to interpolate to; None if the scale factor is 2.
     padding_mode : str or None
-        Of `pad`.
+        The padding mode of `pad`.
     kept : bool
         Whether the upsampled image is also read elsewhere.
     """
@@ -60,16 +64,16 @@ class Match:
         return [node for node in (self.upsample, self.pad, self.conv) if node is not None]
 
     def owner(self, root: nn.Module) -> nn.Module:
-        """Find the innermost module in which all of them are."""
-        for together in zip(*(node.meta["scope"] for node in self.nodes()), strict=False):
-            if any(module is not together[0] for module in together):
+        """Find the innermost module that contains all of them."""
+        for level in zip(*(node.meta["scope"] for node in self.nodes()), strict=False):
+            if any(module is not level[0] for module in level):
                 break
-            root = together[0]
+            root = level[0]
         return root
 
 
 def find_pairs(tracer: Tracer) -> tuple[list[Match], dict[fx.Node, str]]:
-    """Find the pairs in a graph, and for each other upsampling why it makes none."""
+    """Find the pairs in a graph, and for each other upsampling the reason why it makes none."""
     matches = []
     left = {}
     for node in tracer.graph.nodes:
@@ -83,9 +87,9 @@ def find_pairs(tracer: Tracer) -> tuple[list[Match], dict[fx.Node, str]]:
 
 
 def _match(tracer: Tracer, upsample: fx.Node, mode: str, size: Any) -> list[Match]:
-    """Find the convolutions that read an upsampling."""
+    """Find the convolutions that read an upsampling, each of which makes a pair with it."""
     matches = []
-    others = []  # what else reads it
+    others = []  # nodes that also read it
     reasons = []
     for user in upsample.users:
         padding_mode = _padding(tracer, user)
@@ -110,24 +114,24 @@ def _match(tracer: Tracer, upsample: fx.Node, mode: str, size: Any) -> list[Matc
 
 
 def _upsampling(tracer: Tracer, node: fx.Node) -> tuple[str, Any] | None:
-    """Give the mode and the size (None if it is by two) of an upsampling; None if the node is none."""
+    """Return mode and size of an upsampling, or None for another node; the size is None if the factor is 2."""
     module = tracer.module_of(node)
     if node.target is F.interpolate:
-        said = _arguments(F.interpolate, node)
+        options = _arguments(F.interpolate, node)
     elif isinstance(module, nn.Upsample):
         if not _is_plain(module, nn.Upsample):
             raise _NoMatchError(f"{_describe(tracer, node)} has hooks, or a forward of its own")
-        said = {**vars(module), "antialias": False}
+        options = {**vars(module), "antialias": False}
     else:
         return None
-    mode, size, scale = said["mode"], said["size"], said["scale_factor"]
+    mode, size, scale = options["mode"], options["size"], options["scale_factor"]
     if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
         raise _NoMatchError("its input is not its one positional argument")
     if mode not in MODES:
         raise _NoMatchError(f"its mode is {mode}, neither nearest nor bilinear")
-    if mode == "bilinear" and said["align_corners"]:
+    if mode == "bilinear" and options["align_corners"]:
         raise _NoMatchError("its corners are aligned (align_corners=True)")
-    if said["antialias"]:
+    if options["antialias"]:
         raise _NoMatchError("it blurs what it samples (antialias=True)")
     if size is not None:
         if not isinstance(size, int | fx.Node) and len(size) != 2:
@@ -142,7 +146,7 @@ def _upsampling(tracer: Tracer, node: fx.Node) -> tuple[str, Any] | None:
 
 
 def _padding(tracer: Tracer, node: fx.Node) -> str | None:
-    """Give the padding mode of a padding by one pixel; None if the node is none."""
+    """Return the mode of a padding by one pixel, or None for another node."""
     module = tracer.module_of(node)
     if module is not None:
         mode = next((mode for kind, mode in PADS.items() if _is_plain(module, kind)), None)
@@ -150,14 +154,15 @@ def _padding(tracer: Tracer, node: fx.Node) -> str | None:
         return mode if fits else None
     if node.target is not F.pad:
         return None
-    said = _arguments(F.pad, node)
-    mode = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate"}.get(said["mode"])
-    fits = isinstance(said["pad"], list | tuple) and list(said["pad"]) == [1, 1, 1, 1] and said["value"] in (None, 0)
+    options = _arguments(F.pad, node)
+    mode = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate"}.get(options["mode"])
+    pad, value = options["pad"], options["value"]
+    fits = isinstance(pad, list | tuple) and list(pad) == [1, 1, 1, 1] and value in (None, 0)
     return mode if fits else None
 
 
 def _check_conv(tracer: Tracer, node: fx.Node, source: fx.Node, pad: fx.Node | None) -> None:
-    """Check that a node is a convolution that the operator can do, after the padding in front of it."""
+    """Check that the operator can compute the convolution of a node, with the padding in front of it."""
     conv = tracer.module_of(node)
     name = _describe(tracer, node)
     if not isinstance(conv, nn.Conv2d):
@@ -179,7 +184,7 @@ def _check_conv(tracer: Tracer, node: fx.Node, source: fx.Node, pad: fx.Node | N
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether a module does what its kind does: no forward of its own, no hooks.  It may be parametrized."""
+    """Return whether a module has the forward of its kind and no hooks; it may be parametrized."""
     own = "forward" in vars(module) or type(module).forward is not kind.forward
     return isinstance(module, kind) and not own and not has_hooks(module)
 
@@ -208,3 +213,56 @@ def _describe(tracer: Tracer, node: fx.Node) -> str:
     if node.op == "output":
         return "the code around this module"
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def run_pair(
+    x: Tensor,
+    conv: nn.Conv2d,
+    mode: str,
+    size: Any,
+    padding_mode: str | None,
+    upsample: nn.Module | None,
+    pad: nn.Module | None,
+) -> Tensor:
+    """Upsample and convolve: as one operator if the input allows it, else one after the other.
+
+    Parameters
+    ----------
+    x : Tensor
+        The input of the upsampling.
+    conv : nn.Conv2d
+        The convolution.
+    mode : str
+        The mode of the interpolation, a key of `MODES`.
+    size : int, sequence of int or None
+        The size to interpolate to; None if the scale factor is 2.
+    padding_mode : str or None
+        The mode of the padding between the two; None if the convolution pads.
+    upsample, pad : nn.Module or None
+        The upsampling and the padding, where they are layers.
+
+    Returns
+    -------
+    Tensor, (N, K, 2H, 2W)
+        The output of the convolution.
+    """
+    if x.dim() == 4 and _is_twice(x, size):
+        padding = conv.padding_mode if padding_mode is None else padding_mode
+        return upsample_conv2d(x, conv.weight, conv.bias, mode=MODES[mode], padding_mode=padding)
+    if upsample is not None:
+        x = upsample(x)
+    else:
+        align_corners = False if mode == "bilinear" else None
+        x = F.interpolate(x, size, None if size is not None else 2.0, mode, align_corners)
+    if pad is not None:
+        x = pad(x)
+    elif padding_mode is not None:
+        x = F.pad(x, (1, 1, 1, 1), mode="constant" if padding_mode == "zeros" else padding_mode)
+    return conv(x)
+
+
+def _is_twice(x: Tensor, size: Any) -> bool:
+    if size is None:
+        return True
+    height, width = (size, size) if isinstance(size, int) else size
+    return height == 2 * x.shape[2] and width == 2 * x.shape[3]

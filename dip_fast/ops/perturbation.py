@@ -1,12 +1,13 @@
-"""The operator ``dip_fast::perturb``: normal noise that depends on seed, step and place alone, added to z.
+"""The operator ``dip_fast::perturb``: adds normal noise that depends on seed, step and place alone to z.
 
-Its kernels are compiled for the CPU (csrc/cpu/perturb_kernel.h); `perturb_reference` defines it, and stands in where
-there are none.
+Its kernels are compiled for the CPU (csrc/cpu/perturb_kernel.h) and for GPUs (csrc/cuda/perturb.cu);
+`perturb_reference` defines it, and runs where there is no kernel.
 """
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from dip_fast.ops import extension
 
 NAME = "dip_fast::perturb"
-COUNTED = f"{NAME}.counted"  # the step is a tensor
+COUNTED = f"{NAME}.counted"  # the overload whose step is a tensor
 GROUP, BLOCKS = 64, 16  # values that are drawn together, from as many blocks of four words
-LOW = 0xFFFFFFFF
+LOW = 0xFFFFFFFF  # the low 32 bits
 
 
 def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor: float = 1.0) -> Tensor:
@@ -30,10 +31,12 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor:
     deviation : float
         Standard deviation of the noise.
     seed, step : int
-        In [-2**63, 2**63); each pair gives noise of its own.  The step may be a 0-dim int64 tensor on the device of z,
-        which is not read on the host then.
+        In [-2**63, 2**63); each pair selects noise of its own.  The step may also be a 0-dim int64 tensor on the device
+        of z.  The kernel reads it where it lies: a GPU's never travels to the host, so the call can be captured as a
+        CUDA graph, and a CPU's costs nothing.  Tensor or number, a kernel computes the same bits.
     divisor : float
-        Of z, rounded to float32: the noise is added to the quotient, so that a z kept in 8 bits needs no other copy.
+        Divides z, rounded to float32: the noise is added to the quotient, so that a z kept in 8 bits needs no other
+        copy.
 
     Returns
     -------
@@ -43,13 +46,16 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor:
     Raises
     ------
     TypeError
-        If z is of another dtype.
+        If z is of another dtype, or a step in a tensor is not one int64.
+    ValueError
+        If a step in a tensor is on another device than z.
 
     Notes
     -----
     There is no state: the noise is a function of seed, step and the index of the value, drawn with Philox4x32-10 and
-    made normal with Box-Muller.  The result depends neither on the number of threads nor on the instruction set; where
-    PyTorch computes it, on other devices, it differs by rounding, 1e-6 of the deviation.
+    made normal with Box-Muller.  The result depends neither on the number of threads nor on the instruction set.  A GPU
+    draws the same random words, and rounds what follows differently: by 1e-6 of the deviation, as does the definition
+    in PyTorch, which other devices run.
 
     References
     ----------
@@ -60,12 +66,61 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor:
     >>> z = torch.zeros(1, 2, 3, 4)
     >>> torch.equal(perturb(z, 0.1, seed=0, step=1), perturb(z, 0.1, seed=0, step=1))
     True
+    >>> torch.equal(perturb(z, 0.1, seed=0, step=1), perturb(z, 0.1, seed=0, step=torch.tensor(1)))
+    True
     """
     if isinstance(step, Tensor) and step.device.type == "cpu":
         step = int(step)
     if isinstance(step, Tensor):
         return torch.ops.dip_fast.perturb.counted(z, deviation, seed, step, divisor)
     return torch.ops.dip_fast.perturb.default(z, deviation, seed, step, divisor)
+
+
+def bernoulli(like: Tensor, keep: float, seed: int, step: int | Tensor) -> Tensor:
+    """Draw a mask of zeros and ones: the places that an objective keeps at a step.
+
+    Parameters
+    ----------
+    like : Tensor
+        Has the shape and the device of the mask; its values are not read.
+    keep : float
+        Probability of a one at each place, in [0, 1].
+    seed, step : int
+        As in `perturb`; the step may be a tensor, which a GPU reads without the host.  The seed should not be that of a
+        perturbation in the same step, as both would be made of the same numbers.
+
+    Returns
+    -------
+    Tensor
+        Float32, contiguous, of the shape of `like`: 1 with probability `keep`, else 0, each place independently.
+
+    Raises
+    ------
+    ValueError
+        If `keep` is not in [0, 1].
+
+    Notes
+    -----
+    The mask is ``perturb(zeros, 1, seed, step) < q`` with the standard normal distribution's quantile q of `keep`,
+    rounded to float32 (which moves the probability by less than 1e-7).  So it is a function of seed, step and place
+    alone, the same for any number of threads and any instruction set.  A GPU rounds the numbers differently, by 1e-6,
+    and so decides about one place in a million otherwise than a CPU.
+
+    It costs what the normal numbers cost, a pass of `perturb`; a kernel that compares the random words themselves would
+    be cheaper, and may replace it with other masks.
+
+    Examples
+    --------
+    >>> image = torch.rand(1, 3, 64, 64)
+    >>> mask = bernoulli(image, 0.9, seed=0, step=1)
+    >>> (mask == 1).float().mean().item() > 0.85
+    True
+    """
+    if not 0 <= keep <= 1:
+        raise ValueError(f"keep must be a probability, in [0, 1], got {keep}")
+    # The distribution's quantile is not defined at 0 and 1.  No tensor is involved: nothing is read on the host.
+    quantile = NormalDist().inv_cdf(keep) if 0 < keep < 1 else math.copysign(math.inf, keep - 0.5)
+    return perturb(like.new_zeros(like.shape, dtype=torch.float32), 1.0, seed, step).lt_(quantile)
 
 
 def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Tensor | int, ...]:
@@ -76,6 +131,7 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Ten
     counter : tuple of four Tensors or ints
         Words of 32 bits, in int64.
     key : tuple of two ints
+        Words of 32 bits.
 
     Returns
     -------
@@ -93,7 +149,7 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Ten
 
 
 def _product(a: Tensor | int, b: int) -> tuple[Tensor | int, Tensor | int]:
-    """Multiply words of 32 bits: high and low word of the product, which wraps around in int64."""
+    """Multiply words of 32 bits; return the high and the low word of the product, which wraps around in int64."""
     product = a * b
     return product >> 32 & LOW, product & LOW
 
@@ -102,7 +158,7 @@ def perturb_reference(z: Tensor, deviation: float, seed: int, step: int | Tensor
     """Compute `perturb` in PyTorch: its definition.
 
     A group of 64 values takes 16 blocks of four words: value ``64 g + 16 j + l`` has the j-th number of block
-    ``16 g + l``.
+    ``16 g + l``.  A step in a tensor is not read on the host.
     """
     _check(z)
     groups = -(-z.numel() // GROUP)
@@ -140,13 +196,13 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _defined(name: str) -> bool:
-    """Whether the compiled operators, if there are any, bring this one."""
+    """Return whether the compiled operators, if there are any, include this one."""
     return extension.load() is not None and name in torch._C._dispatch_get_all_op_names()
 
 
-for name, of_step in ((NAME, "int"), (COUNTED, "Tensor")):
+for name, step in ((NAME, "int step"), (COUNTED, "Tensor step")):
     if not _defined(name):
-        torch.library.define(name, f"(Tensor z, float deviation, int seed, {of_step} step, float divisor=1) -> Tensor")
+        torch.library.define(name, f"(Tensor z, float deviation, int seed, {step}, float divisor=1) -> Tensor")
     torch.library.impl(name, "default", perturb_reference)  # for devices that have no kernel
     torch.library.register_fake(name, _fake)
     torch.library.register_autograd(name, _backward, setup_context=_save)

@@ -1,6 +1,6 @@
-"""The definition of the operators in plain PyTorch, and the one place that says which arguments they take.
+"""The definition of the operators in plain PyTorch, and the check of the arguments of ``upsample_conv2d``.
 
-Used where the extension is absent, and by the tests as the truth to compare kernels with (in float64).
+It runs where the extension is absent; the tests compare the kernels with it, in float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dip_fast.ops.norm_conv import Raw
+    from dip_fast.ops.norm_conv import NormedInput
 
 MODES = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "reflect", "replicate")
@@ -22,9 +22,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def output_shape(
     input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str
 ) -> tuple[int, int, int, int]:
-    """Check the arguments of ``upsample_conv2d`` and give the shape of its output.
+    """Check the arguments of ``upsample_conv2d`` and compute the shape of its output.
 
-    Reads no data, and symbolic sizes stay symbolic, so the reference, the wrapper and the fake kernel share it.
+    No data is read and symbolic sizes stay symbolic, so the reference, the wrapper and the fake kernel share it.
 
     Parameters
     ----------
@@ -71,20 +71,20 @@ def output_shape(
 def upsample_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, mode: str = "nearest", padding_mode: str = "zeros"
 ) -> Tensor:
-    """Upsample by two, pad by one pixel, convolve with 3x3 taps: the layers as PyTorch has them.
+    """Upsample by two, pad by one pixel and convolve with 3x3 taps, with PyTorch's layers one after the other.
 
     Parameters
     ----------
     input : Tensor, (N, C, H, W)
         The low-resolution input; N may be 0, the others are at least 1.
     weight : Tensor, (K, C, 3, 3)
-        As in ``nn.Conv2d``.
+        The taps, as in ``nn.Conv2d``.
     bias : Tensor, (K,), optional
         Added to each output channel.
     mode : {"nearest", "bilinear"}
         How to upsample; bilinear is that of ``align_corners=False``.
     padding_mode : {"zeros", "reflect", "replicate"}
-        What surrounds the upsampled image.  Reflection always exists, as that image is at least 2x2.
+        What surrounds the upsampled image.  It can always be reflected, as it is at least 2x2.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def upsample_conv2d(
     Raises
     ------
     TypeError, ValueError
-        See `output_shape`.
+        If `output_shape` refuses the arguments.
     """
     output_shape(input, weight, bias, mode, padding_mode)
     x = F.interpolate(input, scale_factor=2, mode=mode, align_corners=False if mode == "bilinear" else None)
@@ -108,7 +108,7 @@ def upsample_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of `upsample_conv2d` from that of its output, layer by layer.
 
-    Not through autograd, which is out of reach where an operator is computed.
+    They are written out, as autograd cannot be used inside an operator.
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ def upsample_conv2d_backward(
     return tuple(g if wanted else input.new_empty(0) for g, wanted in zip(gradients, mask, strict=True))  # type: ignore[return-value]
 
 
-def activated(image: Raw, slope: float, eps: float) -> Tensor:
-    """Normalise an image with its statistics, and activate it."""
+def activated(image: NormedInput, slope: float, eps: float) -> Tensor:
+    """Normalise an image with its statistics and activate it; one without statistics stays as it is."""
     if image.statistics is None or image.weight is None or image.bias is None:
         return image.tensor
     mean, variance = image.statistics.to(image.tensor.dtype)
@@ -157,13 +157,13 @@ def activated(image: Raw, slope: float, eps: float) -> Tensor:
 
 
 def statistics(image: Tensor) -> Tensor:
-    """Mean and biased variance of each channel of ``(1, C, H, W)``: ``(2, C)``, float64."""
+    """Compute mean and biased variance of each channel of ``(1, C, H, W)``: ``(2, C)``, float64."""
     variance, mean = torch.var_mean(image.double(), (0, 2, 3), correction=0)
     return torch.stack((mean, variance))
 
 
 def norm_conv2d(
-    image: Raw,
+    image: NormedInput,
     weight: Tensor,
     bias: Tensor | None = None,
     *,
@@ -172,7 +172,7 @@ def norm_conv2d(
     stride: int = 1,
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Define `dip_fast.ops.norm_conv.norm_conv2d`."""
+    """Define `dip_fast.ops.norm_conv.norm_conv2d`; its parameters are described there."""
     x = activated(image, slope, eps)
     if weight.shape[-1] == 3:
         x = _padded(x, padding_mode)
@@ -181,8 +181,8 @@ def norm_conv2d(
 
 
 def norm_upsample_conv2d(
-    deep: Raw,
-    skip: Raw | None,
+    deep: NormedInput,
+    skip: NormedInput | None,
     norm_weight: Tensor,
     norm_bias: Tensor,
     weight: Tensor,
@@ -193,7 +193,7 @@ def norm_upsample_conv2d(
     mode: str = "nearest",
     padding_mode: str = "zeros",
 ) -> tuple[Tensor, Tensor]:
-    """Define `dip_fast.ops.norm_conv.norm_upsample_conv2d`."""
+    """Define `dip_fast.ops.norm_conv.norm_upsample_conv2d`; its parameters are described there."""
     align_corners = False if mode == "bilinear" else None
     x = F.interpolate(activated(deep, slope, eps), scale_factor=2, mode=mode, align_corners=align_corners)
     if skip is not None:

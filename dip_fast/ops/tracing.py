@@ -1,8 +1,9 @@
-"""torch.fx with care: a graph is made only where it says the same as the code it is traced from.
+"""Traces modules with torch.fx, and returns a graph only where it computes the same as the code.
 
-torch.fx leaves it to its user that the code does nothing but compute, and bakes in whatever the code asks Python.
-Here code that does more is refused (`CannotTraceError`), what it did meanwhile is undone, and the conditions on the
-shapes and dtypes of its input that the code branched on are kept (`Tracer.decisions`), to be asked again at each run.
+torch.fx assumes that the code does nothing but compute, and makes every value that the code reads from Python a
+constant.  Here code that does more is refused (`CannotTraceError`), its side effects are undone, and the conditions on
+shapes and dtypes of the input that the code branched on are kept (`Tracer.decisions`), to be computed again at each
+run.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-MAX_PATHS = 16  # ways through one forward that are tried
+MAX_PATHS = 16  # how many combinations of branches of one forward are tried
 
 
 class CannotTraceError(Exception):
-    """The graph would not say the same as the code."""
+    """A graph would not compute the same as the code."""
 
 
 class Tracer(fx.Tracer):
@@ -33,22 +34,24 @@ class Tracer(fx.Tracer):
     Parameters
     ----------
     opens : callable
-        Says of each child whether to trace into it; the others are single calls.
+        Returns for each child whether to trace into it; the others become single calls.
     planned : tuple of bool
-        How the first conditions come out; those after come out false.
+        The values of the first conditions; all later ones are taken to be false.
 
     Attributes
     ----------
     decisions : list of fx.Node
-        The conditions, and in ``outcomes`` how they came out.
+        The conditions that the code branched on.
+    outcomes : list of bool
+        The value that each of them was given.
 
     Notes
     -----
-    Each node says in ``meta["scope"]`` which opened modules it is in.  A call of a module or of ``F.interpolate`` has a
-    ``meta["key"]`` too, by which it is known again in a trace of another module around it.
+    The ``meta["scope"]`` of a node lists the opened modules around it.  A call of a module or of ``F.interpolate`` also
+    has a ``meta["key"]``, which is the same in a trace of another module around this one.
     """
 
-    proxy_buffer_attributes = True  # or an update of a buffer would happen while tracing, and never again
+    proxy_buffer_attributes = True  # otherwise an update of a buffer would happen while tracing, and never again
 
     def __init__(self, opens: Callable[[nn.Module], bool], planned: tuple[bool, ...] = ()) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class Tracer(fx.Tracer):
         self._modes = _modes()
 
     def trace_safely(self, module: nn.Module) -> None:
-        """Trace a module, undoing and refusing what its code does besides computing."""
+        """Trace a module; side effects of its code are undone, and refused."""
         with _undoing_effects(module), warnings.catch_warnings(action="ignore"):
             self.trace(module)
 
@@ -70,7 +73,7 @@ class Tracer(fx.Tracer):
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Give placeholders to the required parameters; the code sees the defaults of the others."""
+        """Create placeholders for the required parameters; the others keep their defaults."""
         assert isinstance(self.root, nn.Module)
         self._frames.append((self.root, []))
         forward = plain_forward(self.root)
@@ -78,7 +81,7 @@ class Tracer(fx.Tracer):
         return forward, [self.root, *placeholders]
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Record a call, or follow it."""
+        """Record a call of a module, or trace into it."""
         if not self.opens(m):
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
         self._frames.append((m, []))
@@ -88,9 +91,9 @@ class Tracer(fx.Tracer):
             self._frames.pop()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record a node and where it stands."""
+        """Record a node and the modules around it."""
         if _modes() != self._modes:
-            raise CannotTraceError("its code switches gradients or autocast, which a graph does not hold")
+            raise CannotTraceError("its code switches gradients or autocast, which a graph does not record")
         node = super().create_node(*args, **kwargs)
         node.meta["scope"] = tuple(module for module, _ in self._frames[1:])
         module, interpolations = self._frames[-1]
@@ -102,13 +105,13 @@ class Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
-        """Refuse tensors that torch.fx would keep as constants: the code would make them anew at each run."""
+        """Refuse tensors that torch.fx would keep as constants, as the code would make them anew at each run."""
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
             raise CannotTraceError("its code makes a tensor that does not come from its input")
         return super().create_arg(a)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decide a condition."""
+        """Choose the value of a condition that the code branches on."""
         if not is_metadata(obj.node):
             raise CannotTraceError("its code branches on values, or on shapes of what it computes")
         position = len(self.outcomes)
@@ -123,12 +126,12 @@ def trace(module: nn.Module, opens: Callable[[nn.Module], bool], planned: tuple[
     Returns
     -------
     Tracer
-        Its ``graph``, ``decisions`` and ``outcomes``.
+        The tracer, with its ``graph``, ``decisions`` and ``outcomes``.
 
     Raises
     ------
     Exception
-        Whatever the code does when it is handed proxies; `CannotTraceError` if it does more than compute.
+        Any error that the code raises when it is called with proxies; `CannotTraceError` if it does more than compute.
     """
     tracer = Tracer(opens, planned)
     tracer.trace_safely(module)
@@ -136,12 +139,12 @@ def trace(module: nn.Module, opens: Callable[[nn.Module], bool], planned: tuple[
 
 
 def trace_paths(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Iterator[Tracer]:
-    """Trace a module along each way its code can take, beginning with every condition false.
+    """Trace a module for each combination of its conditions that its code can reach, all false first.
 
     Raises
     ------
     Exception
-        The first error, if no way can be traced.
+        The first error, if none of them can be traced.
     """
     planned: tuple[bool, ...] = ()
     errors = []
@@ -166,7 +169,7 @@ def trace_paths(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Iterat
 
 
 def opener() -> Callable[[nn.Module], bool]:
-    """Make the test whether a child can be traced along with its parent: it must go through without conditions."""
+    """Return a function that tests whether a child can be traced along with its parent, without any conditions."""
     known: dict[nn.Module, bool] = {}
 
     def opens(module: nn.Module) -> bool:
@@ -185,7 +188,7 @@ def opener() -> Callable[[nn.Module], bool]:
 
 
 def conditions(tracer: Tracer) -> fx.Graph:
-    """Extract the computation of the conditions from a graph."""
+    """Extract from a graph the part that computes the conditions."""
     needed = set(tracer.decisions)
     for node in reversed(tracer.graph.nodes):
         if node in needed:
@@ -200,7 +203,7 @@ def conditions(tracer: Tracer) -> fx.Graph:
 
 
 def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
-    """Make a function of a graph; it takes the module and then what the placeholders stand for."""
+    """Compile a graph to a function of the module and the values of the placeholders."""
     code = graph.python_code(root_module="self")
     namespace = dict(code.globals)
     exec(compile(code.src, f"<{name}>", "exec"), namespace)
@@ -208,7 +211,7 @@ def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Tell whether a node is computed from nothing but shapes, dtypes and devices of what the module is given."""
+    """Return whether a node is computed from shapes, dtypes and devices of the module's tensors alone."""
     given = [source.op in ("placeholder", "get_attr") for source in node.all_input_nodes]
     if node.target is getattr:
         return given == [True] and node.args[1] in ("shape", "dtype", "device", "ndim")
@@ -219,12 +222,12 @@ def is_metadata(node: fx.Node) -> bool:
 
 
 def plain_forward(module: nn.Module) -> Callable[..., Any]:
-    """Give the forward of the class of a module, that before fusion if the module is fused."""
+    """Return the forward of a module's class; for a fused module, of its class before fusion."""
     return getattr(type(module), "plain_class", type(module)).forward
 
 
 def has_code_of_its_own(module: nn.Module) -> bool:
-    """Tell containers of modules and modules written by users from the layers of PyTorch."""
+    """Return whether a module is a container or written by a user, and not a layer of PyTorch."""
     if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
         return False
     if isinstance(module, fx.GraphModule) or plain_forward(module) is nn.Sequential.forward:
@@ -233,14 +236,14 @@ def has_code_of_its_own(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether something is to be called when the module is."""
+    """Return whether a call of the module calls hooks."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """List the required parameters of a forward, and the others with their defaults, in order."""
+    """Return the required parameters of a forward, and the others with their defaults, in order."""
     required = []
     defaults = {}
     for parameter in list(inspect.signature(forward).parameters.values())[1:]:
@@ -260,7 +263,7 @@ def _modes() -> tuple[bool, ...]:
 
 @contextlib.contextmanager
 def _undoing_effects(module: nn.Module) -> Iterator[None]:
-    """Undo what the code does besides computing while it is traced, and refuse it: its graph would not do it again."""
+    """Undo the side effects of code that is traced, and refuse it if there are any: a graph would not repeat them."""
     attributes = [(vars(each), dict(vars(each))) for each in module.modules()]
     values = [value for _, before in attributes for value in before.values()]
     containers = [(value, copy.copy(value)) for value in values if type(value) in (dict, list, set)]

@@ -1,7 +1,7 @@
 """The operator ``dip_fast::upsample_conv2d``: the function to call, its fake kernel and its gradients.
 
-The kernels are compiled (csrc/); without them the same operators exist here and run `dip_fast.ops.reference`.
-The operator is linear in its input and in its weight, so its derivatives of any order are made of itself and of
+The kernels are compiled (csrc/); without them the same operators are defined here and run `dip_fast.ops.reference`.
+The operator is linear in its input and in its weight, so its derivatives of any order are sums of itself and of
 ``dip_fast::upsample_conv2d_backward``.
 """
 
@@ -35,7 +35,7 @@ def upsample_conv2d(
         The low-resolution input; N may be 0, the others are at least 1.  Computed fast in float32, correctly in
         float64; bfloat16 and float16 are computed in float32.
     weight : Tensor, (K, C, 3, 3)
-        As in ``nn.Conv2d``.
+        The taps, as in ``nn.Conv2d``.
     bias : Tensor, (K,), optional
         Added to each output channel.
     mode : {"nearest", "bilinear"}
@@ -55,12 +55,12 @@ def upsample_conv2d(
     ValueError
         If a shape, `mode` or `padding_mode` does not fit.
     NotImplementedError
-        If there is no kernel for the device of the input.
+        If there is no kernel for the input's device.
 
     Notes
     -----
-    The same as ``conv2d(pad(interpolate(input, scale_factor=2, mode=mode), (1, 1, 1, 1), padding_mode), weight, bias)``
-    up to rounding.  The result does not depend on the number of threads.
+    The result is ``conv2d(pad(interpolate(input, scale_factor=2, mode=mode), (1, 1, 1, 1), padding_mode), weight,
+    bias)`` up to rounding.  It does not depend on the number of threads.
 
     Examples
     --------

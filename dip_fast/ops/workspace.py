@@ -1,4 +1,4 @@
-"""What the fused operators work with: memory that is kept from step to step, and threads of their own."""
+"""Resources of the fused operators: memory that is kept from step to step, and a pool of threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dip_fast.ops import extension
 
 
 class Workspace:
-    """Keeps what the operators free, for their next calls, as long as it lives.
+    """Keeps the memory that the operators free for their next calls, as long as this object exists.
 
-    The C library returns large blocks to the system and faults them in again at the next step.  The process's allocator
-    is left as it is; blocks are shared by all holders, and returned to the system when the last one is gone.
+    Without it the C library returns large blocks to the system, and the next step pays for the page faults of new ones.
+    The process's allocator is not changed.  All such objects share the blocks; they are returned to the system when the
+    last object is gone.
     """
 
     def __init__(self) -> None:
@@ -29,11 +30,11 @@ def _release(module: ModuleType) -> None:
 
 
 def own_threads() -> AbstractContextManager[Any]:
-    """While entered, operators that this thread calls run on threads of their own, as many as PyTorch's.
+    """Run the operators that this thread calls on a pool of their own while entered, with as many threads as PyTorch.
 
-    PyTorch itself computes on one, then.  Its threads all have to arrive at the end of each loop, and spin until they
-    have: where another program wants one of the cores, a step took 30 times as long.  No bit of a result of the fused
-    operators depends on it.
+    PyTorch itself then computes on one thread.  Its own threads all have to arrive at the end of each loop, and spin
+    until they do: where another program used one of the cores, a step took 30 times as long.  No bit of a fused
+    operator's result depends on the pool.
     """
     module = extension.load()
     return nullcontext() if module is None else module.OwnThreads()
