@@ -1,6 +1,7 @@
 # make run    set up .venv and restore the example picture (half a minute on 2 fast cores, after the set-up)
 # make test   set up .venv and run the tests against the installed wheel
 # make lint   ruff, ruff format, mypy, clang-format
+# make docs   build the site of docs/ into build/site; a warning fails it
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
 # make check-cuda   compile the CUDA kernels for three generations of GPUs and look for warnings and local memory; needs nvcc
 # make test-cuda-emulated   run the operators' tests with the CUDA kernels, on an emulated GPU
@@ -15,7 +16,7 @@ CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -
 EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_engines.py
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay docs lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -69,6 +70,15 @@ test-replay:
 	.venv-replay/bin/dip-fast replay tests/data/model.onnx --verify -o build/replayed.png --overwrite
 	.venv-replay/bin/python -c "import dip_fast; print(dip_fast.replay('tests/data/model.onnx').shape)"
 
+# An environment of its own, without torch: mkdocstrings reads the sources and imports nothing.
+.venv-docs/requirements: requirements/docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --requirement requirements/docs.txt
+	@touch $@
+
+docs: .venv-docs/requirements
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
 lint: .venv/requirements
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +91,4 @@ format: .venv/requirements
 	@find csrc examples/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs -r $(BIN)/clang-format -i
 
 clean:
-	rm -rf .venv .venv-replay build dist *.egg-info
+	rm -rf .venv .venv-replay .venv-docs build dist *.egg-info

@@ -69,7 +69,7 @@ def to_image(batch: Tensor) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     """Read a picture as a float32 image ``(H, W, C)`` in [0, 1]."""
-    from dip_fast.pictures.picture import read_picture
+    from dip_fast.pictures import read_picture
 
     return read_picture(path).image
 

@@ -20,7 +20,7 @@ import torch
 from dip_fast.bench.machine import machine, machine_line
 from dip_fast.device.memory import keep_memory
 from dip_fast.fitting import DeepImagePrior, Fit, Identity, deep_image_prior, prepare
-from dip_fast.networks.network_input import NetworkInput
+from dip_fast.networks import NetworkInput, Part
 from dip_fast.presets import Recipe
 
 PARTING = (1, 2, 3, 5, 10, 20)  # steps at which the iterates are compared
@@ -40,7 +40,7 @@ def with_other_last_bits(z: NetworkInput, seed: int) -> NetworkInput:
     """Move each value of z by its last bit, up or down."""
     values = z.tensor()
     up = torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return NetworkInput(torch.nextafter(values, torch.where(up, torch.inf, -torch.inf)), 1)
+    return NetworkInput((Part(torch.nextafter(values, torch.where(up, torch.inf, -torch.inf))),))
 
 
 def run(fit: Fit, steps: int, window: int) -> tuple[np.ndarray, list[torch.Tensor]]:

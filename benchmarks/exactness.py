@@ -16,8 +16,10 @@ import common
 import numpy as np
 import torch
 
-from dip_fast.models import replaying
-from dip_fast.models.formats import FORMATS, digest
+from dip_fast.models import onnx_engine
+from dip_fast.models.formats import FORMATS
+from dip_fast.models.model import open_model
+from dip_fast.models.packing import digest
 from dip_fast.programs import drawing as torch_program
 
 
@@ -30,9 +32,9 @@ def main() -> None:
 
 def report(folder: Path) -> None:
     """Compare the model files of one run."""
-    model = replaying.open_model(folder / "model.onnx")
+    model = open_model(folder / "model.onnx")
     assert model.program is not None
-    outputs = [replaying.run_onnx(model.data, threads=threads) for threads in (1, 2) for _ in range(5)]
+    outputs = [onnx_engine.run_file(model.data, threads=threads) for threads in (1, 2) for _ in range(5)]
     samples = model.samples(outputs[0])
     same = all((output == outputs[0]).all() for output in outputs)
     same &= digest(samples) == model.metadata["sha256"]["pixels"]
@@ -45,7 +47,7 @@ def report(folder: Path) -> None:
     for name in ("torchscript", "pt2"):
         path = folder / f"model{FORMATS[name].suffix}"
         if path.exists():
-            other = replaying.open_model(path, trust=True)
+            other = open_model(path, trust=True)
             others[name] = other.draw()
             recorded = digest(other.samples(others[name])) == other.metadata["sha256"]["pixels"]
             print(f"    {name}: the recorded bytes: {'yes' if recorded else 'NO'}")

@@ -20,10 +20,7 @@ def formats(as_json: bool) -> None:
     """List the formats of model files: suffix, where they run, what replays them."""
     from dip_fast.models.formats import FORMATS
 
-    facts = {
-        name: {field: getattr(entry, field) for field in ("suffix", "device", "replayed_by", "runs_code")}
-        for name, entry in FORMATS.items()
-    }
+    facts = {name: entry.facts() for name, entry in FORMATS.items()}
     if as_json:
         show(json.dumps(facts))
         return
