@@ -115,7 +115,7 @@ def test_python_examples_run(page, monkeypatch):
     assert blocks, f"{page} shows no Python"
     noisy = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     Image.fromarray(noisy).save("photo.png")
-    names = {
+    names: dict = {
         "noisy": noisy,
         "holed": noisy,
         "known": noisy[..., 0] > 9,
