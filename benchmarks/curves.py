@@ -9,34 +9,42 @@ while they part, relative, in the norm; then the curves, which are means over th
 dB.  Where their largest distances fall is chance: --others 3 tells more than one.
 """
 
-import argparse
-from dataclasses import replace
+from __future__ import annotations
+
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 
-from dip_fast.bench import benchmarking
+from dip_fast.bench.machine import machine, machine_line
 from dip_fast.device.memory import keep_memory
-from dip_fast.fitting import Fit, prepare
-from dip_fast.fitting.degradations import Identity
-from dip_fast.pictures import picture as pictures
-from dip_fast.presets import PRESETS
+from dip_fast.fitting import DeepImagePrior, Fit, Identity, deep_image_prior, prepare
+from dip_fast.networks import NetworkInput, Part
+from dip_fast.presets import Recipe
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 PARTING = (1, 2, 3, 5, 10, 20)  # steps at which the iterates are compared
 EVERY = 20  # steps between the lines of the table
 
 
-def move_last_bits(fit: Fit, seed: int) -> None:
-    z = fit.z.tensor()
-    up = torch.rand(z.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
-    moved = torch.nextafter(z, torch.where(up, torch.inf, -torch.inf))
-    fit._steps.codes, fit._steps.denominator = moved, 1.0
+def build(noisy: torch.Tensor, clean: torch.Tensor, recipe: Recipe, seed: int, engine: str, bits: int | None) -> Fit:
+    """Prepare a fit, with the last bits of z moved by a number of the stream `bits`, or as they are."""
+    objective = deep_image_prior(Identity(noisy), recipe, seed=seed)
+    if bits is not None:
+        z = with_other_last_bits(objective.z, bits)
+        objective = DeepImagePrior(Identity(noisy), z, perturbation=objective.perturbation, seed=objective.seed)
+    return prepare(objective, recipe, seed=seed, engine=engine, reference=clean)
+
+
+def with_other_last_bits(z: NetworkInput, seed: int) -> NetworkInput:
+    """Move each value of z by its last bit, up or down."""
+    values = z.tensor()
+    up = torch.rand(values.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return NetworkInput((Part(torch.nextafter(values, torch.where(up, torch.inf, -torch.inf))),))
 
 
 def run(fit: Fit, steps: int, window: int) -> tuple[np.ndarray, list[torch.Tensor]]:
-    """Smoothed PSNR, from the step on that ends the first window, and the iterates of the steps of PARTING."""
+    """Make the steps; return the smoothed PSNR, from the end of the first window on, and the iterates of PARTING."""
     iterates = []
     for step in range(1, steps + 1):
         fit.step()
@@ -61,14 +69,10 @@ def plot(curves: dict[str, np.ndarray], window: int, title: str, path: Path) -> 
     figure.savefig(path, dpi=100)
 
 
-def tensor(path: Path) -> torch.Tensor:
-    return torch.from_numpy(pictures.read_picture(path).image).permute(2, 0, 1)[None].contiguous()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", nargs="?", type=Path, default=EXAMPLES / "noisy.png")
-    parser.add_argument("--reference", type=Path, default=EXAMPLES / "clean.png")
+    parser = common.parser(__doc__)
+    parser.add_argument("picture", nargs="?", type=Path, default=common.EXAMPLES / "noisy.png")
+    parser.add_argument("--reference", type=Path, default=common.EXAMPLES / "clean.png")
     parser.add_argument("--preset", choices=["quick", "paper"], default="quick")
     parser.add_argument("--upsampling", choices=["nearest", "bilinear"], help="that of the preset unless given")
     parser.add_argument("--steps", type=int, default=200)
@@ -77,48 +81,56 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--plot", type=Path, metavar="PNG")
+    parser.add_argument("--json", action="store_true", help="print the largest distances in place of tables")
     options = parser.parse_args()
     if not 1 <= options.window <= options.steps:
         parser.error("--window must be between 1 and --steps")
     torch.set_num_threads(options.threads)
     keep_memory()
 
-    recipe = PRESETS[options.preset].recipe
-    upsampling = options.upsampling or recipe.network_options["upsampling"]
-    recipe = replace(
-        recipe,
-        network_options={**recipe.network_options, "upsampling": upsampling},
-        options=replace(recipe.options, iterations=options.steps, stop="never"),
-    )
-    noisy, clean = tensor(options.picture), tensor(options.reference)
-    height, width = noisy.shape[-2:]
-    facts = {**benchmarking.machine(), "threads": options.threads, "device": "cpu", "preset": options.preset}
-    print(f"{options.picture.name}, {width}x{height}, {upsampling}, seed {options.seed}")
-    print(benchmarking.machine_line(facts))
+    recipe = common.recipe(options.preset, iterations=options.steps, stop="never", upsampling=options.upsampling)
+    upsampling = recipe.network_options["upsampling"]
+    noisy, clean = (common.to_tensor(common.read_image(path)) for path in (options.picture, options.reference))
 
     curves, iterates = {}, {}
     for name in ("fused", "plain", *(f"plain, bits {i + 1}" for i in range(options.others))):
         engine, _, bits = name.partition(", bits ")
-        fit = prepare(Identity(noisy), recipe, seed=options.seed, engine=engine, reference=clean)
-        if bits:
-            move_last_bits(fit, int(bits))
+        fit = build(noisy, clean, recipe, options.seed, engine, int(bits) if bits else None)
         curves[name], iterates[name] = run(fit, options.steps, options.window)
-    others = [name for name in curves if name != "plain"]
+    distances = {
+        name: float(np.abs(curve - curves["plain"]).max()) for name, curve in curves.items() if name != "plain"
+    }
+    if options.plot:
+        title = f"preset {options.preset}, {upsampling}, seed {options.seed}, threads: {options.threads}"
+        plot(curves, options.window, title, options.plot)
+    if options.json:
+        common.print_json([{"fit": name, "largest_distance_db": distance} for name, distance in distances.items()])
+        return
+    facts = {**machine(), "threads": options.threads, "device": "cpu", "preset": options.preset}
+    height, width = noisy.shape[-2:]
+    print(f"{options.picture.name}, {width}x{height}, {upsampling}, seed {options.seed}\n{machine_line(facts)}")
+    print_parting(iterates)
+    print_curves(curves, options.steps, options.window)
+    print("\nlargest distance of the curve from plain's, dB")
+    for name, distance in distances.items():
+        print(f"{name:>15} {distance:.2f}")
 
+
+def print_parting(iterates: dict[str, list[torch.Tensor]]) -> None:
+    """Print how far the iterates are from those of the plain engine, in the first steps."""
+    others = [name for name in iterates if name != "plain"]
     print(f"\n{'step':>5}" + "".join(f"{name:>15}" for name in others) + "   distance of the iterate from plain's")
     for i, step in enumerate(PARTING[: len(iterates["plain"])]):
         plain = iterates["plain"][i]
         distances = [((iterates[name][i] - plain).norm() / plain.norm()).item() for name in others]
         print(f"{step:5}" + "".join(f"{distance:15.1e}" for distance in distances))
+
+
+def print_curves(curves: dict[str, np.ndarray], steps: int, window: int) -> None:
+    """Print the smoothed PSNR of each fit."""
     print(f"\n{'step':>5}" + "".join(f"{name:>15}" for name in curves) + "   PSNR, dB")
-    for step in range(-(-options.window // EVERY) * EVERY, options.steps + 1, EVERY):
-        print(f"{step:5}" + "".join(f"{values[step - options.window]:15.2f}" for values in curves.values()))
-    print("\nlargest distance of the curve from plain's, dB")
-    for name in others:
-        print(f"{name:>15} {np.abs(curves[name] - curves['plain']).max():.2f}")
-    if options.plot:
-        title = f"preset {options.preset}, {upsampling}, seed {options.seed}, threads: {options.threads}"
-        plot(curves, options.window, title, options.plot)
+    for step in range(-(-window // EVERY) * EVERY, steps + 1, EVERY):
+        print(f"{step:5}" + "".join(f"{values[step - window]:15.2f}" for values in curves.values()))
 
 
 if __name__ == "__main__":

@@ -1,86 +1,148 @@
 """What a preset costs and reaches, and what averaging and consolidation are worth.
 
-    python benchmarks/presets.py PICTURE... [--presets quick] [--sigmas 25] [--halve] [--missing 0.5] [--iterations N]
+    python benchmarks/presets.py [PICTURE...] [--presets quick] [--sigmas 25] [--halve] [--missing 0.5] [--json]
+    python benchmarks/presets.py --presets quick --timed paper hourglass decoder
 
-Each picture is taken as clean.  Gaussian noise of sigma/255 is added with ``numpy.random.default_rng(0)`` and clipped;
-with ``--missing`` a part of the pixels is taken away instead (``default_rng(1)``).  Columns, PSNR in dB: the damaged
-picture, the network with averaged weights, the average of the iterates' pictures, and the result, which is the former
-network fitted to the latter picture.  ``best`` is the step the answer comes from.
+Each picture, examples/clean.png by default, is taken as clean.  Gaussian noise of sigma/255 is added with
+``numpy.random.default_rng(0)`` and clipped; with ``--missing`` a part of the pixels is removed instead
+(``default_rng(1)``).  Columns, PSNR in dB: the damaged picture, the network with averaged weights, the average of the
+iterates, and the result, which is the former network fitted to the latter image.  ``best`` is the step that the answer
+comes from.  Of the presets after ``--timed`` only a few steps are made, for their time.
 """
 
-import argparse
-from dataclasses import replace
-from pathlib import Path
+from __future__ import annotations
 
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import common
 import cv2
 import numpy as np
 import torch
 
 from dip_fast.device.memory import keep_memory
 from dip_fast.fitting import prepare
-from dip_fast.fitting.degradations import Identity, Mask
-from dip_fast.pictures import picture as pictures
+from dip_fast.fitting.degradations import Degradation, Identity, Mask
 from dip_fast.pictures.metrics import psnr
 from dip_fast.presets import PRESETS
 
+WARM_UP_STEPS = 2
+COLUMNS = {
+    "picture": "{}",
+    "damage": "{}",
+    "preset": "{}",
+    "psnr_damaged": "{:.2f}",
+    "psnr_weights": "{:.2f}",
+    "psnr_average": "{:.2f}",
+    "psnr_result": "{:.2f}",
+    "best_step": "{}",
+    "steps": "{}",
+    "step_seconds": "{:.3f}",
+    "fit_seconds": "{:.0f}",
+}
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["quick"])
+    parser = common.parser(__doc__)
+    parser.add_argument("pictures", nargs="*", type=Path, default=[common.EXAMPLES / "clean.png"])
+    parser.add_argument("--presets", nargs="*", choices=list(PRESETS), default=["quick"])
+    parser.add_argument("--timed", nargs="*", choices=list(PRESETS), default=[], help="presets to time a few steps of")
+    parser.add_argument("--timed-steps", type=int, default=10)
     parser.add_argument("--sigmas", nargs="+", type=float, default=[25.0])
     parser.add_argument("--halve", action="store_true", help="halve the pictures by area averaging first")
-    parser.add_argument("--missing", type=float, help="part of the pixels to take away")
+    parser.add_argument("--missing", type=float, help="part of the pixels to remove")
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="print a list of records in place of a table")
     options = parser.parse_args()
     keep_memory()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print("| picture | damage | preset | damaged | weights | pictures | result | best | steps | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    torch.set_num_threads(options.threads)
+    records = []
     for path in options.pictures:
-        clean = pictures.read_picture(path).image
+        clean = common.read_image(path)
         if options.halve:
             size = (clean.shape[1] // 2, clean.shape[0] // 2)
             clean = cv2.resize(clean, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
         for sigma in options.sigmas if options.missing is None else [0.0]:
-            for preset in options.presets:
-                row = measure(clean, sigma, preset, options)
-                damage = f"sigma {sigma:g}" if options.missing is None else f"{options.missing:.0%} missing"
-                print(f"| {path.stem} | {damage} | {preset} | {row} |", flush=True)
+            damaged, degradation = damage(clean, sigma, options.missing)
+            name = f"sigma {sigma:g}" if options.missing is None else f"{options.missing:.0%} missing"
+            for preset in dict.fromkeys([*options.presets, *options.timed]):
+                found = (
+                    whole_fit(clean, degradation, preset, options)
+                    if preset in options.presets
+                    else timed_steps(degradation, preset, options)
+                )
+                records.append(
+                    {
+                        "picture": path.stem,
+                        "width": clean.shape[1],
+                        "height": clean.shape[0],
+                        "damage": name,
+                        "preset": preset,
+                        "psnr_damaged": psnr(damaged, clean),
+                        **found,
+                    }
+                )
+    if options.json:
+        common.print_json(records)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; PSNR in dB\n")
+    rows = [
+        ["-" if record[name] is None else shown.format(record[name]) for name, shown in COLUMNS.items()]
+        for record in records
+    ]
+    print(common.markdown([name.replace("_", " ") for name in COLUMNS], rows))
 
 
-def measure(clean: np.ndarray, sigma: float, preset: str, options: argparse.Namespace) -> str:
-    recipe = PRESETS[preset].recipe
-    if options.iterations:
-        recipe = replace(recipe, options=replace(recipe.options, iterations=options.iterations))
+def damage(clean: np.ndarray, sigma: float, missing: float | None) -> tuple[np.ndarray, Degradation]:
+    """Add noise to an image, or remove a part of its pixels."""
     noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
     damaged = np.clip(noisy, 0, 1).astype(np.float32)
-    degradation = Identity(tensor(damaged))
-    if options.missing is not None:
-        known = np.random.default_rng(1).random(clean.shape[:2]) >= options.missing
-        damaged = damaged * known[..., None]
-        degradation = Mask(tensor(damaged), torch.from_numpy(known)[None, None])
-    run = prepare(degradation, recipe, seed=options.seed, engine=options.engine)
-    while not run.stop_reason:
-        run.step()
-    weights = psnr(image(run.draw()), clean)
-    averaged = psnr(image(degradation.composite(run._averaged()[-1])), clean)
-    run.run()
-    result = run.result()
-    figures = (psnr(damaged, clean), weights, averaged, psnr(result.image, clean))
-    return " | ".join(
-        [*(f"{figure:.2f}" for figure in figures), f"{result.best_step} | {result.steps} | {result.seconds:.0f}"]
-    )
+    if missing is None:
+        return damaged, Identity(common.to_tensor(damaged))
+    known = np.random.default_rng(1).random(clean.shape[:2]) >= missing
+    damaged = damaged * known[..., None]
+    return damaged, Mask(common.to_tensor(damaged), torch.from_numpy(known)[None, None])
 
 
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
+def whole_fit(clean: np.ndarray, degradation: Degradation, preset: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Fit to the end, and compare the averages with the result."""
+    recipe = common.recipe(preset, iterations=options.iterations)
+    fit = prepare(degradation, recipe, seed=options.seed, engine=options.engine)
+    while not fit.stop_reason:
+        fit.step()
+    weights = psnr(common.to_image(fit.draw()), clean)
+    average = psnr(common.to_image(common.averaged_image(fit)), clean)
+    loop_seconds = fit.seconds
+    fit.run()
+    result = fit.result()
+    return {
+        "psnr_weights": weights,
+        "psnr_average": average,
+        "psnr_result": psnr(result.image, clean),
+        "best_step": result.best_step,
+        "steps": result.steps,
+        "step_seconds": loop_seconds / result.steps,
+        "fit_seconds": result.seconds,
+    }
 
 
-def image(batch: torch.Tensor) -> np.ndarray:
-    return batch[0].permute(1, 2, 0).numpy()
+def timed_steps(degradation: Degradation, preset: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Time a few steps, and estimate the time of all from them."""
+    recipe = common.recipe(preset, iterations=options.iterations)
+    fit = prepare(degradation, recipe, seed=options.seed, engine=options.engine)
+    step = statistics.median(common.seconds_of_calls(fit.step, options.timed_steps, WARM_UP_STEPS))
+    steps = recipe.options.iterations
+    return {
+        **dict.fromkeys(("psnr_weights", "psnr_average", "psnr_result", "best_step")),
+        "steps": steps,
+        "step_seconds": step,
+        "fit_seconds": step * (steps + recipe.options.consolidation_steps),
+    }
 
 
 if __name__ == "__main__":

@@ -7,45 +7,59 @@ operator are a quarter of the layers'.  On a GPU cuDNN tries its algorithms, eac
 calls, and the operator stands beside what bounds it there.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
-import json
 import math
 import os
 import statistics
 import sys
-import time
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import common
+
+if TYPE_CHECKING:
+    from dip_fast.bench.meters import Meter
 
 ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736"}
 PASSES = ("forward", "forward+backward")
+LEAST_RUNS = 5
 
 
-def measure(functions, seconds, meter):
-    """Give each function's median time, in seconds, and the spread of its middle half, from runs in turn."""
-    times = {name: [] for name in functions}
-    prepared = {name: meter.repeated(function) for name, function in functions.items()}
-    start = time.perf_counter()
-    while len(times[next(iter(times))]) < 5 or time.perf_counter() - start < seconds:
-        for name, (run, calls) in prepared.items():
-            times[name].append(meter.seconds(run) / calls)
+def measure(
+    functions: Mapping[str, Callable[[], object]], seconds: float, meter: Meter
+) -> dict[str, tuple[float, float]]:
+    """Time functions in turn; return the median of each and the spread of its middle half, in seconds."""
+    from dip_fast.bench.meters import in_turn
+
+    times = in_turn(functions, meter, runs=LEAST_RUNS, seconds=seconds)
     quartiles = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
     return {name: (q[1], q[2] - q[0]) for name, q in quartiles.items()}
 
 
-def records(torch, options, meter):
-    from dip_fast.bench import roofline
+def records(options: argparse.Namespace, meter: Meter) -> Iterator[dict[str, Any]]:
+    """Measure each pass of each engine, for each shape and mode."""
+    import torch
+
+    from dip_fast.bench import operator_passes, roofline
 
     device = torch.device(options.device)
-    ceiling = roofline.ceilings(meter, device) if options.device == "cuda" else None
+    ceilings = roofline.measure_ceilings(meter, device) if options.device == "cuda" else None
     for channels, size, mode in itertools.product(options.channels, options.sizes, options.modes):
-        kind = dict(mode=mode, padding_mode=options.padding_mode)
+        kind = {"mode": mode, "padding_mode": options.padding_mode}
         if "compile" in options.engines:
             torch.compiler.reset()
-        passes = roofline.passes(channels, size, kind, options.precision, device, options.engines)
+        functions = operator_passes.passes(channels, size, kind, options.precision, device, options.engines)
         for which in options.passes:
-            found = measure(passes[which], options.seconds, meter)
+            found = measure(functions[which], options.seconds, meter)
             for engine, (median, spread) in found.items():
+                rates = {}
+                if ceilings and engine == "fused":
+                    function = functions[which][engine]
+                    rates = roofline.rates_of_function(function, median, ceilings, options.precision, device)
                 yield {
                     "height": size,
                     "width": size,
@@ -58,27 +72,28 @@ def records(torch, options, meter):
                     "threads": torch.get_num_threads(),
                     "device": options.device,
                     "precision": options.precision,
-                    **(roofline.bound(passes[which][engine], median, ceiling, options.precision, device)
-                       if ceiling and engine == "fused" else {}),
-                }  # fmt: skip
+                    **rates,
+                }
 
 
-def products(torch, options, meter):
-    """Compare the nine products' rate in each pass, transforms included, with that of a large torch.mm."""
+def product_rates(options: argparse.Namespace, meter: Meter) -> dict[str, float]:
+    """Compare the nine products' rate in each pass, transforms included, with that of a large torch.mm, in GFLOP/s."""
+    import torch
+
     from dip_fast.ops import upsample_conv2d
 
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     C, H = 128, 128
-    input, weight, bias = torch.randn(1, C, H, H), torch.randn(C, C, 3, 3), torch.randn(C)
+    x, weight, bias = torch.randn(1, C, H, H), torch.randn(C, C, 3, 3), torch.randn(C)
     grad = torch.randn(1, C, 2 * H, 2 * H)
     kind = "nearest", options.padding_mode
     backward = torch.ops.dip_fast.upsample_conv2d_backward
     times = measure(
         {
             "torch.mm": lambda: torch.mm(a, b),
-            "forward": lambda: upsample_conv2d(input, weight, bias, mode=kind[0], padding_mode=kind[1]),
-            "data gradient": lambda: backward(grad, input, weight, *kind, [True, False, False]),
-            "weight gradient": lambda: backward(grad, input, weight, *kind, [False, True, True]),
+            "forward": lambda: upsample_conv2d(x, weight, bias, mode=kind[0], padding_mode=kind[1]),
+            "data gradient": lambda: backward(grad, x, weight, *kind, [True, False, False]),
+            "weight gradient": lambda: backward(grad, x, weight, *kind, [False, True, True]),
         },
         4 * options.seconds,
         meter,
@@ -89,8 +104,9 @@ def products(torch, options, meter):
     }
 
 
-def print_table(found, names):
-    rows = {}
+def print_table(found: Iterator[dict[str, Any]], names: list[str]) -> None:
+    """Print the records as they come, the engines of a pass side by side."""
+    rows: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for record in found:
         key = record["channels"], record["height"], record["mode"], record["pass"]
         rows.setdefault(key, {})[record["engine"]] = record
@@ -112,8 +128,8 @@ def print_table(found, names):
         print(shown)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    parser = common.parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print a list of records in place of a table")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="low-resolution inputs")
     parser.add_argument("--channels", type=int, nargs="+", default=[32, 64, 128, 256])
@@ -135,7 +151,7 @@ def main():
 
     import torch
 
-    from dip_fast.bench import meters, roofline
+    from dip_fast.bench.meters import cudnn_autotuning, meter_for
     from dip_fast.device import devices, precision
     from dip_fast.errors import UsageError
     from dip_fast.ops import extension
@@ -144,16 +160,15 @@ def main():
         device = devices.choose(options.device)
     except UsageError as error:
         parser.error(str(error))
-    meter = meters.meter(device)
+    meter = meter_for(device)
     torch.manual_seed(0)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    with precision.products(options.precision, device), roofline.trying_algorithms():
-        found = records(torch, options, meter)
+    with precision.products(options.precision, device), cudnn_autotuning():
+        found = records(options, meter)
         if options.json:
-            json.dump(list(found), sys.stdout, indent=1)
-            print()
+            common.print_json(list(found))
             return
         module = extension.load()
         kernels = module.cpu_level() if module is not None else "absent"
@@ -163,7 +178,7 @@ def main():
         print(f"torch {torch.__version__}, {where}, {options.padding_mode}")
         print_table(found, options.engines)
     if options.device == "cpu":
-        rates = products(torch, options, meter)
+        rates = product_rates(options, meter)
         print("rates at 128 channels, 128x128, whole passes: "
               + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))  # fmt: skip
 

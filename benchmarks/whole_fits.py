@@ -7,21 +7,23 @@ steps of the preset are made.  Seconds are those of the process, from its start 
 no file is written.  Single fits part, as any two ways of rounding do: compare means over some --seeds.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
-CLEAN = Path(__file__).parents[1] / "examples" / "clean.png"
+import common
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = common.parser(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--size", type=int, default=512)
@@ -58,30 +60,31 @@ def main():
         same = len({run["sha256"] for run in runs}) == 1 if options.twice else None
         records.append({**job, **runs[0], "same_bits": same})
         if not options.json:
-            row(records[-1], head=len(records) == 1)
+            print_row(records[-1], head=len(records) == 1)
     if options.json:
-        json.dump(records, sys.stdout, indent=1)
-        print()
+        common.print_json(records)
     else:
-        for (engine, precision), of in itertools.groupby(
-            records, lambda record: (record["engine"], record["precision"])
-        ):
-            values = [record["psnr"] for record in of]
-            print(f"{engine} {precision}: mean PSNR {sum(values) / len(values):.3f} dB of {len(values)} fits")
+        print_means(records)
     if any(record["same_bits"] is False for record in records):
         sys.exit("the same seed gave other bits")
 
 
-def in_a_process(job):
+def in_a_process(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a fit in a process of its own, and time the process."""
     started = time.perf_counter()
-    command = [sys.executable, __file__, "--one", json.dumps(job)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"a fit ended with exit code {done.returncode}: {job}")
-    return {"process_seconds": time.perf_counter() - started, **json.loads(done.stdout.splitlines()[-1])}
+    found = common.in_own_process(__file__, job)
+    return {"process_seconds": time.perf_counter() - started, **found}
 
 
-def row(record, head):
+def print_means(records: list[dict[str, Any]]) -> None:
+    """Print the mean PSNR of each engine and precision."""
+    for (engine, precision), fits in itertools.groupby(records, lambda fit: (fit["engine"], fit["precision"])):
+        values = [fit["psnr"] for fit in fits]
+        print(f"{engine} {precision}: mean PSNR {sum(values) / len(values):.3f} dB of {len(values)} fits")
+
+
+def print_row(record: Mapping[str, Any], head: bool) -> None:
+    """Print a fit as a line of the table."""
     if head:
         seconds = f"{'process s':>10} {'loop s':>8}"
         print(f"{'engine':6} {'in':4} {'seed':>4} {'steps':>5} {seconds} {'PSNR dB':>8} {'peak MB':>8} bits")
@@ -94,35 +97,30 @@ def row(record, head):
     )
 
 
-def fitted(device, preset, size, iterations, engine, precision, seed):
+def fitted(
+    device: str, preset: str, size: int, iterations: int | None, engine: str, precision: str, seed: int
+) -> dict[str, Any]:
     """Make a fit, in a process that has nothing else to do."""
-    from dataclasses import replace
-
-    import numpy as np
     import torch
-    from PIL import Image
 
-    from dip_fast.bench.meters import meter
+    from dip_fast.bench.meters import meter_for
     from dip_fast.fitting import fit
     from dip_fast.fitting.degradations import Identity
-    from dip_fast.presets import PRESETS
 
-    clean = torch.tensor(np.asarray(Image.open(CLEAN).convert("RGB")), dtype=torch.float32).permute(2, 0, 1)[None] / 255
+    clean = common.to_tensor(common.read_image(common.EXAMPLES / "clean.png"))
     clean = torch.nn.functional.interpolate(clean, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     noisy = (clean + 25 / 255 * noise).clamp(0, 1)
-    recipe = PRESETS[preset].recipe
-    changes = {"stop": "never"} | ({"iterations": iterations} if iterations else {})
-    recipe = replace(recipe, options=replace(recipe.options, **changes))
+    recipe = common.recipe(preset, iterations=iterations, stop="never")
     result = fit(Identity(noisy), recipe, seed=seed, device=device, engine=engine, precision=precision)
 
-    target = clean[0].permute(1, 2, 0).numpy()
+    target = common.to_image(clean)
     return {
         "steps": result.steps,
         "loop_seconds": result.seconds,
         "psnr": -10 * math.log10(float(((result.image - target) ** 2).mean())),
         "sha256": hashlib.sha256(result.image.tobytes()).hexdigest(),
-        "peak_memory_bytes": meter(torch.device(device)).peaks()["peak_bytes"],
+        "peak_memory_bytes": meter_for(torch.device(device)).peaks()["peak_bytes"],
         "torch": torch.__version__,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
     }

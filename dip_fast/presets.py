@@ -93,15 +93,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe with what it costs and reaches.
-
-    Measured at 256x256 on two threads of an AMD EPYC (Zen 3), the default engine; the PSNR is that of F16, noise of
-    sigma 25: ``python benchmarks/presets.py F16.png --halve --presets NAME``.
-    """
+    """A recipe with a line on what it is; `figures.preset_cost` says what it costs and reaches."""
 
     recipe: Recipe
     summary: str
-    cost: str
 
 
 PRESETS: Registry[Preset] = Registry(
@@ -124,7 +119,6 @@ PRESETS: Registry[Preset] = Registry(
                 ),
             ),
             "a quarter of the paper's width, nearest upsampling",
-            "0.15 s a step and 2.5 minutes in all; 20.3 -> 30.2 dB",
         ),
         "paper": Preset(
             Recipe(
@@ -135,7 +129,6 @@ PRESETS: Registry[Preset] = Registry(
                 options=FitOptions(iterations=3000),
             ),
             "the denoising run of the paper",
-            "1 s a step and 50 minutes in all; not run to its end here",
         ),
         "hourglass": Preset(
             Recipe(
@@ -147,7 +140,6 @@ PRESETS: Registry[Preset] = Registry(
                 options=FitOptions(iterations=5000, learning_rate=0.001, perturbation=0.0, stop="never"),
             ),
             "the small program that this project grew from",
-            "0.03 s a step and 2.5 minutes in all; 20.3 -> 26.5 dB",
         ),
         "decoder": Preset(
             Recipe(
@@ -158,7 +150,6 @@ PRESETS: Registry[Preset] = Registry(
                 options=FitOptions(iterations=2500, perturbation=0.0),
             ),
             "ConvDecoder: no encoder, few parameters to overfit with",
-            "1.8 s a step and 75 minutes in all; not run to its end here",
         ),
     },
 )

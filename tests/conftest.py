@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from model_files import model, ran, small_models  # noqa: F401  (fixtures of several files)
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite("fuse_models", "norm_conv_cases", "upsample_conv_cases")

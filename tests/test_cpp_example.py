@@ -9,8 +9,8 @@ import imagecodecs
 import numpy as np
 import pytest
 
-from dip_fast.models import replaying
-from dip_fast.models.formats import digest
+from dip_fast.models.model import open_model
+from dip_fast.models.packing import digest
 
 BUILD = Path(os.environ.get("DIP_FAST_CPP", Path(__file__).parents[1] / "build" / "cpp"))  # of make test-cpp
 pytestmark = [
@@ -46,7 +46,7 @@ def test_example_draws_the_recorded_picture(dip, shape, dtype, fused):
     ended = draw(path, "picture.ppm", *library)
     assert (ended.returncode, ended.stderr) == (0, "")
     drawn = read_ppm(Path("picture.ppm")).astype(dtype)
-    assert digest(drawn) == replaying.open_model(path, trust=True).metadata["sha256"]["pixels"]
+    assert digest(drawn) == open_model(path, trust=True).metadata["sha256"]["pixels"]
     if fused:
         ended = draw(path, "picture.ppm")
         assert ended.returncode == 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.errors import DipFastError
-from dip_fast.fitting import DeepImagePrior, Fit, fit, prepare
+from dip_fast.fitting import DeepImagePrior, Fit, deep_image_prior, fit, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.fitting.loop import KEEP_EVERY
@@ -36,32 +36,6 @@ def averages(run: Fit) -> list[Tensor]:
 
 def tiny(**options: object) -> Recipe:
     return replace(TINY, options=replace(OPTIONS, **options))  # type: ignore[arg-type]
-
-
-# --- the network input -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("distribution", "denominator"), [("uniform", 2560), ("gaussian", 32)])
-def test_input_lies_on_a_grid_that_8_bits_hold(distribution: str, denominator: int) -> None:
-    z = network_input.draw(distribution, 3, (32, 40), seed=1)
-    values = z.tensor()
-    assert z.codes.element_size() == 1
-    assert values.shape == (1, 3, 32, 40)
-    assert torch.equal((values.double() * denominator).round().to(z.codes.dtype), z.codes)
-    # Correctly rounded quotients: what a model file that divides codes by the denominator computes.
-    expected = (z.codes.numpy().astype(np.float64) / denominator).astype(np.float32)
-    np.testing.assert_array_equal(values.numpy(), expected)
-
-
-def test_input_has_the_distribution_it_is_named_after() -> None:
-    uniform = network_input.draw("uniform", 8, (64, 64), seed=2).tensor()
-    assert uniform.min() >= 0
-    assert uniform.max() < 0.1
-    assert uniform.mean() == pytest.approx(0.05, abs=1e-3)
-    gaussian = network_input.draw("gaussian", 8, (64, 64), seed=2).tensor()
-    assert gaussian.mean() == pytest.approx(0, abs=0.02)
-    assert gaussian.std() == pytest.approx(1, abs=0.02)
-    assert gaussian.abs().max() <= 127 / 32
 
 
 # --- degradations ------------------------------------------------------------------------------------------------
@@ -185,9 +159,9 @@ def test_noise_is_estimated_from_known_pixels(sigma: float) -> None:
 @pytest.mark.parametrize(("sigma", "perturbation"), [(0.0, 0.01), (0.06, 0.02), (0.3, 1 / 30)])
 def test_perturbation_follows_the_noise_where_it_is_not_given(sigma: float, perturbation: float) -> None:
     y = 0.5 + sigma * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(6))
-    run = prepare(Identity(y), tiny(perturbation=None))
-    assert run.objective.perturbation == pytest.approx(perturbation, rel=0.05)
-    assert prepare(Identity(y), tiny(perturbation=0.5)).objective.perturbation == 0.5
+    objective = deep_image_prior(Identity(y), tiny(perturbation=None))
+    assert objective.perturbation == pytest.approx(perturbation, rel=0.05)
+    assert deep_image_prior(Identity(y), tiny(perturbation=0.5)).perturbation == 0.5
 
 
 # --- the fit -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The networks: their shapes, their parameters, and the original program's weights in `Skip`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import dip_fast
 from dip_fast import networks
 from dip_fast.networks import Decoder, Hourglass, Skip
-from dip_fast.presets import PRESETS
+from dip_fast.presets import PRESETS, FitOptions, Recipe
 
 # Outputs of the original program's network, in float64, for weights and inputs given by the formulas below; its
 # state_dict keys and shapes stand beside them.
@@ -154,3 +157,58 @@ def test_presets_build(name: str) -> None:
         network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
         output = network(torch.empty(1, recipe.in_channels, *network.input_size(256, 256)))
     assert output.shape == (1, 1, 256, 256)
+
+
+def test_names_of_networks_load_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from dip_fast.networks import NETWORKS\n"
+        "assert [*NETWORKS][:3] == ['skip', 'hourglass', 'decoder'], [*NETWORKS]\n"
+        "assert 'skip' in NETWORKS\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MINE = """
+from torch import nn
+
+from dip_fast.networks import Network
+
+
+class Mine(Network):
+    multiple = 2
+
+    def __init__(self, in_channels, out_channels, width=6):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width, track_running_stats=False)
+        self.last = nn.Conv2d(width, out_channels, 1)
+
+    def forward(self, z):
+        return self.last(nn.functional.leaky_relu(self.norm(self.first(z)), 0.1)).sigmoid()
+
+    def fold(self, folder, z):
+        x = folder.norm(folder.conv(z, self.first, "first"), self.norm)
+        x = folder.layer("leaky_relu", "relu", x, slope=0.1)
+        return folder.layer("sigmoid", "sigmoid", folder.conv(x, self.last, "last"))
+"""
+
+
+def test_network_of_another_package_is_built_fitted_and_exported_by_its_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("networks_of_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr(networks.NETWORKS, "_entries", {**networks.NETWORKS._entries})
+    networks.NETWORKS.register("mine", "networks_of_mine:Mine")
+    assert "networks_of_mine" not in sys.modules
+    assert networks.build("mine", 2, 3).fusible() == []
+
+    recipe = Recipe("mine", {"width": 5}, 2, "uniform", FitOptions(iterations=3, consolidation=2))
+    target = torch.rand(1, 3, 17, 21, generator=torch.Generator().manual_seed(0))
+    result = dip_fast.fit(dip_fast.Identity(target), recipe)
+    for suffix in (".onnx", ".pt", ".pt2"):
+        drawn = dip_fast.replay(dip_fast.export(result, f"model{suffix}"), trust=True)
+        np.testing.assert_allclose(drawn, result.image, rtol=0, atol=2e-5)
+    del sys.modules["networks_of_mine"]

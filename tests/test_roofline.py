@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dip_fast.bench import benchmarking, meters, profiling, roofline
+from dip_fast.bench import meters, operator_calls, operator_passes, profile_tables, profiling, roofline
+from dip_fast.bench.configurations import endless_recipe
 from dip_fast.bench.meters import CPUMeter, CUDAMeter
-from dip_fast.bench.roofline import Call, Ceilings, Like, Recorder
+from dip_fast.bench.operator_calls import Call, Recorder, TensorSpec
+from dip_fast.bench.roofline import Ceilings
 from dip_fast.fitting import prepare
 from dip_fast.fitting.degradations import Identity
 from dip_fast.ops import extension
@@ -41,6 +43,8 @@ def cuda(monkeypatch):
             return other.time - self.time
 
     class Graph:
+        length = 0.0
+
         def replay(self):
             log.append("replay")
             clock[0] += self.length
@@ -79,7 +83,7 @@ def test_operator_on_a_gpu_is_timed_as_a_graph_after_its_warm_up(cuda):
     run, calls = CUDAMeter(torch.device("cuda")).repeated(cuda.work)
     assert calls == 3  # of 2 ms, so that the graph takes 5 at least
     begin = cuda.log.index("capture")
-    assert cuda.log[:begin].count("work") == meters.WARM_UP + 1
+    assert cuda.log[:begin].count("work") == meters.WARM_UP_CALLS + 1
     assert cuda.log[begin:] == ["capture", *["work"] * 3, "captured", "replay"]
     assert CUDAMeter(torch.device("cuda")).seconds(run) == pytest.approx(0.006)
     assert meters.medians({"a": cuda.work}, CUDAMeter(torch.device("cuda"))) == {"a": pytest.approx(0.002)}
@@ -90,8 +94,8 @@ def test_memory_of_a_gpu_is_that_of_its_allocator(cuda):
 
 
 def test_each_device_has_its_meter():
-    assert isinstance(meters.meter(CPU), CPUMeter)
-    assert isinstance(meters.meter(torch.device("cuda")), CUDAMeter)
+    assert isinstance(meters.meter_for(CPU), CPUMeter)
+    assert isinstance(meters.meter_for(torch.device("cuda")), CUDAMeter)
     calls = []
     assert CPUMeter().seconds(lambda: calls.append(1)) > 0
     assert len(calls) == 1
@@ -101,7 +105,7 @@ def test_each_device_has_its_meter():
 
 
 def fitted(size=(40, 36)):
-    recipe = benchmarking._recipe("quick", "bilinear")
+    recipe = endless_recipe("quick", "bilinear")
     picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     return prepare(Identity(picture), recipe, engine="fused", precision="fp32")
 
@@ -109,7 +113,7 @@ def fitted(size=(40, 36)):
 @pytest.mark.usefixtures("small")
 def test_multiplications_of_the_recorded_calls_are_those_of_the_network():
     fit = fitted()
-    calls = roofline.record(fit)
+    calls = operator_calls.calls_of_step(fit)
     pixels = fit.z.codes.shape[-2] * fit.z.codes.shape[-1]
     counted = sum(count * call.multiplications(16 / 4)[0] for call, count in calls.items())
     scale = fit.network.scale
@@ -124,7 +128,7 @@ def test_recording_leaves_the_fit_as_it_was():
     for each in (fit, other):
         each.step()
         if each is fit:
-            roofline.record(fit)
+            operator_calls.calls_of_step(fit)
         each.step()
     assert fit.history()["loss"].tolist() == other.history()["loss"].tolist()
 
@@ -136,7 +140,7 @@ def recorded(function):
 
 
 def test_each_tensor_is_counted_once_and_multiplications_by_form():
-    ops = roofline.passes(8, 16, {"mode": "nearest", "padding_mode": "zeros"}, "fp32", CPU)
+    ops = operator_passes.passes(8, 16, {"mode": "nearest", "padding_mode": "zeros"}, "fp32", CPU)
     forward, backward = recorded(ops["forward+backward"]["fused"])
     image, weight, bias = 8 * 16 * 16, 8 * 8 * 9, 8
     assert forward.nbytes == 4 * (image + weight + bias + 4 * image)
@@ -150,20 +154,22 @@ def test_each_tensor_is_counted_once_and_multiplications_by_form():
 def test_drawn_tensors_are_like_the_recorded_ones():
     image = torch.rand(1, 5, 6, 7).contiguous(memory_format=torch.channels_last)
     for tensor in (image, torch.zeros(3, dtype=torch.int8), torch.ones(2, 3, dtype=torch.float64)):
-        drawn = Like.of(tensor).draw(CPU)
+        drawn = operator_calls.describe(tensor).random(CPU)
         assert (drawn.shape, drawn.stride(), drawn.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
-    assert Like.of(torch.ones(1).expand(4)).draw(CPU).stride() == (1,)  # one number that stands for many
-    assert (Like.of(torch.ones(2, 3)).draw(CPU) > 0).all()  # it may be a variance
+    assert operator_calls.describe(torch.ones(1).expand(4)).random(CPU).stride() == (
+        1,
+    )  # one number that stands for many
+    assert (operator_calls.describe(torch.ones(2, 3)).random(CPU) > 0).all()  # it may be a variance
 
 
-def test_share_is_that_of_what_takes_longer():
-    call = Call(None, (Like((1, 1, 10, 10), (100, 100, 10, 1), torch.float32),), ())
-    call_of = SimpleNamespace(nbytes=call.nbytes, multiplications=lambda of_3x3: (1000.0, 4000.0))
+def test_share_is_that_of_the_slower_of_memory_and_products():
+    call = Call(None, (TensorSpec((1, 1, 10, 10), (100, 100, 10, 1), torch.float32),), ())
+    call_of = SimpleNamespace(nbytes=call.nbytes, multiplications=lambda per_3x3: (1000.0, 4000.0))
     ceiling = Ceilings(bytes_per_second=100.0, flop_per_second={"fp32": 1000.0, "bf16": 250.0})
-    found = roofline.judged([call_of], 10.0, ceiling, "fp32", CPU)
+    found = roofline.rates_of_calls([call_of], 10.0, ceiling, "fp32", CPU)
     assert (found["bound"], found["bound_seconds"], found["share"]) == ("memory", 4.0, 0.4)
     assert (found["bytes_per_second"], found["flop_per_second"], found["direct_flop_per_second"]) == (40, 200, 800)
-    found = roofline.judged([call_of, call_of], 32.0, ceiling, "bf16", CPU)
+    found = roofline.rates_of_calls([call_of, call_of], 32.0, ceiling, "bf16", CPU)
     assert (found["bound"], found["bound_seconds"], found["share"]) == ("matrix", 16.0, 0.5)
 
 
@@ -173,9 +179,9 @@ def test_share_is_that_of_what_takes_longer():
 @pytest.mark.usefixtures("small")
 def test_profile_against_the_ceilings(monkeypatch):
     """The same code as on a GPU, with the clock of the CPU."""
-    monkeypatch.setitem(roofline.SIDE, "cpu", 64)
-    monkeypatch.setitem(roofline.COPIED, "cpu", 2**16)
-    monkeypatch.setattr(roofline, "OPERATOR", (4, 8))
+    monkeypatch.setitem(roofline.MATRIX_SIDE, "cpu", 64)
+    monkeypatch.setitem(roofline.COPIED_BYTES, "cpu", 2**16)
+    monkeypatch.setattr(roofline, "COMPARED_OPERATOR", (4, 8))
     monkeypatch.setattr(meters, "RUNS", 2)
     fit = fitted()
     found = json.loads(json.dumps(roofline.profile(fit, 2, CPUMeter())))
@@ -193,7 +199,7 @@ def test_profile_against_the_ceilings(monkeypatch):
         plain = min(record["plain_seconds"], record["plain_channels_last_seconds"])
         assert record["ratio"] == pytest.approx(plain / record["seconds"])
 
-    lines = benchmarking.profile_lines({"size": 40, "upsampling": "bilinear", **found})
+    lines = profile_tables.profile_lines({"size": 40, "upsampling": "bilinear", **found})
     assert any(line.startswith(operators[0]["name"]) for line in lines)
     assert lines[-1].startswith("bilinear")
     assert f"{found['share_of_floor']:.1%} of its speed" in lines[1]

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from dip_fast import pictures
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import degradations
 from dip_fast.fitting.loop import KEEP_EVERY
-from dip_fast.pictures import picture as pictures
 from dip_fast.pictures.metrics import psnr
 from dip_fast.runs import checkpoints
 from dip_fast.runs import run as runs
@@ -332,13 +332,13 @@ def test_signal_before_the_first_step_leaves_no_result(dip, noisy, monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_signal_while_the_result_is_written_does_not_lose_it(dip, noisy, monkeypatch):
-    finish = runs._finish
+    finish = runs.finish
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(*arguments)
 
-    monkeypatch.setattr(runs, "_finish", interrupted)
+    monkeypatch.setattr(runs, "finish", interrupted)
     assert dip("run", noisy, *SIXTY).code == 130
     assert Path("runs/noisy/contact_sheet.png").exists()
 
@@ -366,7 +366,7 @@ def test_finished_run_that_lost_its_result_makes_it_again(dip, noisy):
 
 @pytest.mark.usefixtures("small")
 def test_killed_run_leaves_a_checkpoint_to_go_on_from(dip, noisy, monkeypatch):
-    monkeypatch.setattr(runs, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("dip_fast.runs.recorder.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     arguments = ("run", noisy, *SIXTY, "--quiet")
     started = time.monotonic()
     assert dip(*arguments, "-o", "whole").code == 0
@@ -518,7 +518,7 @@ def refuse(monkeypatch, wrong):
             raise DipFastError(f"cannot write {path}: No space left on device; make room there")
         original(path, data)
 
-    monkeypatch.setattr(runs, "write_atomically", write_atomically)
+    monkeypatch.setattr("dip_fast.runs.folder.write_atomically", write_atomically)
 
 
 @pytest.mark.usefixtures("small")

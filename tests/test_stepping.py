@@ -545,6 +545,8 @@ def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.M
         fit.run()
         losses[name] = fit.rows[0][1]
         assert read == [dtype] * 11  # with a step of the consolidation
+        assert isinstance(fit.objective, DeepImagePrior)
+        assert isinstance(fit.objective.degradation, Seen)
         assert fit.objective.degradation.dtypes == {torch.float32}
         coarse = (fit.iterate.bfloat16() == fit.iterate).double().mean()
         assert coarse < 0.1 or network == "decoder"  # whose last layer is a convolution

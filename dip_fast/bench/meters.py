@@ -1,21 +1,23 @@
-"""Clock and memory of the devices that are measured: the same questions to a CPU and to a GPU."""
+"""Clocks and memory counters: one interface for a CPU and a GPU."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 
 from dip_fast.device import memory
+from dip_fast.fitting import Fit
 
-WARM_UP = 3  # calls before any are measured: cuDNN tries its algorithms, Triton compiles, in the first ones
-LONG = 0.005  # seconds that a graph takes at least, unless it has many calls: events tell microseconds apart
-MOST_CALLS = 100
-RUNS = 7  # measurements whose median is given
+WARM_UP_CALLS = 3  # before any are measured: cuDNN tries its algorithms, Triton compiles, in the first ones
+GRAPH_SECONDS = 0.005  # a graph takes at least so long, unless it has many calls: events resolve microseconds
+MOST_CALLS = 100  # in a graph
+RUNS = 7  # measurements whose median is taken
 
 
 class Meter(Protocol):
@@ -24,7 +26,7 @@ class Meter(Protocol):
     Attributes
     ----------
     batch : int
-        Steps of a fit that are measured together, as their mean.
+        The number of steps of a fit that are timed as one, and whose mean is the measurement.
     """
 
     batch: int
@@ -33,14 +35,21 @@ class Meter(Protocol):
         """Time a call, from when the device is idle until it is idle again."""
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
-        """Prepare a function for being timed by the device's own work: something to call, and how many calls it is."""
+        """Prepare a function to be timed without the work of the host.
+
+        Returns
+        -------
+        run : callable
+        calls : int
+            The number of calls of the function that one call of ``run`` makes.
+        """
 
     def peaks(self) -> dict[str, int]:
-        """Give the most memory that was taken, in bytes, by what it is that was taken."""
+        """Return the peak memory so far, in bytes, by kind."""
 
 
 class CPUMeter:
-    """Wall time, and the memory of the process."""
+    """The wall time, and the memory of the process."""
 
     batch = 1  # a step is long, and each is a measurement of its own
 
@@ -52,19 +61,19 @@ class CPUMeter:
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
         """See `Meter`: a call costs nothing beside its work."""
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             function()
         return function, 1
 
     def peaks(self) -> dict[str, int]:
-        """Give ``peak_bytes``, the resident memory."""
+        """Return ``peak_bytes``, the resident memory."""
         return {"peak_bytes": memory.peak_bytes()}
 
 
 class CUDAMeter:
-    """Events of the GPU's own clock, and PyTorch's allocator."""
+    """Events of the GPU's own clock, and the counters of PyTorch's allocator."""
 
-    batch = 50  # steps of milliseconds, as many as a fit makes between two looks of the host
+    batch = 50  # steps of milliseconds, as many as a fit makes between two reads of the host
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -81,13 +90,13 @@ class CUDAMeter:
         return begin.elapsed_time(end) / 1e3
 
     def repeated(self, function: Callable[[], object]) -> tuple[Callable[[], object], int]:
-        """See `Meter`: as a graph of so many calls that it takes long enough, whose launches are not measured."""
+        """See `Meter`: one CUDA graph of several calls, so that launches are not measured."""
         side = torch.cuda.Stream(self.device)  # warm-up belongs on another stream than the default one
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP_CALLS):
                 function()
-            calls = min(MOST_CALLS, math.ceil(LONG / max(self.seconds(function), 1e-6)))
+            calls = min(MOST_CALLS, math.ceil(GRAPH_SECONDS / max(self.seconds(function), 1e-6)))
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -97,23 +106,70 @@ class CUDAMeter:
         return graph.replay, calls
 
     def peaks(self) -> dict[str, int]:
-        """Give ``peak_bytes``, of tensors, and ``reserved_bytes``, which the allocator took for them."""
+        """Return ``peak_bytes``, those of tensors, and ``reserved_bytes``, which the allocator took for them."""
         return {
             "peak_bytes": torch.cuda.max_memory_allocated(self.device),
             "reserved_bytes": torch.cuda.max_memory_reserved(self.device),
         }
 
 
-def meter(device: torch.device) -> Meter:
-    """Give the meter of a device."""
+def meter_for(device: torch.device) -> Meter:
+    """Return the meter of a device."""
     return CUDAMeter(device) if device.type == "cuda" else CPUMeter()
 
 
 def medians(functions: Mapping[str, Callable[[], object]], meter: Meter) -> dict[str, float]:
-    """Time functions that belong together, in turn, in seconds a call."""
+    """Time functions in turn; return the median of each, in seconds a call."""
+    times = in_turn(functions, meter, runs=RUNS)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_turn(
+    functions: Mapping[str, Callable[[], object]], meter: Meter, *, runs: int, seconds: float = 0.0
+) -> dict[str, list[float]]:
+    """Time functions in turn, so that a change in the machine's speed affects all of them.
+
+    Parameters
+    ----------
+    functions : mapping of str to callable
+    meter : Meter
+    runs : int
+        The least number of measurements of each function.
+    seconds : float
+        The time after which no more measurements follow, once there are so many.
+
+    Returns
+    -------
+    dict of str to list of float
+        The measurements, in seconds a call.
+    """
     prepared = {name: meter.repeated(function) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(RUNS):
+    start, done = time.perf_counter(), 0
+    while done < runs or time.perf_counter() - start < seconds:
         for name, (run, calls) in prepared.items():
             times[name].append(meter.seconds(run) / calls)
-    return {name: statistics.median(values) for name, values in times.items()}
+        done += 1
+    return times
+
+
+def step_seconds(fit: Fit, meter: Meter) -> float:
+    """Time a step: the mean of a batch, which the fit makes as it does in a run."""
+
+    def batch() -> None:
+        end = fit.steps + meter.batch
+        while fit.steps < end and not fit.events:
+            fit.advance(end - fit.steps)
+
+    return meter.seconds(batch) / meter.batch
+
+
+@contextmanager
+def cudnn_autotuning() -> Iterator[None]:
+    """Let cuDNN try its algorithms for each shape and keep the fastest, as a user who fits one shape would."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

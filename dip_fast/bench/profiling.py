@@ -16,24 +16,24 @@ from torch.autograd.profiler import record_function
 
 from dip_fast.bench.meters import CPUMeter
 from dip_fast.errors import UsageError
-from dip_fast.fitting.loop import Fit
+from dip_fast.fitting import Fit
 from dip_fast.networks.skip import Scale, Skip
 
-SIDE = 2048  # of the matrices whose product gives the rate
-PROFILED = 3  # steps under the profiler
+MATRIX_SIDE = 2048  # of the matrices whose product is timed for the rate
+PROFILED_STEPS = 3  # under the profiler
 STEP = "dip-fast: step"
 # Marks in the trace, and the part of the step that begins there.
 PARTS = {
     "dip-fast: network begins": "forward",
     "dip-fast: network ends": "rest",
     "dip-fast: gradient arrives at the network": "backward",
-    "dip-fast: gradients are there": "rest",
+    "dip-fast: gradients are complete": "rest",
 }
 OUTSIDE = "outside operators"
 
 
 def multiplications(network: nn.Module) -> float:
-    """Count the multiplications of the fused form of the skip network, forward, per pixel of its output.
+    """Count the multiplications of the skip network in its fused form, forward, per pixel of its output.
 
     With C channels in and K out, and per pixel that the convolution writes:
 
@@ -42,12 +42,12 @@ def multiplications(network: nn.Module) -> float:
         k x k, stride s           k^2 C K
         3x3 after upsampling      9/4 C K      9 products for 4 pixels: docs/notes/operator.md
 
-    and where such a convolution has skip channels beside the upsampled ones, ``9 S K`` for these, directly.
+    A convolution that has S skip channels beside the upsampled ones takes ``9 S K`` for these, directly.
 
     Raises
     ------
     UsageError
-        For another network.
+        If it is another network.
     """
     if not isinstance(network, Skip):
         raise UsageError(f"the floor is known for the skip network, not for {type(network).__name__.lower()}")
@@ -74,34 +74,35 @@ def multiplications(network: nn.Module) -> float:
 
 
 def _products(conv: nn.Conv2d | nn.ConvTranspose2d) -> float:
-    """Multiplications per pixel written."""
+    """Count the multiplications of a convolution per pixel that it writes."""
     taps = conv.kernel_size[0] * conv.kernel_size[1]
     by_winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1)
     return (16 / 4 if by_winograd else taps) * conv.in_channels * conv.out_channels
 
 
 def profile(fit: Fit, steps: int) -> dict[str, Any]:
-    """Measure the steps of a fit on a CPU, in turn with a matrix product, and look into some more.
+    """Time the steps of a fit on a CPU, in turn with a matrix product, and profile some more.
 
     Parameters
     ----------
     fit : Fit
-        Of the skip network; goes on by ``steps + 5`` steps.
+        A fit of the skip network; it advances by ``steps + 5`` steps.
     steps : int
-        Steps whose median is given.
+        The number of steps whose median is taken.
 
     Returns
     -------
     dict
         ``median_step_seconds``; ``mm_flop_per_second`` of ``torch.mm``, 2048x2048, float32; ``multiplications``
-        per pixel; ``floor_seconds``, theirs at this rate, forward and for both gradients; ``share_of_floor``, floor
-        over step. Of a step under the profiler: ``step_seconds``; ``forward_seconds`` and ``backward_seconds`` of the
-        network; ``rest_seconds``, and ``rest_share`` of the step; ``operators``, most time first, each with ``name``,
-        ``calls``, ``seconds`` and of these ``forward``, ``backward`` and ``rest``, without the operators that it
-        calls, unless it is one of dip_fast's, which has them included.
+        per pixel; ``floor_seconds``, the time that they take at this rate, forward and for both gradients;
+        ``share_of_floor``, the floor over the step. For a step under the profiler: ``step_seconds``;
+        ``forward_seconds`` and ``backward_seconds`` of the network; ``rest_seconds``, and ``rest_share`` of the step;
+        ``operators``, most time first, each with ``name``, ``calls``, ``seconds`` and its parts ``forward``,
+        ``backward`` and ``rest``.  The time of an operator excludes that of operators which it calls, except for
+        those of dip_fast.
     """
-    a, b = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    product = torch.empty(SIDE, SIDE)
+    a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    product = torch.empty(MATRIX_SIDE, MATRIX_SIDE)
 
     def mm() -> None:
         torch.mm(a, b, out=product)
@@ -112,27 +113,27 @@ def profile(fit: Fit, steps: int) -> dict[str, Any]:
     clock = CPUMeter()
     pairs = [(clock.seconds(fit.step), clock.seconds(mm)) for _ in range(steps)]
     step, once = (statistics.median(times) for times in zip(*pairs, strict=True))
-    rate = 2 * SIDE**3 / once
+    rate = 2 * MATRIX_SIDE**3 / once
     count = multiplications(fit.network)
-    pixels = fit.z.codes.shape[-2] * fit.z.codes.shape[-1]
-    floor = 3 * 2 * count * pixels / rate
+    height, width = fit.network.input_size(*fit.objective.size)
+    floor = 3 * 2 * count * height * width / rate
     return {
         "median_step_seconds": step,
         "mm_flop_per_second": rate,
         "multiplications": count,
         "floor_seconds": floor,
         "share_of_floor": floor / step,
-        **_look_into(fit),
+        **_profile_steps(fit),
     }
 
 
-def _look_into(fit: Fit) -> dict[str, Any]:
-    """Make some steps under the profiler and sum its events up, per step."""
+def _profile_steps(fit: Fit) -> dict[str, Any]:
+    """Make some steps under the profiler and sum up its events, per step."""
     with (
         _marked(fit.network),
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
     ):
-        for _ in range(PROFILED):
+        for _ in range(PROFILED_STEPS):
             with record_function(STEP):
                 fit.step()
     events = list(profiler.events() or [])
@@ -142,7 +143,7 @@ def _look_into(fit: Fit) -> dict[str, Any]:
     operators = _operators(events)
     for part, time_in_it in parts.items():
         operators[OUTSIDE][part] = time_in_it - sum(operator[part] for operator in operators.values())
-    per_step = 1e-6 / PROFILED  # the profiler counts in microseconds
+    per_step = 1e-6 / PROFILED_STEPS  # the profiler counts in microseconds
     return {
         "step_seconds": whole * per_step,
         **{f"{part}_seconds": value * per_step for part, value in parts.items()},
@@ -151,7 +152,7 @@ def _look_into(fit: Fit) -> dict[str, Any]:
             (
                 {
                     "name": name,
-                    "calls": found["calls"] / PROFILED,
+                    "calls": found["calls"] / PROFILED_STEPS,
                     "seconds": sum(found[part] for part in parts) * per_step,
                     **{part: found[part] * per_step for part in parts},
                 }
@@ -164,8 +165,8 @@ def _look_into(fit: Fit) -> dict[str, Any]:
 
 @contextmanager
 def _marked(network: nn.Module) -> Iterator[None]:
-    """Put the marks of `PARTS` into the trace, where the network's forward and backward pass begin and end."""
-    begins, ends, arrives, there = PARTS
+    """Put the marks of `PARTS` into the trace where the network's forward and backward passes begin and end."""
+    begins, ends, arrives, complete = PARTS
 
     def mark(name: str) -> None:
         with record_function(name):
@@ -173,7 +174,7 @@ def _marked(network: nn.Module) -> Iterator[None]:
 
     def on_gradient(gradient: Tensor) -> None:
         mark(arrives)
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: mark(there))
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: mark(complete))
 
     def on_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         mark(ends)
@@ -188,7 +189,7 @@ def _marked(network: nn.Module) -> Iterator[None]:
 
 
 def _parts(events: Iterable[Any]) -> dict[str, float]:
-    """Time between the marks, in microseconds."""
+    """Sum up the time between the marks, in microseconds, by part of the step."""
     marks = sorted((event.time_range.start, PARTS[event.name]) for event in events if event.name in PARTS)
     parts = {"forward": 0.0, "backward": 0.0}
     for (begin, part), (end, _) in itertools.pairwise(marks):
@@ -198,7 +199,7 @@ def _parts(events: Iterable[Any]) -> dict[str, float]:
 
 
 def _operators(events: Iterable[Any]) -> defaultdict[str, dict[str, float]]:
-    """Sum up calls and time, in microseconds, by operator and by the part of the step it is in."""
+    """Sum up calls and time, in microseconds, by operator and by part of the step."""
     marks = sorted((event.time_range.start, PARTS[event.name]) for event in events if event.name in PARTS)
     starts = [start for start, _ in marks]
     operators: defaultdict[str, dict[str, float]] = defaultdict(

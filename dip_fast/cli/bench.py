@@ -82,11 +82,13 @@ def bench(
                 raise UsageError(f"--profile and {name} exclude each other; leave one of the two out")
     if plot is not None:
         _require_new_png(plot)
-    from dip_fast.bench import benchmarking
+    from dip_fast.bench import measuring, profile_tables, tables
+    from dip_fast.bench.configurations import BenchSettings
+    from dip_fast.bench.machine import machine, machine_line
 
     if seconds is not None:
         options["seconds"] = seconds
-    settings = benchmarking.Settings(
+    settings = BenchSettings(
         upsampling=("nearest", "bilinear") if upsampling == "both" else (upsampling,),
         engines=tuple(dict.fromkeys(engines)) or None,
         steps=steps,
@@ -94,27 +96,27 @@ def bench(
     )
 
     if profiled:
-        found = benchmarking.profile(settings, say)
+        found = measuring.profile(settings, say)
         if as_json:
             show(json.dumps(found))
             return 0
-        show(benchmarking.machine_line(found))
+        show(machine_line(found))
         for profile in found["profiles"]:
-            show("\n".join(["", *benchmarking.profile_lines(profile)]))
+            show("\n".join(["", *profile_tables.profile_lines(profile)]))
         return 0
     records: list[dict[str, Any]] = []
-    for group in benchmarking.measure(settings, say):
+    for group in measuring.measure(settings, say):
         if not as_json:
             if not records:
-                show(benchmarking.machine_line({**benchmarking.machine(), **group[0]}))
-            show("\n".join(benchmarking.table(group, head=not records)))
+                show(machine_line({**machine(), **group[0]}))
+            show("\n".join(tables.table(group, head=not records)))
         records += group
     if as_json:
         show(json.dumps(records))
     if plot is not None:
         try:
             with plot.open("xb") as file:
-                file.write(benchmarking.plot(records))
+                file.write(tables.plot(records))
         except OSError as error:
             raise DipFastError(f"cannot write {plot}: {error.strerror}") from error
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from dip_fast import figures
 from dip_fast.cli.output import show
 from dip_fast.cli.parameters import json_option
 from dip_fast.presets import PRESETS
@@ -19,10 +20,7 @@ def formats(as_json: bool) -> None:
     """List the formats of model files: suffix, where they run, what replays them."""
     from dip_fast.models.formats import FORMATS
 
-    facts = {
-        name: {field: getattr(entry, field) for field in ("suffix", "device", "replayed_by", "runs_code")}
-        for name, entry in FORMATS.items()
-    }
+    facts = {name: entry.facts() for name, entry in FORMATS.items()}
     if as_json:
         show(json.dumps(facts))
         return
@@ -38,11 +36,12 @@ def presets(as_json: bool) -> None:
         facts = {name: {"summary": preset.summary, **_shown(name)} for name, preset in PRESETS.items()}
         show(json.dumps(facts))
         return
-    show("Costs at 256x256 on two CPU threads (AMD Zen 3), PSNR on the picture F16 with noise of sigma 25.")
+    measured = figures.read()["presets"]
+    show(f"Measured on {measured.date}: {measured.machine}, by {measured.command}\n{measured.note}".rstrip())
     for name, preset in PRESETS.items():
         shown = _shown(name)
         show(f"{name}: {preset.summary}")
-        show(f"    network {shown['network']}, {shown['iterations']} steps; {preset.cost}")
+        show(f"    network {shown['network']}, {shown['iterations']} steps; {shown['cost']}")
 
 
 @click.command()
@@ -89,4 +88,4 @@ def info(as_json: bool) -> None:
 
 def _shown(name: str) -> dict[str, Any]:
     recipe = PRESETS[name].recipe
-    return {"network": recipe.network, "iterations": recipe.options.iterations, "cost": PRESETS[name].cost}
+    return {"network": recipe.network, "iterations": recipe.options.iterations, "cost": figures.preset_cost(name)}

@@ -128,7 +128,11 @@ class DeepImagePrior(Objective):
         self.perturbation = perturbation
         self.seed = seed
         # Codes take a quarter of the memory of z itself, and each step makes its own input of them.
-        self._source, self._divisor = (z.codes, float(z.denominator)) if perturbation else (z.tensor(), 1.0)
+        codes = z.parts[0].codes if len(z.parts) == 1 and z.parts[0].codes.element_size() == 1 else None
+        if perturbation and codes is not None:
+            self._source, self._divisor = codes, float(z.parts[0].denominator)
+        else:
+            self._source, self._divisor = z.tensor(), 1.0
 
     def input(self, step: Tensor) -> Tensor:
         """Add fresh noise to z."""

@@ -34,7 +34,14 @@ def non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
 
     if sigma == 0:
         return image.copy()
+    gray = image.shape[2] == 1  # scikit-image takes a channel axis of one for no axis
     filtered: np.ndarray = denoise_nl_means(
-        image, h=0.6 * sigma, sigma=sigma, fast_mode=True, patch_size=5, patch_distance=6, channel_axis=2
+        image[..., 0] if gray else image,
+        h=0.6 * sigma,
+        sigma=sigma,
+        fast_mode=True,
+        patch_size=5,
+        patch_distance=6,
+        channel_axis=None if gray else 2,
     )
-    return filtered.astype(np.float32)
+    return filtered.reshape(image.shape).astype(np.float32)

@@ -3,7 +3,7 @@
 A file is accepted when its graph is, field by field, the one that `write` makes of the program that its metadata
 name.  So no graph but our own ever reaches an engine, however a file was changed; and what is replayed is what any
 other engine finds in the file.  Hence the rule: what `write` makes of a program never changes within one schema
-version.
+version: schema 1 for a network input of 8-bit codes, schema 2 for any other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dip_fast import __version__
 from dip_fast.errors import UsageError
 from dip_fast.models.formats import SCHEMA
-from dip_fast.programs.program import INPUT, Layer, Program
+from dip_fast.programs.program import INPUT, Layer, Program, part_name
 
 OPSET = 17
 IR_VERSION = 8  # of the same year as the opset, so that every onnxruntime since 1.13 reads it
@@ -35,10 +35,16 @@ METADATA = "dip_fast"  # key of the JSON; the blobs follow as "dip_fast.<name>",
 TAPS = np.array([[[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]]], np.float32)
 
 _PADS = {"reflect": "reflect", "replicate": "edge"}
+_INPUT_TYPES = {
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "uint16": TensorProto.UINT16,
+    "float32": TensorProto.FLOAT,
+}
 
 
 class _Graph:
-    """Nodes and initializers in the making."""
+    """The nodes and initializers of a graph; each method adds some and returns the name of their value."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -79,8 +85,9 @@ def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[
     Returns
     -------
     bytes
-        The file: opset 17, one output ``picture``, float32 ``(H, W, C)`` in the picture's range; one input ``z`` that
-        need not be fed, since it has the program's codes as its initializer.
+        The file: opset 17, one output ``picture``, float32 ``(H, W, C)`` in the picture's range; an input ``z``, and
+        ``z.1`` and so on for further parts of the network input, that need not be fed, since the program's codes are
+        their initializers.
     """
     graph = _graph(program)
     model = helper.make_model(
@@ -90,7 +97,7 @@ def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    document = {"schema": SCHEMA, **(metadata or {}), "program": program.outline()}
+    document = {"schema": program.schema, **(metadata or {}), "program": program.outline()}
     texts = {METADATA: json.dumps(document, allow_nan=False)}
     texts |= {f"{METADATA}.{name}": text for name, text in (blobs or {}).items()}
     helper.set_model_props(model, texts)
@@ -100,13 +107,7 @@ def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[
 
 def _graph(program: Program) -> onnx.GraphProto:
     graph, (channels, height, width) = _Graph(), program.shapes()[program.layers[-1].name]
-    kind = TensorProto.UINT8 if program.codes.dtype == np.uint8 else TensorProto.INT8
-    graph.constant(INPUT, program.codes)
-    # Not DequantizeLinear, which multiplies with a rounded reciprocal: the quotient is correctly rounded.
-    floats = graph.node("Cast", [INPUT], f"{INPUT}/float", to=TensorProto.FLOAT)
-    values = {
-        INPUT: graph.node("Div", [floats, graph.number(f"{INPUT}/denominator", program.denominator)], f"{INPUT}/value")
-    }
+    values = {INPUT: _input(graph, program)}
     if any(layer.kind == "upsample_conv2d" and layer.options["mode"] == "nearest" for layer in program.layers):
         graph.constant("upsampling/taps", TAPS)
         graph.constant("upsampling/ones", np.ones(4, np.float32))
@@ -116,8 +117,35 @@ def _graph(program: Program) -> onnx.GraphProto:
         graph.constant("upsampling/scales", np.array([1, 1, 2, 2], np.float32))
     for layer in program.layers:
         values[layer.name] = _layer(graph, layer, [values[name] for name in layer.inputs], program.arrays)
-    drawn = values[program.layers[-1].name]
-    rows, columns = program.size
+    _picture(graph, program, values[program.layers[-1].name], (height, width))
+    return helper.make_graph(
+        graph.nodes,
+        "dip-fast",
+        [
+            helper.make_tensor_value_info(part_name(i), _INPUT_TYPES[codes.dtype.name], codes.shape)
+            for i, (codes, _) in enumerate(program.inputs)
+        ],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [*program.size, channels])],
+        graph.initializers,
+    )
+
+
+def _input(graph: _Graph, program: Program) -> str:
+    """Add the network input, and return the name of its value."""
+    values = []
+    for i, (codes, denominator) in enumerate(program.inputs):
+        name = graph.constant(part_name(i), codes)
+        if codes.dtype != np.float32:
+            # Not DequantizeLinear, which multiplies with a rounded reciprocal: the quotient is correctly rounded.
+            floats = graph.node("Cast", [name], f"{name}/float", to=TensorProto.FLOAT)
+            name = graph.node("Div", [floats, graph.number(f"{name}/denominator", denominator)], f"{name}/value")
+        values.append(name)
+    return graph.node("Concat", values, f"{INPUT}/parts", axis=1) if len(values) > 1 else values[0]
+
+
+def _picture(graph: _Graph, program: Program, drawn: str, size: tuple[int, int]) -> None:
+    """Add the way from the last layer's output, of some size, to the picture: its middle, its range, known pixels."""
+    (height, width), (rows, columns) = size, program.size
     if (rows, columns) != (height, width):
         top, left = (height - rows) // 2, (width - columns) // 2
         ends = [
@@ -143,13 +171,6 @@ def _graph(program: Program) -> onnx.GraphProto:
         if samples.dtype != np.float32:
             kept = graph.node("Cast", [kept], "known.samples/float", to=TensorProto.FLOAT)
         graph.node("Where", [graph.constant("known.mask", mask), kept, drawn], OUTPUT)
-    return helper.make_graph(
-        graph.nodes,
-        "dip-fast",
-        [helper.make_tensor_value_info(INPUT, kind, program.codes.shape)],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [rows, columns, channels])],
-        graph.initializers,
-    )
 
 
 def _resizes(layer: Layer) -> bool:
@@ -157,7 +178,7 @@ def _resizes(layer: Layer) -> bool:
 
 
 def _layer(graph: _Graph, layer: Layer, inputs: list[str], arrays: dict[str, np.ndarray]) -> str:
-    """Add a layer and give the name of its output, which is the layer's."""
+    """Add a layer, and return the name of its output, which is the layer's."""
     name, kind, options = layer.name, layer.kind, layer.options
     weight, bias = (
         graph.weights(f"{name}.{part}", arrays[f"{name}.{part}"]) if f"{name}.{part}" in arrays else ""
@@ -272,6 +293,8 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
         arrays = {tensor.name: _array(tensor) for tensor in tensors}
         own = {name: array for name, array in arrays.items() if "/" not in name}  # the others are the graph's constants
         program = Program.of(outline, own)
+        if program.schema != schema:
+            raise ValueError(f"schema {schema} for a program of {program.schema}")
         expected = _graph(program)
     except Exception as error:
         raise UsageError("it is damaged or was changed: it holds no program; get an intact copy") from error

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from dip_fast.errors import DipFastError
-from dip_fast.models.replaying import METADATA_ENTRY
+from dip_fast.models import archives
 from dip_fast.programs.drawing import Drawing
 from dip_fast.programs.program import Program
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one thread and without gradients, and leave things as they were."""
+    """Compute on one thread and without gradients, and restore the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -35,43 +35,50 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _torchscript_kept() -> Iterator[None]:
-    """Silence the one warning that TorchScript is deprecated: it is one format among others here."""
+    """Silence the warning that TorchScript is deprecated: it is one format among others here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is not supported", category=DeprecationWarning)
         yield
 
 
-def save(format_: str, program: Program, texts: dict[str, str], *, fused: bool = False) -> bytes:
-    """Write a program as a TorchScript or .pt2 file.
+def write_torchscript(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
+    """Encode a program as a TorchScript file.
 
     Parameters
     ----------
-    format_ : {"torchscript", "pt2"}
     program : Program
-    texts : dict of str to str
-        Extra files by name.
-    fused : bool
+    facts : dict
+        JSON that goes into the file beside the schema version.
+    blobs : dict of str to str
+        Further texts by name.
+    fused_ops : bool
         Call the project's operators, for users who load the library that CMake builds.
     """
-    module = Drawing(program, fused=fused).eval()
-    file = io.BytesIO()
-    with _one_thread():
-        if format_ == "torchscript":
-            with _torchscript_kept():
-                torch.jit.save(torch.jit.trace(module, (), check_trace=False), file, _extra_files=texts)
-        else:
-            torch.export.save(torch.export.export(module, (), strict=False), file, extra_files=texts)
+    module, file = Drawing(program, fused=fused_ops).eval(), io.BytesIO()
+    with _one_thread(), _torchscript_kept():
+        traced = torch.jit.trace(module, (), check_trace=False)
+        torch.jit.save(traced, file, _extra_files=archives.texts(program.schema, facts, blobs))
     return file.getvalue()
 
 
-def texts(document: str, blobs: dict[str, str]) -> dict[str, str]:
-    """Extra files: the metadata and what goes with them."""
-    return {METADATA_ENTRY: document, **{f"{METADATA_ENTRY}.{name}": text for name, text in blobs.items()}}
+def write_pt2(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
+    """Encode a program as a .pt2 file, as `write_torchscript` does, with standard operators alone."""
+    assert not fused_ops, ".pt2 files have standard operators only"
+    module, file = Drawing(program).eval(), io.BytesIO()
+    with _one_thread():
+        exported = torch.export.export(module, (), strict=False)
+        torch.export.save(exported, file, extra_files=archives.texts(program.schema, facts, blobs))
+    return file.getvalue()
+
+
+def engine() -> str:
+    """Name what draws a file when it is written."""
+    return f"torch {torch.__version__}, cpu, one thread"
 
 
 def load(format_: str, data: bytes, *, fused: bool = False) -> Callable[[], torch.Tensor]:
-    """Load a file as a function that draws.  It can run code: only for files that are trusted."""
+    """Load a file as a function that draws.  Loading can run code: call it for trusted files alone."""
     if fused:
         import dip_fast.ops  # noqa: F401  (registers the operators)
     file = io.BytesIO(data)

@@ -1,55 +1,55 @@
-"""Untrained networks that draw one picture from a fixed random input.
+"""Untrained networks that draw one picture from a fixed input.
 
 A network's output covers the picture and may be larger (`Network.input_size`); the picture is the middle of it
-(`crop`), so that no picture is ever cut or resized.
+(`crop`), so that no picture is ever cut or resized.  Importing this loads no torch; a name that needs it loads it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from dip_fast.networks.registry import NETWORKS, build, input_size
 
-from dip_fast.networks.decoder import Decoder
-from dip_fast.networks.hourglass import Hourglass
-from dip_fast.networks.layers import Network
-from dip_fast.networks.skip import Skip
-from dip_fast.programs.drawing import crop
+if TYPE_CHECKING:
+    from dip_fast.networks.decoder import Decoder
+    from dip_fast.networks.hourglass import Hourglass
+    from dip_fast.networks.layers import Network
+    from dip_fast.networks.network_input import NetworkInput, Part, surround
+    from dip_fast.networks.skip import Skip
+    from dip_fast.programs.drawing import crop
 
-__all__ = ["NETWORKS", "Decoder", "Hourglass", "Network", "Skip", "build", "crop"]
+__all__ = [
+    "NETWORKS",
+    "Decoder",
+    "Hourglass",
+    "Network",
+    "NetworkInput",
+    "Part",
+    "Skip",
+    "build",
+    "crop",
+    "input_size",
+    "surround",
+]
 
-NETWORKS: dict[str, type[Network]] = {"skip": Skip, "hourglass": Hourglass, "decoder": Decoder}
-
-
-def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Network:
-    """Build a network by its name.
-
-    Parameters
-    ----------
-    name : {"skip", "hourglass", "decoder"}
-    in_channels, out_channels : int
-        Channels of the network input and of the image.
-    **options
-        The network's own arguments.
-
-    Raises
-    ------
-    ValueError
-        If no network has that name.
-    """
-    if name not in NETWORKS:
-        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    return NETWORKS[name](in_channels, out_channels, **options)
-
-
-def input_size(name: str, size: tuple[int, int], **options: Any) -> tuple[int, int]:
-    """Height and width of the input with which a network covers a picture of some size."""
-    with torch.device("meta"):
-        return build(name, 1, 1, **options).input_size(*size)
+_HOME = {
+    "Decoder": "networks.decoder",
+    "Hourglass": "networks.hourglass",
+    "Network": "networks.layers",
+    "NetworkInput": "networks.network_input",
+    "Part": "networks.network_input",
+    "Skip": "networks.skip",
+    "crop": "programs.drawing",
+    "surround": "networks.network_input",
+}
 
 
-def surround(z: Tensor, height: int, width: int) -> Tensor:
-    """TEMPORARY."""
-    assert tuple(z.shape[-2:]) == (height, width)
-    return z
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dip_fast.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

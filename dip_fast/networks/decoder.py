@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from dip_fast.networks.layers import Fusible, Network, batch_norm, cover
+
+if TYPE_CHECKING:
+    from dip_fast.programs.folding import Folder, Value
 
 
 class Layer(Fusible):
@@ -27,8 +32,16 @@ class Layer(Fusible):
             drawn = upsample_conv2d(x, weight, bias, mode="nearest", padding_mode="zeros")
         else:
             drawn = self.conv(self.upsample(x))
-        normal: Tensor = self.norm(nn.functional.relu(drawn, inplace=True))
-        return normal
+        normed: Tensor = self.norm(nn.functional.relu(drawn, inplace=True))
+        return normed
+
+    def fold(self, folder: Folder, x: Value, name: str) -> Value:
+        """Fold the layer, see `Network.fold`."""
+        if isinstance(self.upsample, nn.Upsample):
+            x = folder.upsample_conv(x, self.conv, f"{name}.conv", mode="nearest")
+        else:
+            x = folder.conv(x, self.conv, f"{name}.conv")
+        return folder.norm(folder.layer("leaky_relu", f"{name}.relu", x, slope=0.0), self.norm)
 
 
 class Decoder(Network):
@@ -69,3 +82,11 @@ class Decoder(Network):
         """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
         image: Tensor = self.head(self.layers(z))
         return image
+
+    def fold(self, folder: Folder, z: Value) -> Value:
+        """Fold the network, see `Network.fold`."""
+        x = z
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            x = layer.fold(folder, x, f"layers.{i}")
+        return folder.conv(x, self.head, "head")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from dip_fast.networks.layers import Block, Network, batch_norm, full
+
+if TYPE_CHECKING:
+    from dip_fast.programs.folding import Folder, Value
 
 NEGATIVE_SLOPE = 0.01
 
@@ -60,3 +65,20 @@ class Hourglass(Network):
             joined = torch.cat((decode(x), skip(same_size)), dim=1)
             x = nn.functional.leaky_relu(norm(joined), NEGATIVE_SLOPE)
         return self.head.finish(full(self.head.conv(self.widen(x))))
+
+    def fold(self, folder: Folder, z: Value) -> Value:
+        """Fold the network, see `Network.fold`."""
+        x, encoded = z, []
+        for i, stage in enumerate(self.encode):
+            assert isinstance(stage, Block)
+            x = stage.fold(folder, x, f"encode.{i}")
+            encoded.append(x)
+        stages = zip(self.decode, self.skip, self.norm, encoded[4:0:-1], strict=True)
+        for i, (decode, skip, norm, same_size) in enumerate(stages):
+            assert isinstance(decode, nn.ConvTranspose2d)
+            assert isinstance(skip, nn.Conv2d)
+            assert isinstance(norm, nn.BatchNorm2d)
+            parts = folder.transposed_conv(x, decode, f"decode.{i}"), folder.conv(same_size, skip, f"skip.{i}")
+            joined = folder.norm(folder.layer("concat", f"concat.{i}", *parts), norm)
+            x = folder.layer("leaky_relu", f"relu.{i}", joined, slope=NEGATIVE_SLOPE)
+        return self.head.fold(folder, self.widen.fold(folder, x, "widen"), "head")

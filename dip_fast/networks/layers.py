@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dip_fast.programs.folding import Folder, Value
 
 EPSILON = 1e-5  # of every batch norm, added to the variance
 
 
 class Fusible(nn.Module):
-    """A block that has a fused form, or could have one.
+    """A block that may have a fused form: the same function of the same parameters, by the project's operators.
 
     Attributes
     ----------
     obstacle : str or None
-        Why these sizes and modes have none; empty if they have one.  None for a part of another block, which has it or
-        not.
+        Why these sizes and modes have no fused form; empty if they have one.  None for a part of another block, which
+        decides for both.
     fused : bool
-        Whether it is in use.
+        Whether the fused form is in use.
     """
 
     obstacle: str | None = ""
@@ -39,8 +42,27 @@ class Network(nn.Module):
 
     multiple: int
 
+    def fold(self, folder: Folder, z: Value) -> Value:
+        """Compute the image from z as `forward` does, with a folder that writes each layer down.
+
+        Model files are written from these layers, see `dip_fast.programs.folding`; a network without this method can be
+        fitted alone.
+
+        Parameters
+        ----------
+        folder : Folder
+        z : Value
+            The network input.
+
+        Returns
+        -------
+        Value
+            The image, before it is cropped to the picture.
+        """
+        raise TypeError(f"network must have a method fold(folder, z) to be folded; {type(self).__name__} has none")
+
     def blocks(self) -> dict[str, str]:
-        """Blocks by name, with what stands against a fused form: nothing, where they have one."""
+        """Blocks by name, with the reason why they have no fused form; empty where they have one."""
         blocks = ((name, module) for name, module in self.named_modules() if isinstance(module, Fusible))
         return {name: block.obstacle for name, block in blocks if block.obstacle is not None}
 
@@ -68,7 +90,7 @@ class Network(nn.Module):
         return any(isinstance(module, Fusible) and module.fused for module in self.modules())
 
     def is_wholly_fused(self) -> bool:
-        """Whether every block does."""
+        """Whether every block runs in its fused form."""
         return self.is_fused() and not any(self.blocks().values())
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -77,8 +99,8 @@ class Network(nn.Module):
 
 
 @dataclass
-class Raw:
-    """An image as a convolution left it, with what is still to be done to it.
+class Convolved:
+    """The output of a convolution, whose batch norm and LeakyReLU are left to the operator that reads it.
 
     Attributes
     ----------
@@ -87,7 +109,7 @@ class Raw:
         Mean and biased variance, float64.
     norm : BatchNorm2d
     slope : float
-        Of the LeakyReLU after it.
+        Negative slope of the LeakyReLU.
     """
 
     tensor: Tensor
@@ -95,33 +117,33 @@ class Raw:
     norm: nn.BatchNorm2d
     slope: float
 
-    def finished(self) -> Tensor:
-        """Do it."""
+    def activated(self) -> Tensor:
+        """Apply the batch norm and the LeakyReLU."""
         return nn.functional.leaky_relu(self.norm(self.tensor), self.slope)
 
 
-Image = Tensor | Raw
+Image = Tensor | Convolved  # what blocks pass on
 
 
-def finished(x: Image) -> Tensor:
-    """Give the image itself."""
-    return x.finished() if isinstance(x, Raw) else x
+def activated(x: Image) -> Tensor:
+    """Apply the batch norm and the activation, where they are still to be applied."""
+    return x.activated() if isinstance(x, Convolved) else x
 
 
-def fits(x: Image) -> bool:
-    """Whether the fused blocks take it: one image, in float32 or float64, or on a GPU in bfloat16."""
-    tensor = x.tensor if isinstance(x, Raw) else x
-    known = tensor.dtype in (torch.float32, torch.float64) or (tensor.dtype == torch.bfloat16 and tensor.is_cuda)
-    return tensor.shape[0] == 1 and known
+def is_supported(x: Image) -> bool:
+    """Whether the operators read such an image: a single one, in float32 or float64, or on a GPU in bfloat16."""
+    tensor = x.tensor if isinstance(x, Convolved) else x
+    dtypes = (torch.float32, torch.float64, torch.bfloat16) if tensor.is_cuda else (torch.float32, torch.float64)
+    return tensor.shape[0] == 1 and tensor.dtype in dtypes
 
 
-def as_read(x: Image, slope: float) -> Any:
-    """Give an image as the operators take it, which activate all that they read alike."""
+def operand(x: Image, slope: float) -> Any:
+    """Turn an image into an operator's argument; the operator applies norm and activation if it has the same slope."""
     from dip_fast import ops  # here, since it loads or builds the extension
 
-    if isinstance(x, Raw) and x.slope == slope:
+    if isinstance(x, Convolved) and x.slope == slope:
         return ops.NormedInput(x.tensor, x.statistics, x.norm.weight, x.norm.bias)
-    return ops.NormedInput(finished(x))
+    return ops.NormedInput(activated(x))
 
 
 class _WithoutGradient(torch.autograd.Function):
@@ -138,7 +160,7 @@ class _WithoutGradient(torch.autograd.Function):
 
 
 def without_gradient(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Give x, and the parameters, on which it does not depend, gradients of zero in place of none."""
+    """Return x, and let the parameters, on which it does not depend, have gradients of zero in place of none."""
     result: Tensor = _WithoutGradient.apply(x, *parameters)
     return result
 
@@ -181,24 +203,43 @@ class Block(Fusible):
 
     def forward(self, x: Image) -> Image:
         """``(N, in, H, W)`` to ``(N, out, ...)``."""
-        if not (self.fused and fits(x)):
-            return self.finish(self.conv(finished(x)))
+        if not (self.fused and is_supported(x)):
+            return self.finish(self.conv(activated(x)))
         from dip_fast import ops  # here, since it loads or builds the extension
 
         assert isinstance(self.activation, nn.LeakyReLU)
         slope = self.activation.negative_slope
         # Without the bias, which the batch norm would take away again.
-        convolved = ops.norm_conv2d(
-            as_read(x, slope), self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
+        output, statistics = ops.norm_conv2d(
+            operand(x, slope), self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
             padding_mode=str(self.conv.padding_mode),
         )  # fmt: skip
-        return Raw(*convolved, self.norm, slope)
+        return Convolved(output, statistics, self.norm, slope)
 
     def finish(self, convolved: Tensor) -> Tensor:
-        """Do what follows the convolution."""
+        """Apply what follows the convolution."""
         pooled = convolved if self.pool is None else self.pool(convolved)
         result: Tensor = self.activation(self.norm(pooled))
         return result
+
+    def fold(self, folder: Folder, x: Value, name: str) -> Value:
+        """Fold the block, with layers called ``name.conv`` and so on."""
+        if isinstance(self.conv, nn.ConvTranspose2d):
+            convolved = folder.transposed_conv(x, self.conv, f"{name}.conv")
+        else:
+            convolved = folder.conv(x, self.conv, f"{name}.conv")
+        return self.fold_finish(folder, convolved, name)
+
+    def fold_finish(self, folder: Folder, convolved: Value, name: str) -> Value:
+        """Fold what follows the convolution."""
+        if self.pool is not None:
+            kind = "average_pool" if isinstance(self.pool, nn.AvgPool2d) else "max_pool"
+            convolved = folder.layer(kind, f"{name}.pool", convolved)
+        normed = folder.norm(convolved, self.norm)
+        if isinstance(self.activation, nn.Sigmoid):
+            return folder.layer("sigmoid", f"{name}.sigmoid", normed)
+        assert isinstance(self.activation, nn.LeakyReLU)
+        return folder.layer("leaky_relu", f"{name}.relu", normed, slope=float(self.activation.negative_slope))
 
 
 def cover(side: int, multiple: int, least: int = 2) -> int:

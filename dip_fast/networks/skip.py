@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from dip_fast.networks.layers import (
     Block,
+    Convolved,
     Fusible,
     Image,
     Network,
-    Raw,
-    as_read,
+    activated,
     batch_norm,
-    finished,
-    fits,
     full,
+    is_supported,
+    operand,
     without_gradient,
 )
+
+if TYPE_CHECKING:
+    from dip_fast.programs.folding import Folder, Value
 
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 
 UPSAMPLING = ("nearest", "bilinear")
 DOWNSAMPLING = ("stride", "average", "max")
-MOST_THIN = 16  # channels of a skip branch whose convolution is computed beside that of the upsampled image
+# Channels of a skip branch that the fused operator reads beside the upsampled image.
+MAX_FUSED_SKIP_CHANNELS = 16
 
 
 class Scale(Fusible):
@@ -72,8 +76,8 @@ class Scale(Fusible):
         self.merge.obstacle = None
         if kernel_up != 3:
             self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
-        elif skip > MOST_THIN:
-            self.obstacle = f"its skip branch has {skip} channels, more than {MOST_THIN}"
+        elif skip > MAX_FUSED_SKIP_CHANNELS:
+            self.obstacle = f"its skip branch has {skip} channels, more than {MAX_FUSED_SKIP_CHANNELS}"
 
     def forward(self, x: Image) -> Image:
         """Draw this scale from ``x``, ``(N, in_channels, H, W)``."""
@@ -81,14 +85,14 @@ class Scale(Fusible):
         if self.inner is not None:
             deep = self.inner(deep)
         skip = None if self.skip is None else self.skip(x)  # (N, skip, H, W)
-        merged = self._merge_fused(skip, deep) if self.fused and fits(deep) else self._merge(skip, deep)
+        merged = self._merge_fused(skip, deep) if self.fused and is_supported(deep) else self._merge(skip, deep)
         return merged if self.mix is None else self.mix(merged)
 
     def _merge(self, skip: Image | None, deep: Image) -> Image:
         """Upsample, concatenate, normalise and convolve: ``(N, up, H, W)``."""
-        joined = self.upsample(finished(deep))
+        joined = self.upsample(activated(deep))
         if skip is not None:
-            joined = torch.cat((finished(skip), joined), dim=1)
+            joined = torch.cat((activated(skip), joined), dim=1)
         return self.merge.finish(self.merge.conv(self.norm(joined)))
 
     def _merge_fused(self, skip: Image | None, deep: Image) -> Image:
@@ -98,11 +102,45 @@ class Scale(Fusible):
         conv, norm = self.merge.conv, self.norm
         assert isinstance(self.merge.activation, nn.LeakyReLU)
         slope = self.merge.activation.negative_slope
-        convolved = ops.norm_upsample_conv2d(
-            as_read(deep, slope), None if skip is None else as_read(skip, slope), norm.weight, norm.bias, conv.weight,
+        output, statistics = ops.norm_upsample_conv2d(
+            operand(deep, slope), None if skip is None else operand(skip, slope), norm.weight, norm.bias, conv.weight,
             slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=str(conv.padding_mode),
         )  # fmt: skip
-        return Raw(*convolved, self.merge.norm, slope)
+        return Convolved(output, statistics, self.merge.norm, slope)
+
+    def fold(self, folder: Folder, x: Value, name: str) -> Value:
+        """Fold this scale, with the next one inside; see `Network.fold`."""
+        deep = self.deepen.fold(folder, self.reduce.fold(folder, x, f"{name}.reduce"), f"{name}.deepen")
+        if self.inner is not None:
+            deep = self.inner.fold(folder, deep, f"{name}.inner")
+        skip = None if self.skip is None else self.skip.fold(folder, x, f"{name}.skip")
+        fold_merge = self._fold_merge_split if self.merge.conv.kernel_size[0] == 3 else self._fold_merge
+        merged = self.merge.fold_finish(folder, fold_merge(folder, skip, deep, name), f"{name}.merge")
+        return merged if self.mix is None else self.mix.fold(folder, merged, f"{name}.mix")
+
+    def _fold_merge(self, folder: Folder, skip: Value | None, deep: Value, name: str) -> Value:
+        """Fold `_merge` up to its convolution."""
+        assert isinstance(self.merge.conv, nn.Conv2d)
+        joined = folder.layer("upsample", f"{name}.upsample", deep, mode=self.upsample.mode)
+        if skip is not None:
+            joined = folder.layer("concat", f"{name}.concat", skip, joined)
+        return folder.conv(folder.norm(joined, self.norm), self.merge.conv, f"{name}.merge.conv")
+
+    def _fold_merge_split(self, folder: Folder, skip: Value | None, deep: Value, name: str) -> Value:
+        """Fold it with a convolution for each part, ``conv(cat(s, u)) = conv_s(s) + conv_u(u)``.
+
+        That of the upsampled part is then the operator that does less work.
+        """
+        conv, mode, name = self.merge.conv, self.upsample.mode, f"{name}.merge"
+        assert isinstance(conv, nn.Conv2d)
+        of_skip, of_deep = slice(self.skip_channels), slice(self.skip_channels, None)
+        deep = folder.norm(deep, self.norm, channels=of_deep, upsampled=mode)
+        convolved = folder.upsample_conv(deep, conv, f"{name}.deep", mode=mode, channels=of_deep)
+        if skip is None:
+            return convolved
+        skip = folder.norm(skip, self.norm, channels=of_skip)
+        beside = folder.conv(skip, conv, f"{name}.skip", channels=of_skip, bias=False)
+        return folder.layer("add", f"{name}.add", convolved, beside)
 
 
 class Skip(Network):
@@ -133,7 +171,7 @@ class Skip(Network):
         Stride 2 in the convolution, or pooling after it.
     padding_mode : {"reflect", "zeros", "replicate"}
     negative_slope : float
-        Of the LeakyReLUs.
+        Slope of the LeakyReLUs below zero.
 
     Notes
     -----
@@ -165,15 +203,7 @@ class Skip(Network):
     ) -> None:
         super().__init__()
         per_scale = (down, up, skip, kernel_down, kernel_up, kernel_skip, upsampling, downsampling)
-        lengths = {len(value) for value in per_scale if isinstance(value, Sequence) and not isinstance(value, str)}
-        if scales is not None:
-            lengths.add(scales)
-        if len(lengths) > 1:
-            raise ValueError(f"the arguments must describe one number of scales, got {sorted(lengths)}")
-        depth = lengths.pop() if lengths else 5
-        if depth < 1:
-            raise ValueError(f"scales must be at least 1, got {depth}")
-
+        depth = _depth(scales, per_scale)
         downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
         kernels_down, kernels_up, kernels_skip = (_each(v, depth) for v in (kernel_down, kernel_up, kernel_skip))
         upsamplings, downsamplings = _each(upsampling, depth), _each(downsampling, depth)
@@ -219,16 +249,21 @@ class Skip(Network):
                 f"got {tuple(z.shape[-2:])}"
             )
         drawn = self.scale(z)
-        if isinstance(drawn, Raw):
+        if isinstance(drawn, Convolved):
             from dip_fast import ops  # here, since it loads or builds the extension
 
             drawn, _ = ops.norm_conv2d(
-                as_read(drawn, drawn.slope), self.head.weight, self.head.bias, slope=drawn.slope, eps=drawn.norm.eps
+                operand(drawn, drawn.slope), self.head.weight, self.head.bias, slope=drawn.slope, eps=drawn.norm.eps
             )
         else:
             drawn = self.head(drawn)
         drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
         return torch.sigmoid(full(drawn))
+
+    def fold(self, folder: Folder, z: Value) -> Value:
+        """Fold the network, see `Network.fold`."""
+        drawn = folder.conv(self.scale.fold(folder, z, "scale"), self.head, "head")
+        return folder.layer("sigmoid", "sigmoid", drawn)
 
     def use(self, engine: str) -> Self:
         """Choose the engine, see `Network.use`."""
@@ -261,6 +296,19 @@ class Skip(Network):
         self.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
 
 
+def _depth(scales: int | None, arguments: Iterable[Any]) -> int:
+    """Return the number of scales, on which all arguments that are sequences agree."""
+    lengths = {len(value) for value in arguments if isinstance(value, Sequence) and not isinstance(value, str)}
+    if scales is not None:
+        lengths.add(scales)
+    if len(lengths) > 1:
+        raise ValueError(f"the arguments must describe one number of scales, got {sorted(lengths)}")
+    depth = lengths.pop() if lengths else 5
+    if depth < 1:
+        raise ValueError(f"scales must be at least 1, got {depth}")
+    return depth
+
+
 def _each(value: Any, depth: int) -> Sequence[Any]:
-    """One value a scale."""
+    """Return the values of an argument, one a scale."""
     return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * depth

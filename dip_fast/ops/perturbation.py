@@ -69,8 +69,6 @@ def perturb(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor:
     >>> torch.equal(perturb(z, 0.1, seed=0, step=1), perturb(z, 0.1, seed=0, step=torch.tensor(1)))
     True
     """
-    if isinstance(step, Tensor) and step.device.type == "cpu":
-        step = int(step)
     if isinstance(step, Tensor):
         return torch.ops.dip_fast.perturb.counted(z, deviation, seed, step, divisor)
     return torch.ops.dip_fast.perturb.default(z, deviation, seed, step, divisor)

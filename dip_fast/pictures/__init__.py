@@ -1,21 +1,25 @@
-"""Picture files in and out: a file and its kind to and from a float32 image ``(H, W, C)``."""
+"""Picture files in and out: a file and its kind to and from a float32 image ``(H, W, C)``.
 
-from dip_fast.pictures.picture import (
-    Picture,
-    encode_picture,
-    encode_samples,
-    read_mask,
-    read_picture,
-    to_samples,
-    write_atomically,
-)
+Importing this loads numpy and no decoder.
+"""
+
+from dip_fast.pictures.files import write_atomically
+from dip_fast.pictures.formats import FORMATS, Decoded, Format
+from dip_fast.pictures.kind import Kind
+from dip_fast.pictures.picture import Extras, Picture
+from dip_fast.pictures.reading import read_mask, read_picture
+from dip_fast.pictures.writing import encode_image, encode_samples
 
 __all__ = [
+    "FORMATS",
+    "Decoded",
+    "Extras",
+    "Format",
+    "Kind",
     "Picture",
-    "encode_picture",
+    "encode_image",
     "encode_samples",
     "read_mask",
     "read_picture",
-    "to_samples",
     "write_atomically",
 ]

@@ -1,4 +1,4 @@
-"""How near a picture comes to its ground truth."""
+"""PSNR and SSIM, which measure how near an image is to its reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from skimage.metrics import mean_squared_error, structural_similarity
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """PSNR in dB over all channels, of ``(H, W, C)`` images clipped to the data range [0, 1].
+    """Return the PSNR in dB over all channels, of ``(H, W, C)`` images clipped to the data range [0, 1].
 
     At most 144.5 dB, a mean error of 2**-24, the rounding of float32: JSON has no infinity for equal images.
     """
@@ -15,7 +15,7 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
-    """SSIM with a Gaussian window of sigma 1.5, of ``(H, W, C)`` images clipped to the data range [0, 1]."""
+    """Return the SSIM with a Gaussian window of sigma 1.5, of ``(H, W, C)`` images clipped to the data range [0, 1]."""
     return float(
         structural_similarity(
             reference, np.clip(image, 0, 1), channel_axis=2, data_range=1, gaussian_weights=True, sigma=1.5

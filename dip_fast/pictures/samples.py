@@ -1,4 +1,4 @@
-"""Samples of a picture and values from 0 to 1, one into the other.  Needs numpy alone."""
+"""Conversions between the samples of a picture and values from 0 to 1.  Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def from_unit(image: np.ndarray, limits: tuple[float, float], dtype: np.dtype) -
     image : ndarray
         Floats of any shape; 0 and 1 stand for the two limits.
     limits : tuple of float
-        As `value_range` gave them.
+        The two limits that `value_range` returned.
     dtype : dtype
         Integers are rounded to nearest and clipped to what the dtype holds; floats keep what lies outside the limits.
 
@@ -77,7 +77,7 @@ def from_unit(image: np.ndarray, limits: tuple[float, float], dtype: np.dtype) -
 
 
 def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Turn float samples, in the picture's range, into those of a file: what a model file's output becomes.
+    """Turn floats that are in the picture's range, such as a model file's output, into samples of a file.
 
     Parameters
     ----------

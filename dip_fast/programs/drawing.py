@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dip_fast.programs.program import INPUT, Layer, Program
+from dip_fast.programs.program import INPUT, Layer, Program, array_names, part_name
 
 
 def compute(
@@ -38,9 +38,9 @@ def compute(
             how = options["mode"], options["padding_mode"]
             drawn: Tensor = torch.ops.dip_fast.upsample_conv2d(x, weight, bias, *how)
             return drawn
-        return _conv(_upsampled(x, options["mode"]), weight, bias, 1, 1, options["padding_mode"])
+        return _conv(upsample(x, options["mode"]), weight, bias, 1, 1, options["padding_mode"])
     if kind == "upsample":
-        return _upsampled(x, options["mode"])
+        return upsample(x, options["mode"])
     if kind == "average_pool":
         return F.avg_pool2d(x, 2)
     if kind == "max_pool":
@@ -61,7 +61,8 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, pa
     return F.conv2d(x, weight, bias, stride, padding)
 
 
-def _upsampled(x: Tensor, mode: str) -> Tensor:
+def upsample(x: Tensor, mode: str) -> Tensor:
+    """Double the height and width, in a mode of `program.MODES`."""
     return F.interpolate(x, scale_factor=2.0, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
@@ -77,7 +78,8 @@ class Drawing(nn.Module):
     Attributes
     ----------
     z : Tensor
-        The codes, a buffer: set another one to draw another picture.
+        The codes of the network input, a buffer: set others to draw another picture.  Those of its further parts are
+        ``z_1``, ``z_2`` and so on.
     """
 
     z: Tensor
@@ -90,25 +92,44 @@ class Drawing(nn.Module):
             import dip_fast.ops  # noqa: F401  (registers the operators; here, since it loads or builds the extension)
         self.program = program
         self.fused = fused
-        self.register_buffer("z", torch.from_numpy(program.codes.copy()))
+        self._names: dict[str, str] = {}  # of the buffers, by those of the program's arrays
+        for i, part in enumerate(program.inputs):
+            self._add(part_name(i), part.codes)
         for name, array in program.arrays.items():
-            self.register_buffer(_buffer(name), torch.from_numpy(array.copy()))
+            self._add(name, array)
         if program.known is not None:
             mask, samples = program.known
-            self.register_buffer("known_mask", torch.from_numpy(mask.copy()))
+            self._add("known.mask", mask)
             # float32 holds every sample exactly; uint16 is a dtype that few operators of PyTorch know.
-            self.register_buffer("known_samples", torch.from_numpy(samples.astype("float32")))
+            self._add("known.samples", samples.astype("float32"))
+
+    def _add(self, name: str, array: np.ndarray) -> None:
+        """Register an array as a buffer, whose name has no dots."""
+        buffer = name.replace(".", "_")
+        while buffer in self._buffers:  # "a.b" and "a_b" are two names of a program
+            buffer += "_"
+        self._names[name] = buffer
+        self.register_buffer(buffer, torch.from_numpy(array.copy()))
+
+    def _array(self, name: str) -> Tensor | None:
+        return getattr(self, self._names[name]) if name in self._names else None
+
+    def network_input(self) -> Tensor:
+        """Compute the network input: its parts, divided by their denominators, concatenated along the channels."""
+        values = []
+        for i, part in enumerate(self.program.inputs):
+            codes = getattr(self, self._names[part_name(i)])
+            values.append(codes if part.is_float else codes.to(torch.float32) / part.denominator)
+        return torch.cat(values, dim=1) if len(values) > 1 else values[0]
 
     def forward(self) -> Tensor:
         """Draw the picture."""
         program = self.program
-        values = {INPUT: self.z.to(torch.float32) / program.denominator}
+        values = {INPUT: self.network_input()}
         last_use = {name: layer for layer in program.layers for name in layer.inputs}
         for layer in program.layers:
-            weight, bias = (
-                getattr(self, name).to(torch.float32) if name in self._buffers else None
-                for name in (_buffer(f"{layer.name}.{part}") for part in ("weight", "bias"))
-            )
+            arrays = (self._array(name) for name in array_names(layer))
+            weight, bias = (None if array is None else array.to(torch.float32) for array in arrays)
             inputs = [values[name] for name in layer.inputs]
             values[layer.name] = compute(layer, inputs, weight, bias, fused=self.fused)
             for name in layer.inputs:
@@ -120,10 +141,6 @@ class Drawing(nn.Module):
         if program.known is not None:
             picture = torch.where(self.known_mask, self.known_samples, picture)
         return picture.contiguous()
-
-
-def _buffer(name: str) -> str:
-    return name.replace(".", "_")
 
 
 @torch.no_grad()

@@ -12,228 +12,276 @@ zero beside x.  There, and behind a maximum, the affine map stays as a layer of 
 four pixels commute with it, as their weights sum to 1.
 
 The statistics are those of the folded layers' own output, so that rounding does not add up along the network.
+
+A network folds itself: its method ``fold(folder, z)`` computes it with a `Folder`, as ``forward`` does with tensors.
+The folder computes each layer at z, writes it down, and places the affine maps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dip_fast.networks import Decoder, Hourglass, Skip
-from dip_fast.networks.decoder import Layer as DecoderLayer
-from dip_fast.networks.hourglass import NEGATIVE_SLOPE
-from dip_fast.networks.layers import Block
-from dip_fast.networks.network_input import NetworkInput
-from dip_fast.networks.skip import Scale
-from dip_fast.programs.drawing import compute
-from dip_fast.programs.program import INPUT, Layer, Program
+from dip_fast.programs.drawing import compute, upsample
+from dip_fast.programs.program import INPUT, InputPart, Layer, Program
+
+ALL = slice(None)
 
 
-@dataclass
-class _Value:
-    """An intermediate image: what the layer ``name`` draws, and the affine map of it that is still to be placed."""
+@dataclass(frozen=True, eq=False)
+class Value:
+    """An intermediate image: the output of a layer, and the affine map of it that is still to be placed.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer, or ``"z"``.
+    tensor : Tensor
+        ``(1, C, H, W)``, the layer's output.
+    scale, shift : Tensor, optional
+        ``(C,)``, float64: the value is ``scale * tensor + shift``.
+    version : int
+        How many affine maps had been moved into the layer when this was its output.
+    """
 
     name: str
-    tensor: Tensor  # (1, C, H, W)
-    scale: Tensor | None = None  # (C,), float64
+    tensor: Tensor
+    scale: Tensor | None = None
     shift: Tensor | None = None
-
-    def actual(self) -> Tensor:
-        """With the affine map."""
-        if self.scale is None or self.shift is None:
-            return self.tensor
-        return self.tensor * _per_channel(self.scale) + _per_channel(self.shift)
+    version: int = 0
 
 
-class _Folder:
-    """Walks along a network at z: computes each layer and writes it down."""
+class Folder:
+    """What a network folds itself with: it computes each layer at z and writes it down.
+
+    Every method that adds a layer takes the value that it reads and the layer's name, which is new and consists of
+    small letters, digits, ``_`` and ``.``, and returns the layer's value.  A value may be read more than once, but one
+    that is read both before and after its batch norm must be named to `norm` as shared.
+
+    Parameters
+    ----------
+    z : Tensor
+        The network input, ``(1, C, H, W)``.
+
+    Attributes
+    ----------
+    input : Value
+        The network input.
+    layers : dict of str to Layer
+        By name, in the order of computation.
+    arrays : dict of str to Tensor
+        By name, see `Program`.
+    """
 
     def __init__(self, z: Tensor) -> None:
-        self.z = z
+        self.input = Value(INPUT, z)
         self.layers: dict[str, Layer] = {}
         self.arrays: dict[str, Tensor] = {}
+        self._channels: dict[str, int] = {}
+        self._readers: dict[str, int] = {}  # how many layers read an output
+        self._versions: dict[str, int] = {}
 
-    def layer(self, kind: str, name: str, *values: _Value, **options: Any) -> _Value:
-        """Add a layer; an affine map that is still to be placed becomes a layer before it."""
+    def layer(self, kind: str, name: str, *values: Value, **options: Any) -> Value:
+        """Add a layer of any kind; an affine map that is still to be placed becomes a layer before it.
+
+        Parameters
+        ----------
+        kind : str
+            A key of `program.KINDS`, which lists the options.
+        name : str
+        *values : Value
+            What it reads.
+        **options
+            See `program.KINDS`.
+        """
+        if name in self.layers:
+            raise ValueError(f"two layers are called {name}; each layer must have a name of its own")
         placed = [self.place(value) for value in values]
+        for value in placed:
+            self._require_current(value, name)
+            self._readers[value.name] = self._readers.get(value.name, 0) + 1
         layer = Layer(kind, name, tuple(value.name for value in placed), options)
         self.layers[name] = layer
         arrays = (self.arrays.get(f"{name}.weight"), self.arrays.get(f"{name}.bias"))
-        return _Value(name, compute(layer, [value.tensor for value in placed], *arrays))
+        tensor = compute(layer, [value.tensor for value in placed], *arrays)
+        self._channels[name] = tensor.shape[1]
+        return Value(name, tensor)
 
-    def place(self, value: _Value) -> _Value:
+    def place(self, value: Value) -> Value:
         """Write down the affine map of a value as a layer."""
         if value.scale is None or value.shift is None:
             return value
-        name = f"{value.name}.norm"
-        self.arrays[f"{name}.weight"] = _per_channel(value.scale)[0].float()
-        self.arrays[f"{name}.bias"] = _per_channel(value.shift)[0].float()
-        return self.layer("affine", name, _Value(value.name, value.tensor))
+        weight, bias = _per_channel(value.scale)[0].float(), _per_channel(value.shift)[0].float()
+        name, number = f"{value.name}.norm", 1
+        while name in self.layers:  # of another norm of the same value, or of this one for another reader
+            number += 1
+            name = f"{value.name}.norm{number}"
+        self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"] = weight, bias
+        return self.layer("affine", name, replace(value, scale=None, shift=None))
 
-    def conv(self, value: _Value, conv: nn.Conv2d, name: str) -> _Value:
-        """Add a convolution of a network's own."""
+    def conv(self, value: Value, conv: nn.Conv2d, name: str, *, channels: slice = ALL, bias: bool = True) -> Value:
+        """Add a convolution: square, dense, with stride 1 or 2 and the same padding on all sides.
+
+        Parameters
+        ----------
+        value : Value
+        conv : Conv2d
+        name : str
+        channels : slice
+            Which of the convolution's input channels the value has; all by default.
+        bias : bool
+            Whether to add its bias.
+        """
+        _require_dense(conv, name)
         options = {"stride": conv.stride[0], "padding": int(conv.padding[0]), "padding_mode": conv.padding_mode}
-        return self.weighted("conv", value, conv.weight, conv.bias, name, **options)
+        return self._convolve("conv", value, conv.weight[:, channels], conv.bias if bias else None, name, options)
 
-    def weighted(
-        self, kind: str, value: _Value, weight: Tensor, bias: Tensor | None, name: str, **options: Any
-    ) -> _Value:
-        """Add a convolution of some kind, the affine map of its input moved into it where that is exact."""
+    def upsample_conv(
+        self, value: Value, conv: nn.Conv2d, name: str, *, mode: str, channels: slice = ALL, bias: bool = True
+    ) -> Value:
+        """Add the upsampling of a value to twice the height and width, and a convolution 3x3 with padding 1.
+
+        Parameters
+        ----------
+        value : Value
+        conv : Conv2d
+        name : str
+        mode : {"nearest", "bilinear"}
+        channels, bias
+            See `conv`.
+        """
+        _require_dense(conv, name)
+        if (conv.kernel_size, conv.stride, conv.padding) != ((3, 3), (1, 1), (1, 1)):
+            raise ValueError(f"{name}: the convolution of an upsampled image must be 3x3, with stride 1 and padding 1")
+        options = {"mode": mode, "padding_mode": conv.padding_mode}
+        weight = conv.weight[:, channels]
+        return self._convolve("upsample_conv2d", value, weight, conv.bias if bias else None, name, options)
+
+    def _convolve(
+        self, kind: str, value: Value, weight: Tensor, bias: Tensor | None, name: str, options: dict[str, Any]
+    ) -> Value:
+        """Add a convolution of either kind, the affine map of its input moved into it where that is exact."""
         weight = weight.detach().double()
         bias = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.detach().double()
         pads = kind != "conv" or options["padding"] > 0
         if value.scale is not None and value.shift is not None and not (pads and options["padding_mode"] == "zeros"):
             bias = bias + torch.einsum("kcij,c->k", weight, value.shift)
             weight = weight * value.scale[:, None, None]
-            value = _Value(value.name, value.tensor)
+            value = replace(value, scale=None, shift=None)
         self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"] = weight.float(), bias.float()
         return self.layer(kind, name, value, **options)
 
-    def transposed(self, value: _Value, conv: nn.ConvTranspose2d, name: str) -> _Value:
-        """Add a transposed convolution; no network has one behind a batch norm whose map is not placed."""
-        assert conv.bias is not None
-        self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"] = conv.weight.detach(), conv.bias.detach()
+    def transposed_conv(self, value: Value, conv: nn.ConvTranspose2d, name: str) -> Value:
+        """Add a transposed convolution 4x4 with stride 2 and padding 1, which doubles the height and width."""
+        _require_dense(conv, name)
+        shape = conv.kernel_size, conv.stride, conv.padding, conv.output_padding
+        if shape != ((4, 4), (2, 2), (1, 1), (0, 0)):
+            raise ValueError(f"{name}: a transposed convolution must be 4x4, with stride 2 and padding 1")
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"] = conv.weight.detach().float(), bias.float()
         return self.layer("conv_transpose", name, value)
 
-    def norm(self, value: _Value, norm: nn.BatchNorm2d) -> _Value:
-        """Freeze a batch norm's statistics and move it into what came before, or leave it to what comes."""
-        mean, variance = _statistics(value.tensor)
-        scale = norm.weight.detach().double() / torch.sqrt(variance + norm.eps)
-        shift = norm.bias.detach().double() - scale * mean
-        if self.takes(value.name):
-            self.absorb(value.name, scale, shift)
-            return _Value(value.name, value.tensor * _per_channel(scale).float() + _per_channel(shift).float())
-        return _Value(value.name, value.tensor, scale, shift)
+    def norm(
+        self,
+        value: Value,
+        norm: nn.BatchNorm2d,
+        *,
+        channels: slice = ALL,
+        upsampled: str | None = None,
+        shared: bool = False,
+    ) -> Value:
+        """Freeze a batch norm at the statistics of a value: the affine map goes into what came before, or what comes.
 
-    def takes(self, name: str) -> bool:
-        """Whether an affine map of a layer's output can be moved into it.
-
-        Each such layer has no other reader: a network's convolutions are read by what follows in their block alone.
+        Parameters
+        ----------
+        value : Value
+        norm : BatchNorm2d
+            One that keeps no running statistics.
+        channels : slice
+            Which of its channels the value has; all by default.
+        upsampled : {"nearest", "bilinear"}, optional
+            Takes the statistics of the value upsampled in this mode, for a norm that stands behind an upsampling: the
+            weights of an upsampling sum to 1, so the affine map may come first.
+        shared : bool
+            Whether something else reads the value without this norm; then it is left as it is.
         """
+        if norm.running_mean is not None or not norm.affine:
+            raise ValueError("a batch norm must have weight and bias, and use the image's statistics to be folded")
+        self._require_current(value, "a batch norm")
+        seen = self.place(value)
+        mean, variance = _statistics(seen.tensor if upsampled is None else upsample(seen.tensor, upsampled))
+        scale = norm.weight.detach()[channels].double() / torch.sqrt(variance + norm.eps)
+        shift = norm.bias.detach()[channels].double() - scale * mean
+        if shared or not self._can_absorb(seen.name, readers=0):
+            return replace(seen, scale=scale, shift=shift)
+        self._absorb(seen.name, scale, shift)
+        tensor = seen.tensor * _per_channel(scale).float() + _per_channel(shift).float()
+        return Value(seen.name, tensor, version=self._versions[seen.name])
+
+    def _require_current(self, value: Value, reader: str) -> None:
+        """Refuse a value whose layer has been changed since: a batch norm was moved into it."""
+        if value.version != self._versions.get(value.name, 0):
+            raise ValueError(
+                f"{reader} reads {value.name} without a batch norm that was moved into it; "
+                "fold that batch norm with shared=True"
+            )
+
+    def _can_absorb(self, name: str, readers: int) -> bool:
+        """Whether an affine map of a layer's output can be moved into it: no other layer reads that output."""
         layer = self.layers.get(name)
-        if layer is None:
+        if layer is None or self._readers.get(name, 0) != readers:
             return False
         if layer.kind in ("average_pool", "add", "concat"):
-            return all(self.takes(given) for given in layer.inputs)
+            return all(self._can_absorb(part, readers=1) for part in layer.inputs)
         return layer.kind in ("conv", "conv_transpose", "upsample_conv2d")
 
-    def absorb(self, name: str, scale: Tensor, shift: Tensor) -> None:
+    def _absorb(self, name: str, scale: Tensor, shift: Tensor) -> None:
         """Move an affine map into the layer before it."""
         layer = self.layers[name]
+        self._versions[name] = self._versions.get(name, 0) + 1
         if layer.kind == "average_pool":
-            self.absorb(layer.inputs[0], scale, shift)
+            self._absorb(layer.inputs[0], scale, shift)
         elif layer.kind == "add":
-            self.absorb(layer.inputs[0], scale, shift)
-            self.absorb(layer.inputs[1], scale, torch.zeros_like(shift))
+            self._absorb(layer.inputs[0], scale, shift)
+            self._absorb(layer.inputs[1], scale, torch.zeros_like(shift))
         elif layer.kind == "concat":
-            counts = [self.arrays[f"{given}.bias"].numel() for given in layer.inputs]
-            for given, part, own in zip(layer.inputs, scale.split(counts), shift.split(counts), strict=True):
-                self.absorb(given, part, own)
+            counts = [self._channels[part] for part in layer.inputs]
+            for part, factor, summand in zip(layer.inputs, scale.split(counts), shift.split(counts), strict=True):
+                self._absorb(part, factor, summand)
         else:
             weight, bias = self.arrays[f"{name}.weight"].double(), self.arrays[f"{name}.bias"].double()
             outputs_first = (-1, 1, 1, 1) if layer.kind != "conv_transpose" else (1, -1, 1, 1)
             self.arrays[f"{name}.weight"] = (weight * scale.view(outputs_first)).float()
             self.arrays[f"{name}.bias"] = (bias * scale + shift).float()
 
-    def block(self, value: _Value, block: Block, name: str) -> _Value:
-        """Convolution, pooling if any, batch norm, activation."""
-        if isinstance(block.conv, nn.ConvTranspose2d):
-            value = self.transposed(value, block.conv, f"{name}.conv")
-        else:
-            value = self.conv(value, block.conv, f"{name}.conv")
-        return self.finish(value, block, name)
 
-    def finish(self, value: _Value, block: Block, name: str) -> _Value:
-        """Do what follows the convolution."""
-        if block.pool is not None:
-            kind = "average_pool" if isinstance(block.pool, nn.AvgPool2d) else "max_pool"
-            value = self.layer(kind, f"{name}.pool", value)
-        value = self.norm(value, block.norm)
-        if isinstance(block.activation, nn.Sigmoid):
-            return self.layer("sigmoid", f"{name}.sigmoid", value)
-        assert isinstance(block.activation, nn.LeakyReLU)
-        return self.layer("leaky_relu", f"{name}.relu", value, slope=float(block.activation.negative_slope))
+class Part(Protocol):
+    """Some channels of a network input."""
 
-    # --- the networks
+    @property
+    def codes(self) -> Tensor:
+        """``(1, C, H, W)``, uint8, int8, uint16 or float32."""
 
-    def skip(self, network: Skip) -> _Value:
-        """See `networks.Skip`."""
-        drawn = self.scale(_Value(INPUT, self.z), network.scale, "scale")
-        return self.layer("sigmoid", "sigmoid", self.conv(drawn, network.head, "head"))
+    @property
+    def denominator(self) -> int:
+        """What the codes are divided by."""
 
-    def scale(self, x: _Value, scale: Scale, name: str) -> _Value:
-        """One scale of it, with the next one inside."""
-        deep = self.block(self.block(x, scale.reduce, f"{name}.reduce"), scale.deepen, f"{name}.deepen")
-        if scale.inner is not None:
-            deep = self.scale(deep, scale.inner, f"{name}.inner")
-        skip = None if scale.skip is None else self.block(x, scale.skip, f"{name}.skip")
-        join = self.join_apart if scale.merge.conv.kernel_size[0] == 3 else self.join
-        merged = self.finish(join(scale, skip, deep, name), scale.merge, f"{name}.merge")
-        return merged if scale.mix is None else self.block(merged, scale.mix, f"{name}.mix")
 
-    def join(self, scale: Scale, skip: _Value | None, deep: _Value, name: str) -> _Value:
-        """Upsample, concatenate, normalise and convolve."""
-        assert isinstance(scale.merge.conv, nn.Conv2d)
-        joined = self.layer("upsample", f"{name}.upsample", deep, mode=scale.upsample.mode)
-        if skip is not None:
-            joined = self.layer("concat", f"{name}.concat", skip, joined)
-        return self.conv(self.norm(joined, scale.norm), scale.merge.conv, f"{name}.merge.conv")
+class NetworkInput(Protocol):
+    """A network input, see `dip_fast.networks.NetworkInput`."""
 
-    def join_apart(self, scale: Scale, skip: _Value | None, deep: _Value, name: str) -> _Value:
-        """Do the same with a convolution for each part, ``conv(cat(s, u)) = conv_s(s) + conv_u(u)``.
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Its parts, along the channels."""
 
-        The one of the upsampled part is then the operator that needs less work.
-        """
-        conv, norm, n = scale.merge.conv, scale.norm, scale.skip_channels
-        upsampled = nn.functional.interpolate(
-            deep.tensor, scale_factor=2.0, mode=scale.upsample.mode,
-            align_corners=False if scale.upsample.mode == "bilinear" else None,
-        )  # fmt: skip
-        name = f"{name}.merge"
-        options = {"mode": scale.upsample.mode, "padding_mode": conv.padding_mode}
-        deep = _normalised(deep, _statistics(upsampled), norm, slice(n, None))
-        drawn = self.weighted("upsample_conv2d", deep, conv.weight[:, n:], conv.bias, f"{name}.deep", **options)
-        if skip is None:
-            return drawn
-        skip = _normalised(skip, _statistics(skip.tensor), norm, slice(n))
-        around: dict[str, Any] = {"stride": 1, "padding": 1, "padding_mode": conv.padding_mode}
-        beside = self.weighted("conv", skip, conv.weight[:, :n], None, f"{name}.skip", **around)
-        return self.layer("add", f"{name}.add", drawn, beside)
-
-    def hourglass(self, network: Hourglass) -> _Value:
-        """See `networks.Hourglass`."""
-        x, encoded = _Value(INPUT, self.z), []
-        for i, stage in enumerate(network.encode):
-            assert isinstance(stage, Block)
-            x = self.block(x, stage, f"encode.{i}")
-            encoded.append(x)
-        stages = zip(network.decode, network.skip, network.norm, encoded[4:0:-1], strict=True)
-        for i, (decode, skip, norm, same_size) in enumerate(stages):
-            assert isinstance(decode, nn.ConvTranspose2d)
-            assert isinstance(skip, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            parts = self.transposed(x, decode, f"decode.{i}"), self.conv(same_size, skip, f"skip.{i}")
-            joined = self.norm(self.layer("concat", f"concat.{i}", *parts), norm)
-            x = self.layer("leaky_relu", f"relu.{i}", joined, slope=NEGATIVE_SLOPE)
-        return self.block(self.block(x, network.widen, "widen"), network.head, "head")
-
-    def decoder(self, network: Decoder) -> _Value:
-        """See `networks.Decoder`."""
-        x = _Value(INPUT, self.z)
-        for i, layer in enumerate(network.layers):
-            assert isinstance(layer, DecoderLayer)
-            conv, name = layer.conv, f"layers.{i}"
-            if isinstance(layer.upsample, nn.Upsample):
-                options = {"mode": "nearest", "padding_mode": "zeros"}
-                x = self.weighted("upsample_conv2d", x, conv.weight, conv.bias, f"{name}.conv", **options)
-            else:
-                x = self.conv(x, conv, f"{name}.conv")
-            x = self.norm(self.layer("leaky_relu", f"{name}.relu", x, slope=0.0), layer.norm)
-        return self.conv(x, network.head, "head")
+    def tensor(self) -> Tensor:
+        """Return its values, ``(1, C, H, W)``, float32."""
 
 
 @torch.no_grad()
@@ -248,8 +296,8 @@ def fold(
 
     Parameters
     ----------
-    network : Network
-        One of this package's; it is left as it is.
+    network : Module
+        Any network with a method ``fold(folder, z)``, which returns the value of its image; it is left as it is.
     z : NetworkInput
     size : tuple of int
         Height and width of the picture, the middle of what the network draws.
@@ -265,19 +313,21 @@ def fold(
     Raises
     ------
     TypeError
-        For a network of another kind.
+        For a network without that method.
+    ValueError
+        For a network that no program describes.
     """
-    folder = _Folder(z.tensor())
-    walks: dict[type[nn.Module], Any] = {Skip: folder.skip, Hourglass: folder.hourglass, Decoder: folder.decoder}
-    if type(network) not in walks:
-        raise TypeError(f"network must be one of skip, hourglass, decoder, got {type(network).__name__}")
-    drawn = walks[type(network)](_on_cpu(network))
-    folder.place(drawn)
+    if not callable(getattr(network, "fold", None)):
+        raise TypeError(f"network must have a method fold(folder, z) to be folded; {type(network).__name__} has none")
+    folder = Folder(z.tensor())
+    own: Any = _on_cpu(network)
+    drawn = folder.place(own.fold(folder, folder.input))
+    if [*folder.layers][-1:] != [drawn.name]:
+        raise ValueError(f"{type(network).__name__}.fold must return the value of the last layer, got {drawn.name}")
     program = Program(
         layers=tuple(folder.layers.values()),
         arrays={name: array.float().contiguous().numpy() for name, array in folder.arrays.items()},
-        codes=z.codes.cpu().numpy(),
-        denominator=z.denominator,
+        inputs=tuple(InputPart(part.codes.cpu().numpy(), part.denominator) for part in z.parts),
         size=size,
         value_range=value_range,
         known=known,
@@ -287,19 +337,19 @@ def fold(
 
 
 def _on_cpu(network: nn.Module) -> nn.Module:
-    """Give the network itself, or a copy of it where it is elsewhere."""
+    """Return the network itself, or a copy of it where it is on another device."""
     if all(parameter.device.type == "cpu" for parameter in network.parameters()):
         return network
-    import copy
-
     return copy.deepcopy(network).cpu()
 
 
-def _normalised(value: _Value, statistics: tuple[Tensor, Tensor], norm: nn.BatchNorm2d, part: slice) -> _Value:
-    """Affine map of some channels of a batch norm, to be placed."""
-    mean, variance = statistics
-    scale = norm.weight.detach()[part].double() / torch.sqrt(variance + norm.eps)
-    return _Value(value.name, value.tensor, scale, norm.bias.detach()[part].double() - scale * mean)
+def _require_dense(conv: nn.Conv2d | nn.ConvTranspose2d, name: str) -> None:
+    """Refuse a convolution that a layer of a program cannot describe."""
+    sides = (conv.kernel_size, conv.stride, conv.padding)
+    if not all(isinstance(side, tuple) and side[0] == side[1] for side in sides):
+        raise ValueError(f"{name}: a convolution must be square, with the same padding on all sides, to be folded")
+    if conv.groups != 1 or conv.dilation != (1, 1):
+        raise ValueError(f"{name}: a convolution must have groups=1 and dilation=1 to be folded")
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

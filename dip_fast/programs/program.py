@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 MODES = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "reflect", "replicate")
 INPUT = "z"
-_NAME = re.compile(r"[a-z][a-z0-9_.]{1,200}")  # two characters at least: "z" is the input
-_MOST_LAYERS = 10_000
-_LARGEST_SIDE = 2**20  # of anything; products of four such sides still fit 64 bits twenty times over
+# Names that model files give to other things than layers; those with a "/" in them cannot be a layer's name.
+RESERVED = ("picture", "drawn", "crop", "channels_last", "known.mask", "known.samples")
+NAME = re.compile(r"[a-z][a-z0-9_.]{1,200}")  # two characters at least: "z" is the input
+MAX_LAYERS = 10_000
+MAX_PARTS = 64  # of the network input
+MAX_SIDE = 2**20  # of anything; products of three such sides fit 64 bits eight times over
 
 # By kind: number of inputs (None: two or more), options with what they may be, and whether it has weight and bias.
 KINDS: dict[str, tuple[int | None, dict[str, Any], bool]] = {
@@ -47,16 +50,42 @@ class Layer:
     kind : str
         A key of `KINDS`.
     name : str
-        Of the layer and of its output; its arrays are ``<name>.weight`` and ``<name>.bias``.
+        Names the layer and its output; its arrays are ``<name>.weight`` and ``<name>.bias``.
     inputs : tuple of str
         Names of earlier layers, or ``"z"``.
     options : dict
+        One value for each option that `KINDS` lists.
     """
 
     kind: str
     name: str
     inputs: tuple[str, ...]
     options: dict[str, Any]
+
+
+class InputPart(NamedTuple):
+    """Some channels of the network input, ``codes / denominator``.
+
+    Attributes
+    ----------
+    codes : ndarray
+        ``(1, C, h, w)``, uint8, int8, uint16 or float32.
+    denominator : int
+        1 for float32.
+    """
+
+    codes: np.ndarray
+    denominator: int
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the codes are the values themselves."""
+        return self.codes.dtype == np.float32
+
+
+def part_name(index: int) -> str:
+    """Name of a part of the network input: ``z``, ``z.1``, ``z.2`` ..."""
+    return f"{INPUT}.{index}" if index else INPUT
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +98,10 @@ class Program:
         In the order of computation; the last one draws the image.
     arrays : dict of str to ndarray
         float32, or float16 for storage (computed in float32).  Weights of ``conv`` are ``(out, in, k, k)``, of
-        ``conv_transpose`` ``(in, out, 4, 4)``, of ``affine`` ``(channels, 1, 1)``; a bias is ``(out,)``, of
-        ``affine`` as its weight.
-    codes : ndarray
-        ``(1, C, h, w)``, uint8 or int8; the network input is ``codes / denominator``.
-    denominator : int
+        ``conv_transpose`` ``(in, out, 4, 4)``, of ``affine`` ``(channels, 1, 1)``; a bias is ``(out,)``, that of
+        ``affine`` has the shape of its weight.
+    inputs : tuple of InputPart
+        The network input z is their concatenation along the channels.
     size : tuple of int
         Height and width of the picture: the middle of what the last layer draws.
     value_range : tuple of float
@@ -85,11 +113,15 @@ class Program:
 
     layers: tuple[Layer, ...]
     arrays: dict[str, np.ndarray]
-    codes: np.ndarray
-    denominator: int
+    inputs: tuple[InputPart, ...]
     size: tuple[int, int]
     value_range: tuple[float, float]
     known: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def schema(self) -> int:
+        """Schema version of the files that can hold the program: 1 where z is one part in 8 bits, otherwise 2."""
+        return 1 if len(self.inputs) == 1 and self.inputs[0].codes.dtype.itemsize == 1 else 2
 
     def outline(self) -> dict[str, Any]:
         """All but the arrays, as JSON holds it."""
@@ -97,50 +129,60 @@ class Program:
             {"kind": layer.kind, "name": layer.name, "inputs": list(layer.inputs), **layer.options}
             for layer in self.layers
         ]
+        denominators = [part.denominator for part in self.inputs]
         return {
             "layers": layers,
-            "denominator": self.denominator,
+            **({"denominator": denominators[0]} if self.schema == 1 else {"denominators": denominators}),
             "size": list(self.size),
             "value_range": list(self.value_range),
         }
 
     @classmethod
     def of(cls, outline: dict[str, Any], arrays: dict[str, np.ndarray]) -> Program:
-        """Put a program together again, and check it.
+        """Build a program from its outline and its arrays, and check it.
 
         Parameters
         ----------
         outline : dict
-            As `outline` gave it, or anything at all.
+            What `outline` returned, or anything at all.
         arrays : dict of str to ndarray
-            Those of the program, and ``z``, ``known.mask`` and ``known.samples``.
+            Those of the program, ``z``, ``z.1`` and so on for the parts of the network input, ``known.mask`` and
+            ``known.samples``.
 
         Raises
         ------
         ValueError
-            If this is no program.
+            If this is no program.  What has not even the types of an outline raises a KeyError, a TypeError or an
+            AttributeError.
         """
         layers = []
         for entry in outline["layers"]:
             options = dict(entry)
             layers.append(Layer(options.pop("kind"), options.pop("name"), tuple(options.pop("inputs")), options))
         rest = dict(arrays)
-        codes = rest.pop(INPUT)
+        denominators = outline["denominators"] if "denominators" in outline else [outline["denominator"]]
+        _require(
+            isinstance(denominators, list) and len(denominators) <= MAX_PARTS,
+            f"the denominators of z must be a list of at most {MAX_PARTS}",
+        )
+        inputs = tuple(InputPart(rest.pop(part_name(i)), denominator) for i, denominator in enumerate(denominators))
         mask, samples = rest.pop("known.mask", None), rest.pop("known.samples", None)
+        _require((mask is None) == (samples is None), "known pixels need both a mask and samples")
         height, width = outline["size"]
         low, high = outline["value_range"]
         program = cls(
             layers=tuple(layers),
             arrays=rest,
-            codes=codes,
-            denominator=outline["denominator"],
+            inputs=inputs,
             size=(height, width),
             value_range=(low, high),
             known=None if mask is None or samples is None else (mask, samples),
         )
-        if (mask is None) != (samples is None):
-            raise ValueError("known pixels need both a mask and samples")
         program.check()
+        own = "denominator" if program.schema == 1 else "denominators"
+        _require(
+            {"denominator", "denominators"} & outline.keys() == {own}, "the denominators of z are of another schema"
+        )
         return program
 
     @property
@@ -153,67 +195,111 @@ class Program:
         """Most memory that the values alive at once take, in float32, twice over for what an engine copies."""
         shapes = self.shapes()
         last_use = {name: i for i, layer in enumerate(self.layers) for name in layer.inputs}
-        alive, most = {INPUT}, 0
+        alive = {INPUT}
+        most = 2 * _pixels(shapes[INPUT])  # the parts of z and their concatenation
         for i, layer in enumerate(self.layers):
             alive.add(layer.name)
             # Doubling the sides goes through an array of four times the output, or copies of it.
             aside = 2 * _pixels(shapes[layer.name]) if layer.kind in ("conv_transpose", "upsample_conv2d") else 0
             most = max(most, aside + sum(_pixels(shapes[name]) for name in alive))
             alive -= {name for name in alive if last_use.get(name, len(self.layers)) <= i}
-        return 8 * most + 4 * sum(array.size for array in self.arrays.values())
+        stored = sum(part.codes.nbytes for part in self.inputs)
+        return 8 * most + 4 * sum(array.size for array in self.arrays.values()) + stored
 
     def check(self) -> None:
         """Raise a ValueError where anything does not fit anything else."""
-        codes, (height, width), (low, high) = self.codes, self.size, self.value_range
-        _require(codes.ndim == 4 and codes.shape[0] == 1 and codes.size > 0, "z must be (1, C, h, w)")
-        _require(codes.dtype in (np.uint8, np.int8), "z must hold 8 bits a value")
-        _require(_is_int(self.denominator) and 0 < self.denominator < 2**24, "the denominator of z must be positive")
-        _require(all(_is_int(side) and side > 0 for side in (height, width)), "the size must be positive")
-        for bound in (low, high):
-            _require(isinstance(bound, float) and abs(bound) <= float(np.finfo(np.float32).max), "the range is none")
-        _require(low < high, "the range is empty")
-        used = set()
-        for array in self.arrays.values():
-            _require(array.dtype in (np.float32, np.float16), "arrays must be of 16- or 32-bit floats")
-            _require(bool(np.isfinite(array).all()), "arrays must be finite")
+        self._check_picture()
         shapes = self.shapes()
-        for layer in self.layers:
-            if KINDS[layer.kind][2]:
-                used |= {f"{layer.name}.weight", f"{layer.name}.bias"}
-        _require(used == self.arrays.keys(), "there are arrays that no layer uses")
-        channels, drawn_height, drawn_width = shapes[self.layers[-1].name]
+        self._check_arrays()
+        channels, height, width = shapes[self.layers[-1].name]
         _require(channels in (1, 3), "a picture has one channel or three")
-        _require(height <= drawn_height and width <= drawn_width, "the picture must lie in what is drawn")
+        _require(self.size[0] <= height and self.size[1] <= width, "the picture must lie in what is drawn")
         if self.known is not None:
             mask, samples = self.known
-            _require(mask.dtype == bool and mask.shape == (height, width, 1), "known.mask must be as the picture is")
-            _require(samples.shape == (height, width, channels), "known.samples must be as the picture is")
+            _require(mask.dtype == bool and mask.shape == (*self.size, 1), "known.mask must be as the picture is")
+            _require(samples.shape == (*self.size, channels), "known.samples must be as the picture is")
             _require(samples.dtype in (np.uint8, np.uint16, np.float32), "known.samples must be a picture's")
             _require(bool(np.isfinite(samples).all()), "known.samples must be finite")
 
+    def _check_picture(self) -> None:
+        """Check the size and the range of the picture."""
+        low, high = self.value_range
+        _require(all(_is_int(side) and side > 0 for side in self.size), "the size must be positive")
+        for bound in (low, high):
+            _require(
+                isinstance(bound, float) and abs(bound) <= float(np.finfo(np.float32).max),
+                "the value range must be two finite floats",
+            )
+        _require(low < high, "the value range must not be empty")
+
+    def _check_arrays(self) -> None:
+        """Check that the arrays hold finite floats, that layers use all of them, and that z is finite."""
+        _require(all(bool(np.isfinite(part.codes).all()) for part in self.inputs), "z must be finite")
+        for array in self.arrays.values():
+            _require(array.dtype in (np.float32, np.float16), "arrays must be of 16- or 32-bit floats")
+            _require(bool(np.isfinite(array).all()), "arrays must be finite")
+        used = {name for layer in self.layers if KINDS[layer.kind][2] for name in array_names(layer)}
+        _require(used == self.arrays.keys(), "the arrays must be those that layers use")
+        # A layer's output must not be called like an array: both are values of one graph.
+        _require(not used & {layer.name for layer in self.layers}, "a layer is named as an array is")
+
     def shapes(self) -> dict[str, Shape]:
         """Shape of every value by its name, without computing any."""
-        _require(0 < len(self.layers) <= _MOST_LAYERS, "there must be layers")
-        _, channels, height, width = self.codes.shape
-        shapes: dict[str, Shape] = {INPUT: (channels, height, width)}
+        _require(0 < len(self.layers) <= MAX_LAYERS, f"a program must have 1 to {MAX_LAYERS} layers")
+        shapes: dict[str, Shape] = {INPUT: self._input_shape()}
+        taken = {*RESERVED, *(part_name(i) for i in range(len(self.inputs)))}
         for layer in self.layers:
-            _require(isinstance(layer.kind, str) and layer.kind in KINDS, "there is no layer of such a kind")
-            count, options, has_arrays = KINDS[layer.kind]
-            _require(isinstance(layer.name, str) and _NAME.fullmatch(layer.name) is not None, "a name is no name")
+            _check_layer(layer)
             _require(layer.name not in shapes, f"{layer.name} is there twice")
-            _require(len(layer.inputs) == count if count else len(layer.inputs) > 1, f"{layer.name}: inputs")
-            _require(all(name in shapes for name in layer.inputs), f"{layer.name}: an input comes later or never")
-            _require(layer.options.keys() == options.keys(), f"{layer.name}: options")
-            for option, allowed in options.items():
-                value = layer.options[option]
-                fits = isinstance(value, float) if allowed is float else type(value) in (int, str) and value in allowed
-                _require(fits and (allowed is not float or abs(value) <= 1), f"{layer.name}: {option}")
-            arrays = [self.arrays.get(f"{layer.name}.{part}") for part in ("weight", "bias")] if has_arrays else []
-            _require(all(array is not None for array in arrays), f"{layer.name}: its arrays are missing")
+            _require(layer.name not in taken, f"{layer.name} is a name that model files use for something else")
+            _require(all(name in shapes for name in layer.inputs), f"{layer.name}: an input is computed later or never")
+            arrays = [self.arrays.get(name) for name in array_names(layer)] if KINDS[layer.kind][2] else []
+            _require(all(array is not None for array in arrays), f"{layer.name}: weight and bias must be there")
             shape = _shape(layer, [shapes[name] for name in layer.inputs], *(a.shape for a in arrays if a is not None))
-            _require(all(0 < side <= _LARGEST_SIDE for side in shape), f"{layer.name}: its output is empty or huge")
+            _require(all(0 < side <= MAX_SIDE for side in shape), f"{layer.name}: the output is empty or huge")
             shapes[layer.name] = shape
         return shapes
+
+    def _input_shape(self) -> Shape:
+        """Shape of z; raises where its parts are none, or do not fit each other."""
+        _require(0 < len(self.inputs) <= MAX_PARTS, f"z must have 1 to {MAX_PARTS} parts")
+        for codes, denominator in self.inputs:
+            _require(codes.ndim == 4 and codes.shape[0] == 1 and codes.size > 0, "z must be (1, C, h, w)")
+            _require(codes.dtype in (np.uint8, np.int8, np.uint16, np.float32), "z must hold 8 or 16 bits or float32")
+            _require(_is_int(denominator) and 0 < denominator < 2**24, "the denominator of z must be positive")
+            _require(codes.dtype != np.float32 or denominator == 1, "the denominator of float32 values must be 1")
+        (height, width), *others = [part.codes.shape[2:] for part in self.inputs]
+        _require(all(size == (height, width) for size in others), "the parts of z must be of one size")
+        shape = sum(part.codes.shape[1] for part in self.inputs), height, width
+        _require(all(side <= MAX_SIDE for side in shape), "z is huge")
+        return shape
+
+
+def array_names(layer: Layer) -> tuple[str, str]:
+    """Names of a layer's weight and bias, for the kinds that have them."""
+    return f"{layer.name}.weight", f"{layer.name}.bias"
+
+
+def _check_layer(layer: Layer) -> None:
+    """Check what a layer says of itself: kind, name, options, and how many inputs it has."""
+    _require(isinstance(layer.kind, str) and layer.kind in KINDS, "the kind of a layer must be one of KINDS")
+    count, options, _ = KINDS[layer.kind]
+    named = isinstance(layer.name, str) and NAME.fullmatch(layer.name) is not None
+    _require(named, "the name of a layer must begin with a small letter, and have 2 to 201 of a-z, 0-9, _ and .")
+    reads_enough = len(layer.inputs) == count if count else len(layer.inputs) > 1
+    _require(reads_enough, f"{layer.name}: {layer.kind} must read {count or 'two or more'} values")
+    _require(
+        layer.options.keys() == options.keys(), f"{layer.name}: the options must be {', '.join(options) or 'none'}"
+    )
+    for option, allowed in options.items():
+        value = layer.options[option]
+        if allowed is float:
+            _require(isinstance(value, float) and abs(value) <= 1, f"{layer.name}: {option} must be a float in [-1, 1]")
+        else:
+            is_allowed = type(value) in (int, str) and value in allowed
+            _require(
+                is_allowed, f"{layer.name}: {option} must be one of {', '.join(str(choice) for choice in allowed)}"
+            )
 
 
 def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias: tuple[int, ...] = ()) -> Shape:
@@ -221,23 +307,26 @@ def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias
     (channels, height, width), kind = inputs[0], layer.kind
 
     def fits(expected: tuple[int, ...], out: int) -> None:
-        _require(weight == expected and bias == (out,), f"{layer.name}: shapes of its arrays")
+        _require(
+            weight == expected and bias == (out,),
+            f"{layer.name}: weight or bias do not have the shape that the input asks for",
+        )
 
     if kind == "conv":
-        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         kernel, stride, padding = weight[2], layer.options["stride"], layer.options["padding"]
         fits((weight[0], channels, kernel, kernel), weight[0])
-        _require(padding <= kernel // 2, f"{layer.name}: padding")
+        _require(padding <= kernel // 2, f"{layer.name}: padding must be at most half the kernel")
         if layer.options["padding_mode"] == "reflect":
-            _require(padding < min(height, width), f"{layer.name}: nothing to reflect")
+            _require(padding < min(height, width), f"{layer.name}: the input is too small to be reflected")
         sides = [(side + 2 * padding - kernel) // stride + 1 for side in (height, width)]
         return weight[0], sides[0], sides[1]
     if kind == "conv_transpose":
-        _require(len(weight) == 4 and weight[1] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[1] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         fits((channels, weight[1], 4, 4), weight[1])
         return weight[1], 2 * height, 2 * width
     if kind == "upsample_conv2d":
-        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: shape of its weight")
+        _require(len(weight) == 4 and weight[0] > 0, f"{layer.name}: the weight must be of 4 dimensions")
         fits((weight[0], channels, 3, 3), weight[0])
         return weight[0], 2 * height, 2 * width
     if kind == "upsample":
@@ -245,12 +334,15 @@ def _shape(layer: Layer, inputs: list[Shape], weight: tuple[int, ...] = (), bias
     if kind in ("average_pool", "max_pool"):
         return channels, height // 2, width // 2
     if kind == "affine":
-        _require(weight == bias == (channels, 1, 1), f"{layer.name}: shapes of its arrays")
+        _require(
+            weight == bias == (channels, 1, 1),
+            f"{layer.name}: weight or bias do not have the shape that the input asks for",
+        )
     elif kind == "concat":
-        _require(all(shape[1:] == (height, width) for shape in inputs), f"{layer.name}: sizes")
+        _require(all(shape[1:] == (height, width) for shape in inputs), f"{layer.name}: the inputs must be of one size")
         return sum(shape[0] for shape in inputs), height, width
     elif kind == "add":
-        _require(inputs[0] == inputs[1], f"{layer.name}: sizes")
+        _require(inputs[0] == inputs[1], f"{layer.name}: the inputs must be of one size")
     return channels, height, width
 
 

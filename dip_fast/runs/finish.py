@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 
 from dip_fast import pictures
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting import Fit, Result
-from dip_fast.models import exporting
-from dip_fast.models.formats import FORMATS, digest
-from dip_fast.pictures import Picture, metrics
-from dip_fast.pictures.samples import to_unit
+from dip_fast.models import fitted, writing
+from dip_fast.models.formats import FORMATS
+from dip_fast.models.packing import digest
+from dip_fast.pictures import Extras, Kind, Picture, metrics
 from dip_fast.runs import reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Folder
@@ -35,13 +36,13 @@ class Finished:
         ``(H, W, C)`` in the result's dtype.
     image : ndarray
         The same, float32 in [0, 1], before it is rounded.
-    drawing : Drawing or None
+    drawing : FittedModel or None
         The folded network; None where it failed, and PyTorch drew the result.
     """
 
     samples: np.ndarray
     image: np.ndarray
-    drawing: exporting.Drawing | None
+    drawing: fitted.FittedModel | None
 
 
 def finish(
@@ -55,14 +56,17 @@ def finish(
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     result = fit.result()
-    finished = _draw(result, folder, record, picture)
-    written = folder.write_result(f"result{picture.suffix}", pictures.encode_samples(finished.samples, picture))
+    task, job = TASKS[record.settings.task], record.settings
+    kind = task.result_kind(picture.kind, job.options)
+    extras = _extras(picture, kind)
+    finished = _draw(result, folder, record, kind, extras)
+    encoded = pictures.encode_samples(finished.samples, kind, extras)
+    written = folder.write_result(f"result{kind.suffix}", encoded)
     models = _write_models(finished, folder, formats, record.settings.threads)
-    baseline = _baseline(data, record)
+    baseline = _baseline(data, folder, record)
     folder.write("history.csv", reporting.history_csv(result.history))
     folder.write("history.png", reporting.history_plot(result.history, result.best_step))
     folder.write("contact_sheet.png", _contact_sheet(folder, data.image, finished.image, baseline, reference))
-    job = record.settings
     summary = Summary(
         result=str(written),
         folder=str(folder.path),
@@ -91,22 +95,34 @@ def finish(
     return summary
 
 
-def _draw(result: Result, folder: Folder, record: Record, picture: Picture) -> Finished:
+def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
     """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
     job = record.settings
     try:
-        drawing = exporting.draw(
+        drawing = fitted.from_result(
             result,
-            picture,
+            kind,
+            extras,
             options={**vars(job), "recipe": record.recipe},
             seed=job.seed,
             threads=job.threads,
         )
-        return Finished(drawing.samples, to_unit(drawing.output, picture.value_range), drawing)
+        return Finished(drawing.samples, kind.to_unit(drawing.output), drawing)
     except Exception as error:  # whatever it is, the fit is worth more
         text = " ".join(str(error).split())
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-        return Finished(pictures.to_samples(result.image, picture), result.image, None)
+        return Finished(kind.to_samples(result.image), result.image, None)
+
+
+def _extras(picture: Picture, kind: Kind) -> Extras:
+    """Adapt what goes along with a picture to a result of another size or other channels."""
+    extras = picture.extras
+    if extras.alpha is not None and kind.size != picture.kind.size:
+        alpha = cv2.resize(extras.alpha, (kind.width, kind.height), interpolation=cv2.INTER_LINEAR)
+        extras = replace(extras, alpha=alpha)
+    if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB
+        extras = replace(extras, icc_profile=None)
+    return extras
 
 
 def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[dict[str, Any]]:
@@ -117,17 +133,23 @@ def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], 
     for name in formats:
         try:
             target = folder.path / f"model{FORMATS[name].suffix}"
-            models.append(exporting.write(finished.drawing, target, name, threads=threads))
+            models.append(writing.write(finished.drawing, target, name, threads=threads))
         except DipFastError as error:
             folder.note(error)
     return models
 
 
-def _baseline(data: Data, record: Record) -> Baseline | None:
+def _baseline(data: Data, folder: Folder, record: Record) -> Baseline | None:
     """Compute what the task's classical method makes of the picture, where that takes no more than seconds."""
     if data.image.shape[0] * data.image.shape[1] > MAX_BASELINE_PIXELS:
         return None
-    return TASKS[record.settings.task].baseline(data, record.settings.options)
+    task = TASKS[record.settings.task]
+    try:
+        return task.baseline(data, record.settings.options)
+    except Exception as error:  # the result is written, and a picture to compare with is no reason to fail
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        folder.note(DipFastError(f"the classical method of {task.name} failed ({text})"))
+        return None
 
 
 def _quality(image: np.ndarray, reference: np.ndarray | None) -> dict[str, float | None]:

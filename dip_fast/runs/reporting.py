@@ -9,13 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from dip_fast.pictures import codecs as _codecs
+from dip_fast.pictures import raster
 
 
 def preview(image: np.ndarray) -> bytes:
     """Encode an image to look at, ``(H, W, C)`` in [0, 1] or uint8, as an 8-bit PNG file."""
     samples = image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return _codecs.encode_png(samples, None, None)
+    return raster.encode_png(samples)
 
 
 def history_csv(history: Mapping[str, np.ndarray]) -> bytes:

@@ -21,9 +21,8 @@ from dip_fast import pictures
 from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit, prepare
-from dip_fast.models import replaying
-from dip_fast.models.formats import FORMATS
-from dip_fast.pictures import Picture
+from dip_fast.models.formats import FORMATS, require
+from dip_fast.pictures import Kind, Picture
 from dip_fast.runs import checkpoints
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
@@ -119,7 +118,7 @@ def run(request: Request, say: Say) -> Summary:
     DipFastError
         If the fit fails, or the result can be written nowhere.
     """
-    replaying.require("onnx", "onnxruntime")
+    require("onnx", "onnxruntime")
     if request.resume and request.overwrite:
         raise UsageError(
             "{} and {} exclude each other; give one of the two", Argument("resume", True), Argument("overwrite", True)
@@ -165,11 +164,13 @@ def run(request: Request, say: Say) -> Summary:
 def _read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
     picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata)
-    reference = None if request.reference is None else _reference(request.reference, picture)
+    reference = None
+    if request.reference is not None:
+        reference = _reference(request.reference, task.result_kind(picture.kind, job.options))
     inputs = {name: task.read(name, path, picture.image) for name, path in request.inputs.items()}
     height, width = picture.size
-    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": str(picture.dtype)}
-    alpha = () if picture.alpha is None else (picture.alpha,)
+    kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
+    alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
     identity = {"picture": {"name": picture.name, **kind, "sha256": _digest(picture.image, *alpha)}}
     for name, path in request.inputs.items():
         identity[name] = {"name": path.name, "sha256": _digest(inputs[name])}
@@ -212,7 +213,7 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
     """Describe what is restored, how, and where."""
     picture = material.picture
     height, width = picture.size
-    depth = f"{8 * picture.dtype.itemsize} bit{' float' if picture.dtype.kind == 'f' else ''}"
+    depth = f"{picture.kind.bits} bit{' float' if picture.kind.dtype == 'float32' else ''}"
     device = devices.describe(torch.device(job.device))
     products = f" in {job.precision}" if job.device == "cuda" else ""
     return (
@@ -272,23 +273,23 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
         )
 
 
-def _reference(path: Path, picture: Picture) -> np.ndarray:
-    """Read the ground truth, in the picture's range."""
+def _reference(path: Path, kind: Kind) -> np.ndarray:
+    """Read the ground truth, in the range of the result's kind."""
     reference = pictures.read_picture(path)
-    if reference.size != picture.size:
+    if reference.size != kind.size:
         height, width = reference.size
         raise UsageError(
-            f"the reference {reference.name} is {width}x{height} and the picture {picture.size[1]}x{picture.size[0]}; "
+            f"the reference {reference.name} is {width}x{height} and the picture {kind.width}x{kind.height}; "
             "give one of the same size"
         )
-    if reference.channels != picture.channels:
+    if reference.channels != kind.channels:
         raise UsageError(
-            f"the reference {reference.name} has {reference.channels} channels and the picture {picture.channels}; "
+            f"the reference {reference.name} has {reference.channels} channels and the picture {kind.channels}; "
             "give one of the same kind"
         )
-    if reference.dtype != picture.dtype:
+    if reference.kind.dtype != kind.dtype:
         return reference.image
-    (low, high), (own_low, own_high) = picture.value_range, reference.value_range
+    (low, high), (own_low, own_high) = kind.value_range, reference.kind.value_range
     return ((own_low + reference.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
 
 

@@ -1,0 +1,153 @@
+"""Fitted models: a folded network with the picture that it draws, ready to be written in any format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dip_fast import __version__
+from dip_fast.errors import UsageError
+from dip_fast.models import onnx_engine
+from dip_fast.models.model import open_model
+from dip_fast.models.verifying import require_alike
+from dip_fast.pictures import Extras, Kind
+from dip_fast.pictures.writing import check_alpha
+from dip_fast.programs.program import Program
+
+if TYPE_CHECKING:
+    from dip_fast.fitting.results import Result
+
+_FACTS = ("options", "seed", "steps", "best_step", "stop_reason", "dip_fast", "torch")
+
+
+@dataclass(frozen=True, eq=False)
+class FittedModel:
+    """A folded network, and the picture that it draws in onnxruntime.
+
+    Attributes
+    ----------
+    program : Program
+        The folded network with its input.
+    output : ndarray
+        The picture from onnxruntime: float32, ``(H, W, C)``, in the picture's range.
+    kind : Kind
+        The kind of the picture.
+    extras : Extras
+        The alpha and the ICC profile that go along with the picture; EXIF data never go into a model file.
+    facts : dict
+        What the metadata hold about the fit.
+    reference : ndarray
+        The picture from PyTorch, which equals ``output`` within the tolerance.
+    engine : str
+        The name of the engine that drew ``output``.
+    """
+
+    program: Program
+    output: np.ndarray
+    kind: Kind
+    extras: Extras
+    facts: dict[str, Any]
+    reference: np.ndarray
+    engine: str
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The picture, ``(H, W, C)`` in its dtype."""
+        return self.kind.rounded(self.output)
+
+
+def fold(result: Result, kind: Kind) -> Program:
+    """Fold a result's network into a program that draws its picture in the range of a kind."""
+    from dip_fast.programs import folding
+
+    known = None
+    if result.kept is not None:
+        mask, image = result.kept
+        # Where the network draws, the samples of the picture are left out: a user may have painted over them.
+        known = mask, np.where(mask, kind.to_samples(image), np.dtype(kind.dtype).type(0))
+    return folding.fold(result.network, result.z, kind.size, kind.value_range, known)
+
+
+def from_result(
+    result: Result,
+    kind: Kind | None = None,
+    extras: Extras | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+) -> FittedModel:
+    """Fold the network of a result and draw its picture with onnxruntime, as every replay will.
+
+    Parameters
+    ----------
+    result : Result
+        The outcome of a fit.
+    kind : Kind, optional
+        The kind of the result's picture; float values in [0, 1] when left out.
+    extras : Extras, optional
+        The alpha and the ICC profile that go along with the picture.
+    options : mapping, optional
+        The options of the fit, for the metadata.
+    seed : int, optional
+        The seed of the fit, for the metadata.
+    threads : int, optional
+        CPU threads of onnxruntime; the bits do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If the image, the kind and the alpha differ in size.
+    DipFastError
+        If onnxruntime fails, or draws another picture than PyTorch does.
+    """
+    import torch
+
+    from dip_fast.models import onnx_format
+    from dip_fast.programs import drawing
+
+    height, width, channels = result.image.shape
+    if kind is None:
+        kind = Kind("", width, height, channels, "float32", (0.0, 1.0), suffix=".tif")
+    elif (kind.height, kind.width, kind.channels) != result.image.shape:
+        raise ValueError(f"kind must be of {result.image.shape} as the result is, got {(*kind.size, kind.channels)}")
+    extras = Extras() if extras is None else replace(extras, exif=None)
+    check_alpha(kind, extras.alpha)
+    program = fold(result, kind)
+    facts = {
+        "options": dict(options or {}),
+        "seed": seed,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "stop_reason": result.stop_reason,
+        "dip_fast": __version__,
+        "torch": torch.__version__,
+    }
+    reference = drawing.draw(program)
+    output = onnx_engine.run_file(onnx_format.write(program), threads=threads)
+    require_alike(output, reference, kind, "onnxruntime")
+    return FittedModel(program, output, kind, extras, facts, reference, onnx_engine.version())
+
+
+def from_file(path: Path) -> FittedModel:
+    """Read an ONNX file that this package wrote, to write it in other formats.
+
+    Raises
+    ------
+    UsageError
+        If it is not such a file, or holds 16-bit weights.
+    """
+    from dip_fast.programs import drawing
+
+    model = open_model(path)
+    assert model.program is not None
+    if model.metadata.get("weights") != "float32":
+        raise UsageError(f"{path} holds 16-bit weights; export from the file with all of them")
+    facts = {name: model.metadata.get(name) for name in _FACTS}
+    output, reference = model.draw(), drawing.draw(model.program)
+    engine = str(model.metadata.get("drawn_by"))
+    return FittedModel(model.program, output, model.kind, model.extras, facts, reference, engine)

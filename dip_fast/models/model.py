@@ -1,0 +1,191 @@
+"""Model files, read and checked but not run.  The ONNX path imports neither torch nor the extension.
+
+TorchScript and .pt2 files can run code when they are loaded, so they are opened only for a user who trusts where they
+come from.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dip_fast.device import memory
+from dip_fast.errors import Argument, UsageError
+from dip_fast.models import formats
+from dip_fast.models.formats import FORMATS, Contents
+from dip_fast.models.packing import unpack
+from dip_fast.pictures import Extras, Kind, encode_samples
+from dip_fast.programs.program import Program
+
+LARGEST_FILE = 2**31 - 1  # of protobuf; model files are kept below it when they are written
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model file, read but not run.
+
+    Attributes
+    ----------
+    label : str
+        The model's name in messages.
+    contents : Contents
+        What the file holds.
+    kind : Kind
+        The kind of its picture.
+    extras : Extras
+        The picture's alpha and ICC profile.
+    pixels : ndarray
+        The samples that were drawn at export: what `verify` compares with.
+    """
+
+    label: str
+    contents: Contents
+    kind: Kind
+    extras: Extras
+    pixels: np.ndarray
+
+    @property
+    def format(self) -> str:
+        """The format's name, a key of `FORMATS`."""
+        return self.contents.format
+
+    @property
+    def data(self) -> bytes:
+        """The file's content."""
+        return self.contents.data
+
+    @property
+    def program(self) -> Program | None:
+        """The folded network, where the format can be read back as one: ONNX."""
+        return self.contents.program
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The JSON in the file."""
+        return self.contents.metadata
+
+    def draw(self, provider: str = "cpu", threads: int | None = None) -> np.ndarray:
+        """Run the model: float32 ``(H, W, C)``, in the picture's range.
+
+        Raises
+        ------
+        DipFastError
+            If the engine fails.
+        UsageError
+            If there is no such provider or not enough memory, or what it draws is no picture.
+        """
+        if self.program is not None:
+            needed, available = self.program.needed_bytes, memory.available_bytes()
+            if needed > available:
+                raise UsageError(
+                    f"cannot replay {self.label}: drawing it takes {needed / 1e9:.3g} GB of memory and "
+                    f"{available / 1e9:.3g} GB are free; free some, or use a larger machine"
+                )
+        output = FORMATS[self.format].run(self.contents, self.label, provider, threads)
+        if output.shape != (*self.kind.size, self.kind.channels) or output.dtype != np.float32:
+            raise UsageError(f"cannot replay {self.label}: it draws no picture of the size that it names")
+        if not np.isfinite(output).all():
+            raise UsageError(f"cannot replay {self.label}: it draws NaN or infinite values; get an intact copy")
+        return output
+
+    def samples(self, output: np.ndarray) -> np.ndarray:
+        """Turn what was drawn into the picture's samples, ``(H, W, C)``."""
+        return self.kind.rounded(output)
+
+    def encode(self, samples: np.ndarray, suffix: str | None = None) -> bytes:
+        """Encode samples as a file of the picture's kind, with its alpha and its profile."""
+        return encode_samples(samples, self.kind, self.extras, suffix=suffix)
+
+
+def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
+    """Read a model file of any format.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    trust : bool
+        Open formats that can run code.
+
+    Raises
+    ------
+    UsageError
+        In one line, if the file is missing, damaged, foreign, of a later schema version, or not trusted.
+    """
+    label = str(path).encode("utf-8", "replace").decode()
+    try:
+        return _model(label, _read(_file_content(Path(path)), trust))
+    except UsageError as error:
+        # The message as it is, with the arguments that it names.
+        template, parts = (error.template, error.parts) if error.parts else ("{}", (str(error),))
+        raise UsageError(f"cannot replay {{}}: {template}", label, *parts) from error
+
+
+def _file_content(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise UsageError("it is a folder; name the model file in it")
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError("it is larger than any model file; get the right one")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{getattr(error, 'strerror', None) or error}; check the path") from error
+
+
+def _read(data: bytes, trust: bool) -> Contents:
+    """Parse a file, and refuse it if it could run code and is not trusted."""
+    format_ = formats.recognised(data)
+    contents = format_.read(data)
+    if (format_.runs_code or FORMATS[contents.format].runs_code) and not trust:
+        raise UsageError(
+            f"it is a {contents.format} file, and loading such a file can run any code that its writer put in; "
+            "give {} if you know where it comes from, or use the ONNX file, which cannot",
+            Argument("trust", True),
+        )
+    return contents
+
+
+def _model(label: str, contents: Contents) -> Model:
+    """Check the metadata against one another and against the program."""
+    program, metadata, blobs = contents.program, contents.metadata, contents.blobs
+    try:
+        kind = Kind.of(metadata["picture"])
+        if program is not None:
+            _check_program(program, kind)
+        _check_metadata(metadata)
+        pixels = unpack(blobs["pixels"], (*kind.size, kind.channels), kind.dtype)
+        if not np.isfinite(pixels).all():
+            raise ValueError("the pixels are not finite")
+        alpha = None if kind.alpha is None else unpack(blobs["alpha"], kind.size, kind.dtype)
+        profile = base64.b64decode(blobs["icc_profile"], validate=True) if "icc_profile" in blobs else None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, binascii.Error, MemoryError) as error:
+        raise UsageError("its metadata are damaged; get an intact copy") from error
+    return Model(label, contents, kind, Extras(alpha, profile), pixels)
+
+
+def _check_program(program: Program, kind: Kind) -> None:
+    """Check that a program draws a picture of a kind."""
+    if program.size != kind.size:
+        raise ValueError("the picture is of another size")
+    if (program.channels, program.value_range) != (kind.channels, kind.value_range):
+        raise ValueError("the picture has other channels, or another range")
+    if program.known is not None and program.known[1].dtype != kind.dtype:
+        raise ValueError("the known pixels are of another kind")
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """Check what `verify` relies on."""
+    hashes, allowed = metadata["sha256"], metadata["tolerance"]
+    if not all(isinstance(hashes[name], str) and len(hashes[name]) == 64 for name in ("z", "float_output", "pixels")):
+        raise ValueError("a hash is not one")
+    numbers = [allowed["float"], allowed["fraction"], *([] if allowed["levels"] is None else [allowed["levels"]])]
+    if not all(isinstance(number, int | float) and 0 <= number < 2**16 for number in numbers):
+        raise ValueError("a tolerance is not one")

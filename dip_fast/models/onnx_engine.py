@@ -1,0 +1,109 @@
+"""ONNX files drawn by onnxruntime.  Imports neither torch nor the extension.
+
+A file is parsed, compared with what this package writes (`onnx_format`), and only then is its program given to
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.models.formats import Contents, require
+from dip_fast.programs.program import Program
+
+
+def write(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
+    """Encode a program as an ONNX file of standard operators."""
+    from dip_fast.models import onnx_format
+
+    assert not fused_ops, "ONNX has standard operators only"
+    return onnx_format.write(program, facts, blobs)
+
+
+def read(data: bytes) -> Contents:
+    """Parse an ONNX file from anywhere; nothing of it is executed.
+
+    Raises
+    ------
+    UsageError
+        If it is damaged, foreign or of a later schema version, or a library is missing.
+    """
+    require("onnx", "onnxruntime")
+    from dip_fast.models import onnx_format
+
+    program, document, blobs = onnx_format.read(data)
+    return Contents("onnx", data, program, document, blobs)
+
+
+def run(contents: Contents, label: str, provider: str, threads: int | None) -> np.ndarray:
+    """Draw the picture of a file that was read: float32 ``(H, W, C)``, in its range."""
+    from dip_fast.models import onnx_format
+
+    assert contents.program is not None
+    # Not the file's own bytes: nothing that two parsers could read in two ways reaches the engine.
+    data = onnx_format.write(contents.program)
+    return run_file(data, provider=provider, threads=threads, label=label)
+
+
+def version() -> str:
+    """Name onnxruntime with its version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def engine() -> str:
+    """Name what draws a file when it is written."""
+    return f"{version()}, cpu"
+
+
+def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, label: str = "the model") -> np.ndarray:
+    """Draw the picture of an ONNX file that this package has written.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    provider : {"cpu", "cuda"}
+        The execution provider of onnxruntime.
+    threads : int, optional
+        CPU threads, one a core by default; the bits do not depend on it.
+    label : str
+        The model's name in messages.
+
+    Raises
+    ------
+    UsageError
+        If onnxruntime has no such provider.
+    DipFastError
+        If it fails.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # one picture; do not wait for more
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if provider == "cuda":
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise UsageError(
+                "{}: this onnxruntime has no CUDA; pip install onnxruntime-gpu in place of onnxruntime",
+                Argument("provider", provider),
+            )
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
+        if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+            other = Argument("provider", "cpu")
+            raise UsageError("{}: onnxruntime finds no usable GPU; use {}", Argument("provider", provider), other)
+        output: np.ndarray = session.run(None, {})[0]
+    except DipFastError:
+        raise
+    except Exception as error:  # onnxruntime has a kind for each of its status codes
+        text = " ".join(str(error).split())[:200]
+        raise DipFastError(f"onnxruntime cannot draw {label}: {text}; see dip-fast info") from error
+    return output

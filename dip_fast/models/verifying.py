@@ -1,0 +1,216 @@
+"""Two drawn pictures compared, and a model file with what it recorded when it was written.  Needs numpy alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dip_fast.errors import DipFastError
+from dip_fast.models.packing import digest
+from dip_fast.pictures import Kind
+
+if TYPE_CHECKING:
+    from dip_fast.models.model import Model
+
+# Between engines, which add in another order.  As found: docs/notes/export.md.
+FLOAT_TOLERANCE = 2e-5  # of the range
+FRACTION_TOLERANCE = 0.005  # of the 8-bit values that may be a level apart
+
+
+def tolerance(kind: Kind) -> dict[str, Any]:
+    """Return how far the picture of another engine, or of another machine, may be off.
+
+    A float output that is off by 2e-5 of the range can move a sample to the next level, but not farther, in 8 bits, and
+    seldom; in 16 bits two levels far, and often; float samples are the float output.
+    """
+    low, high = kind.value_range
+    levels = None if kind.dtype == "float32" else math.ceil(FLOAT_TOLERANCE * (high - low))
+    return {
+        "float": FLOAT_TOLERANCE,
+        "levels": levels,
+        "fraction": FRACTION_TOLERANCE if kind.dtype == "uint8" else 1.0,
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The difference between one drawn picture and another.
+
+    Attributes
+    ----------
+    same : bool
+        Whether the samples agree byte for byte.
+    within : bool
+        Whether they are within the tolerance.
+    largest : float
+        The largest difference of two samples, in samples' units: levels of an integer picture.
+    samples, pixels : int
+        The numbers of samples and of pixels that differ.
+    fraction : float
+        The part of all samples that differs.
+    worst : tuple of int, optional
+        The row, column and channel, from 0, of the largest difference.
+    box : tuple of int, optional
+        The first and last row, first and last column of the pixels that differ.
+    """
+
+    same: bool
+    within: bool
+    largest: float
+    samples: int
+    pixels: int
+    fraction: float
+    worst: tuple[int, int, int] | None
+    box: tuple[int, int, int, int] | None
+
+    def text(self) -> str:
+        """Describe the difference in words."""
+        if self.same or self.worst is None or self.box is None:
+            return "no sample differs"
+        row, column, channel = self.worst
+        top, bottom, left, right = self.box
+        return (
+            f"{self.pixels} pixels ({self.fraction:.3%} of the values) differ, by {self.largest:g} at most "
+            f"(row {row}, column {column}, channel {channel}), all in rows {top}-{bottom}, columns {left}-{right}"
+        )
+
+
+def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[str, Any]) -> Difference:
+    """Compare a float output with the samples that were drawn from another one.
+
+    Parameters
+    ----------
+    output : ndarray
+        float32, ``(H, W, C)``, in the picture's range.
+    expected : ndarray
+        Samples, of the picture's dtype.
+    kind : Kind
+        The kind of both pictures.
+    allowed : dict
+        The bounds that `tolerance` returned.
+
+    Notes
+    -----
+    The other float output, ``e``, is not at hand; but it was rounded to ``expected``, so it lies within half a level
+    of it, and ``|output - e| <= t`` implies ``|output - expected| <= t + 1/2``.  This must hold beside the bounds on
+    levels.
+    """
+    samples = kind.rounded(output)
+    low, high = kind.value_range
+    # In float64 no difference of samples is rounded, or wraps around.
+    distance = np.abs(samples.astype(np.float64) - expected)
+    differs = samples != expected
+    half = 0.5 if allowed["levels"] is not None else 0.0
+    clipped = output.astype(np.float64) if not half else np.clip(output, 0, np.iinfo(kind.dtype).max).astype(float)
+    # The float output itself may be off by one rounding of float32.
+    rounding = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    near = bool((np.abs(clipped - expected) <= half + allowed["float"] * (high - low) + rounding).all())
+    levels = allowed["levels"]
+    fraction = float(differs.mean())
+    within = near and (levels is None or (distance.max() <= levels and fraction <= allowed["fraction"]))
+    worst = box = None
+    if differs.any():
+        row, column, channel = (int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
+        worst = (row, column, channel)
+        rows, columns = np.nonzero(differs.any(axis=2))
+        box = (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max()))
+    return Difference(
+        same=not differs.any(),
+        within=within,
+        largest=float(distance.max()),
+        samples=int(differs.sum()),
+        pixels=int(differs.any(axis=2).sum()),
+        fraction=fraction,
+        worst=worst,
+        box=box,
+    )
+
+
+def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> None:
+    """Check that an engine draws what PyTorch draws, within the tolerance, in float and in samples.
+
+    Parameters
+    ----------
+    output, expected : ndarray
+        float32, ``(H, W, C)``, in the picture's range: the engine's picture, and PyTorch's.
+    kind : Kind
+        The kind of both pictures.
+    name : str
+        The engine's name in messages.
+
+    Raises
+    ------
+    DipFastError
+        If they differ by more; it says by how much.
+    """
+    low, high = kind.value_range
+    allowed = tolerance(kind)
+    if output.shape != expected.shape or not np.isfinite(output).all():
+        raise DipFastError(f"{name} drew no picture")
+    largest = float(np.abs(output.astype(np.float64) - expected).max()) / (high - low)
+    difference = compare(output, kind.rounded(expected), kind, allowed)
+    if largest > allowed["float"] or not difference.within:
+        raise DipFastError(
+            f"{name} drew another picture than PyTorch does: off by {largest:.2g} of the range "
+            f"(allowed: {allowed['float']:g}); {difference.text()}"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of `verify`.
+
+    Attributes
+    ----------
+    verdict : {"same", "within tolerance", "differs"}
+        The outcome in a word or two.
+    text : str
+        The outcome in a sentence.
+    difference : Difference
+        The difference from the recorded picture.
+    """
+
+    verdict: str
+    text: str
+    difference: Difference
+
+
+def verify(model: Model, output: np.ndarray) -> Verdict:
+    """Compare a picture that was drawn now with the one that was recorded at export.
+
+    Parameters
+    ----------
+    model : Model
+        The file.
+    output : ndarray
+        The picture that it draws now: float32 ``(H, W, C)``, in its range.
+    """
+    hashes = model.metadata["sha256"]
+    difference = compare(output, model.pixels, model.kind, model.metadata["tolerance"])
+    if digest(model.pixels) != hashes["pixels"] or (
+        model.program is not None and digest(*(part.codes for part in model.program.inputs)) != hashes["z"]
+    ):
+        text = "the file does not hold what its own hashes say: it was changed after it was written"
+        return Verdict("differs", text, difference)
+    if difference.same:
+        if digest(output) == hashes["float_output"]:
+            return Verdict("same", "the same bits as at export, pixels and float output", difference)
+        return Verdict("same", "the same pixels as at export; the float output differs by rounding", difference)
+    if difference.within:
+        return Verdict("within tolerance", f"within the tolerance for other machines: {difference.text()}", difference)
+    return Verdict("differs", difference.text(), difference)
+
+
+def difference_picture(samples: np.ndarray, expected: np.ndarray, kind: Kind) -> bytes:
+    """Encode where two pictures differ, as an 8-bit PNG: black where they agree, white where they differ most."""
+    from dip_fast.pictures import raster
+
+    distance = np.abs(samples.astype(np.float64) - expected)
+    if kind.dtype == "float32" or distance.max() == 0:
+        scaled = distance * (255 / max(distance.max(), 1e-300))
+    else:  # a single level must be visible
+        scaled = np.where(distance > 0, 63 + 192 * distance / distance.max(), 0)
+    return raster.encode_png(np.rint(scaled).astype(np.uint8))

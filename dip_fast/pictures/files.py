@@ -1,0 +1,56 @@
+"""Files written so that a crash never leaves a part of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from dip_fast.errors import DipFastError
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a crash leaves either the old content or the new one, never a part.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A regular file or a free name in an existing folder; a symbolic link is followed.
+    data : bytes
+        The whole content.
+
+    Raises
+    ------
+    DipFastError
+        Where the system refuses; nothing is left behind.
+    """
+    target = Path(os.path.realpath(path))
+    # A short name of its own: a suffix on a name of the longest length allowed would be too long.
+    temporary = target.with_name(f".dip-fast-{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise OSError("it is not a regular file")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        text = f"cannot write {os.fspath(path)}: {error.strerror or error}; choose another place or make room there"
+        raise DipFastError(one_line(text)) from error
+    # The new name lives in the folder.  Some network file systems have no fsync for folders; the file is there anyway.
+    with contextlib.suppress(OSError):
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that any terminal shows: no line breaks, no undecodable bytes of a file name."""
+    return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")

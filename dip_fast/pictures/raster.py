@@ -1,0 +1,133 @@
+"""PNG, JPEG, BMP and WebP: Pillow decodes them, except for the samples of 16-bit PNG files.
+
+Pillow cuts these to 8 bits when there is more than one channel, so imagecodecs decodes and encodes them.  What is
+refused raises a `UsageError` that says why and what to do; what is damaged may raise whatever a library raises.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import imagecodecs
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dip_fast.errors import UsageError
+from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, Decoded, check_size, gray_where_possible
+from dip_fast.pictures.kind import Kind
+from dip_fast.pictures.picture import Extras
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "WEBP"))
+    except UnidentifiedImageError as error:
+        raise UsageError("its header is damaged; get an intact copy") from error
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"it has more than {MAX_PIXELS} pixels; cut out the part to restore") from error
+
+
+def read(data: bytes, keep_metadata: bool) -> Decoded:
+    """Decode a PNG, JPEG, BMP or WebP file.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    keep_metadata : bool
+        Unused: Pillow reads EXIF data for the orientation in any case.
+    """
+    file = _open(data)
+    check_size(file.height, file.width)
+    notes: list[str] = []
+    frames = getattr(file, "n_frames", 1)
+    if file.format == "MPO":  # a JPEG with more JPEGs behind it; every viewer shows the first
+        notes.append(f"The first of {frames} pictures in the file was taken; cameras add previews and depth maps.")
+    elif frames > 1:
+        raise UsageError(f"it is animated ({frames} frames); export one frame as PNG")
+    depth = 8
+    if file.format == "PNG":
+        if data[12:16] != b"IHDR":
+            raise UsageError("it is damaged (no header where PNG has one); get an intact copy")
+        depth = data[24]
+        file.verify()  # every chunk's checksum and the end mark, which decoding alone does not look at
+        file = _open(data)
+    icc_profile = file.info.get("icc_profile") or None
+    if depth == 16:
+        samples = imagecodecs.png_decode(data)  # libpng turns a transparent colour into an alpha channel
+        samples = samples.reshape(*samples.shape[:2], -1)
+    else:
+        samples = _samples_of(file, depth, icc_profile, notes)
+    samples, alpha = (samples[..., :-1], samples[..., -1]) if samples.shape[2] in (2, 4) else (samples, None)
+    decoded = Decoded(samples, alpha, icc_profile=icc_profile, notes=notes)
+    try:
+        decoded.exif = file.getexif()
+        decoded.orientation = decoded.exif.get(ORIENTATION_TAG, 1)
+    except Exception:  # damage shows in many ways; the pixels are sound
+        notes.append("The EXIF metadata is damaged and was ignored, its orientation too.")
+    return decoded
+
+
+def _samples_of(file: Image.Image, depth: int, icc_profile: bytes | None, notes: list[str]) -> np.ndarray:
+    """Decode to uint8 samples, ``(H, W, 1 to 4)``; an even number of channels means that the last is alpha."""
+    file.load()
+    mode, key = file.mode, file.info.get("transparency")
+    if mode == "P":
+        samples = np.asarray(file.convert("RGB" if key is None else "RGBA"))
+        rgb = gray_where_possible(samples[..., :3], icc_profile)
+        notes.append(f"The palette was converted to 8-bit {'gray' if rgb.shape[2] == 1 else 'RGB'}.")
+        return np.dstack([rgb, samples[..., 3:]])
+    if mode in ("CMYK", "YCCK"):
+        raise UsageError("it is CMYK; convert it to RGB with an image editor that knows its profile")
+    if mode == "1":
+        notes.append("1-bit black and white was converted to 8-bit gray.")
+        file = file.convert("L")
+    elif mode not in ("L", "LA", "RGB", "RGBA"):
+        raise UsageError(f"its pixels are of a kind that is not supported ({mode}); convert it to gray or RGB")
+    elif depth < 8:
+        notes.append(f"{depth}-bit gray was converted to 8-bit gray.")
+        if key is not None:  # Pillow widens the samples to 8 bits but not the transparent colour
+            key = key * 255 // (2**depth - 1)
+    samples = np.asarray(file).reshape(file.height, file.width, -1)
+    if key is None:
+        return samples
+    notes.append("The transparent colour was converted to an alpha channel.")
+    return np.dstack([samples, np.where((samples == key).all(axis=2), 0, 255).astype(np.uint8)])
+
+
+def write_png(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
+    """Encode samples as a PNG file, as `dip_fast.pictures.encode_samples` does after its checks.
+
+    Raises
+    ------
+    UsageError
+        For premultiplied alpha, which PNG cannot hold.
+    """
+    if kind.alpha == "assocalpha":
+        raise UsageError("PNG cannot hold premultiplied alpha: name the result .tif")
+    if extras.alpha is not None:
+        samples = np.dstack([samples, extras.alpha])
+    return encode_png(samples, extras.icc_profile, extras.exif)
+
+
+def encode_png(samples: np.ndarray, icc_profile: bytes | None = None, exif: bytes | None = None) -> bytes:
+    """Encode uint8 or uint16 samples, (H, W, 1 to 4); an even number of channels means that the last is alpha."""
+    samples = np.ascontiguousarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
+    if samples.dtype == np.uint8:
+        file = io.BytesIO()
+        Image.fromarray(samples).save(file, "PNG", icc_profile=icc_profile, exif=exif or b"")
+        return file.getvalue()
+    chunks = b""
+    if icc_profile is not None:
+        chunks += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
+    if exif is not None:
+        chunks += _png_chunk(b"eXIf", exif)
+    png = imagecodecs.png_encode(samples)
+    header = 8 + 25  # the signature and IHDR, after which these chunks must stand
+    return bytes(png[:header] + chunks + png[header:])
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,0 +1,205 @@
+"""Pictures in: one file becomes a `Picture`.
+
+A file is read whole or refused: nothing is read in part, nothing is repaired in silence, and every refusal is one
+`UsageError` of one line.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dip_fast.errors import UsageError
+from dip_fast.pictures import formats
+from dip_fast.pictures.files import one_line
+from dip_fast.pictures.formats import MAX_PIXELS
+from dip_fast.pictures.kind import Kind
+from dip_fast.pictures.picture import Extras, Picture
+from dip_fast.pictures.samples import value_range
+
+MAX_BYTES = 32 * MAX_PIXELS  # four float64 samples a pixel; a longer file is refused before it fills the memory
+
+# EXIF's orientation tag says how the stored picture was turned; each entry turns it upright.
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def read_picture(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, keep_metadata: bool = False
+) -> Picture:
+    """Read one picture.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or bytes
+        A PNG, JPEG, TIFF, BMP or WebP file, or one of a format that a plugin registered, or its content.
+    name : str, optional
+        The name in messages and in the result; the file's name, or ``"stdin"`` for bytes, when left out.
+    keep_metadata : bool
+        Keep the EXIF data (not its thumbnail) for the result; the ICC profile is always kept.
+
+    Returns
+    -------
+    Picture
+        Turned upright as its EXIF orientation asks.
+
+    Raises
+    ------
+    UsageError
+        In one line, where the file is missing, unreadable, damaged or cut short, smaller than 16x16 or larger than
+        `MAX_PIXELS`, CMYK, animated or of several pages, of more than four channels, holds NaN or infinite samples,
+        or samples that neither 16-bit integers nor 32-bit floats can hold.
+    """
+    if isinstance(source, bytes):
+        label = name = name or "stdin"
+    else:
+        label = name or os.fspath(source)
+        name = name or Path(source).name
+    try:
+        data = source if isinstance(source, bytes) else _file_content(Path(source))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
+            return _picture(data, one_line(name), keep_metadata)
+    except UsageError as error:
+        raise UsageError(one_line(f"cannot read {label}: {error}")) from error.__cause__
+    except Exception as error:  # whatever a decoder raises on damaged data; there are too many kinds to name
+        text = f"cannot read {label}: it is damaged or cut short ({error or type(error).__name__}); get an intact copy"
+        raise UsageError(one_line(text)) from error
+
+
+def read_mask(source: str | os.PathLike[str] | bytes, size: tuple[int, int]) -> np.ndarray:
+    """Read a mask: white is known, black is to be filled in.
+
+    Parameters
+    ----------
+    source : str, os.PathLike or bytes
+        As for `read_picture`.
+    size : tuple of int
+        Height and width that the mask must have.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, ``(H, W)``; True where the mean of the channels reaches half of the value range.
+
+    Raises
+    ------
+    UsageError
+        Where the file cannot be read, differs in size, is partly transparent or leaves nothing known.
+    """
+    mask = read_picture(source)
+    if mask.size != tuple(size):
+        raise UsageError(
+            f"the mask {mask.name} is {_by(mask.size)} pixels but the picture is {_by(size)}: "
+            "draw it on a copy of the picture"
+        )
+    alpha = mask.extras.alpha
+    if alpha is not None and alpha.min() != alpha.max():
+        raise UsageError(f"the mask {mask.name} is partly transparent, which leaves open what is known: flatten it")
+    known = mask.image.mean(axis=2) >= 0.5
+    if not known.any():
+        low, high = mask.kind.value_range
+        raise UsageError(
+            f"the mask {mask.name} leaves nothing known: known pixels must be white, "
+            f"at least {low + (high - low) / 2:g} in its range of {low:g} to {high:g}"
+        )
+    return known
+
+
+def _by(size: tuple[int, int]) -> str:
+    """Width x height, the order in which image editors show a (height, width)."""
+    return f"{size[1]}x{size[0]}"
+
+
+def _file_content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size <= MAX_BYTES:
+            return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError("there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise UsageError("it is a folder; name one picture file") from error
+    except PermissionError as error:
+        raise UsageError("permission denied; make the file readable for this user") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise UsageError(f"{getattr(error, 'strerror', None) or error}; check the path and the drive") from error
+    raise UsageError(f"it is longer than any picture of {MAX_PIXELS} pixels; cut out the part to restore")
+
+
+def _picture(data: bytes, name: str, keep_metadata: bool) -> Picture:
+    if not data:
+        raise UsageError("it is empty; get an intact copy")
+    format_ = formats.recognised(data)
+    decoded = format_.read(data, keep_metadata)
+    formats.check_size(*decoded.samples.shape[:2])
+    samples, alpha = _storable(decoded)
+    turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
+    samples = np.ascontiguousarray(turn(samples))
+    height, width, channels = samples.shape
+    kind = Kind(
+        name,
+        width,
+        height,
+        channels,
+        samples.dtype.name,
+        value_range(samples),
+        alpha=None if alpha is None else decoded.alpha_kind,
+        suffix=format_.result_suffix,
+    )
+    extras = Extras(
+        alpha=None if alpha is None else np.ascontiguousarray(turn(alpha)),
+        icc_profile=decoded.icc_profile,
+        exif=_kept_exif(decoded) if keep_metadata else None,
+    )
+    return Picture(kind, kind.to_unit(samples), extras, tuple(decoded.notes))
+
+
+def _storable(decoded: formats.Decoded) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return samples and alpha in a dtype that results are written in: any float becomes float32."""
+    samples, alpha = decoded.samples, decoded.alpha
+    if samples.dtype.kind != "f":
+        return samples, alpha
+    _check_finite(samples if alpha is None else np.dstack([samples, alpha]))
+    if samples.dtype == np.float32:
+        return samples, alpha
+    decoded.notes.append(f"{8 * samples.dtype.itemsize}-bit float samples were converted to 32-bit float.")
+    with np.errstate(over="ignore"):
+        samples, alpha = samples.astype(np.float32), None if alpha is None else alpha.astype(np.float32)
+    if not np.isfinite(samples).all():
+        raise UsageError("its samples are too large for 32-bit float; scale them down")
+    return samples, alpha
+
+
+def _check_finite(samples: np.ndarray) -> None:
+    bad = ~np.isfinite(samples)
+    if bad.any():
+        row, column, channel = np.unravel_index(int(bad.argmax()), bad.shape)
+        raise UsageError(
+            f"{int(bad.sum())} of its {bad.size} samples are NaN or infinite, "
+            f"the first at row {row}, column {column}, channel {channel} (counted from 0); replace them with numbers"
+        )
+
+
+def _kept_exif(decoded: formats.Decoded) -> bytes | None:
+    """Return the EXIF block for the result, or None where there is none that can be kept."""
+    if decoded.exif is None:
+        return None
+    from dip_fast.pictures import exif
+
+    try:
+        return exif.kept(decoded.exif)
+    except Exception:  # Pillow parses it lazily and damage shows in many ways; the pixels are sound
+        decoded.notes.append("The EXIF metadata is damaged and was left out.")
+        return None

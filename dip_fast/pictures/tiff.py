@@ -1,0 +1,194 @@
+"""TIFF, decoded and encoded by tifffile.
+
+What is refused raises a `UsageError` that says why and what to do; what is damaged may raise whatever tifffile raises.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import struct
+
+import numpy as np
+import tifffile
+from PIL import Image, TiffImagePlugin
+
+from dip_fast.errors import UsageError
+from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, Decoded, check_size, gray_where_possible
+from dip_fast.pictures.kind import Kind
+from dip_fast.pictures.picture import Extras
+
+# The TIFF tags that decide what the pixels are.  tifffile drops a tag that it cannot read and goes on with a default.
+_TIFF_TAGS = frozenset({*range(254, 267), 273, 274, 277, 278, 279, 284, 317, *range(320, 326), 338, 339, 347, 529, 530})
+_ICC_TAG = 34675
+_ALPHA_KINDS = {0: "unspecified", 1: "assocalpha", 2: "unassalpha"}  # of the TIFF tag ExtraSamples, in tifffile's words
+
+EXIF_DIRECTORIES = (0x8769, 0x8825)  # camera settings, GPS
+
+# tifffile reports oddities through logging, which prints to stderr where nobody listens; what matters is checked here.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def read(data: bytes, keep_metadata: bool) -> Decoded:
+    """Decode a TIFF file of one page.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    keep_metadata : bool
+        Whether the EXIF data are read as well.
+    """
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        pages = [page.aspage() for page in file.pages]
+        pages = [page for page in pages if not page.is_reduced] or pages[:1]  # without thumbnails
+        stacked = (file.imagej_metadata or {}).get("images", 1)  # ImageJ puts a stack behind a single directory
+        if max(len(pages), stacked) > 1:
+            raise UsageError(f"it holds {max(len(pages), stacked)} pages; save one page as a file of its own")
+        page = pages[0]
+        _check(data, file, page)
+        samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, samples): either first or last is 1
+        samples = np.moveaxis(samples, 0, 3).reshape(*samples.shape[1:3], -1)
+        samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+        tags = page.tags
+        exif = None
+        if keep_metadata:  # TIFF's own directory is EXIF's main directory
+            exif = Image.Exif()
+            exif.bigtiff, exif.endian = file.is_bigtiff, file.byteorder  # where Pillow reads no header
+            exif.load_from_fp(io.BytesIO(data), page.offset)
+    decoded = Decoded(
+        samples,
+        orientation=tags.valueof(ORIENTATION_TAG, 1),
+        icc_profile=bytes(tags.valueof(_ICC_TAG, b"")) or None,
+        exif=exif,
+    )
+    _interpret(decoded, page)
+    return decoded
+
+
+def _check(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    """Refuse what is damaged or not supported, before any pixel is decoded."""
+    check_size(page.imagelength, page.imagewidth)
+    layout = file.tiff
+    (count,) = struct.unpack_from(layout.tagnoformat, data, page.offset)
+    first = page.offset + layout.tagnosize
+    codes = {struct.unpack_from(file.byteorder + "H", data, first + i * layout.tagsize)[0] for i in range(count)}
+    lost = (codes & (_TIFF_TAGS | {_ICC_TAG})) - set(page.tags.keys())
+    if lost or 262 not in codes:  # what the samples mean; the other tags have defaults that writers rely on
+        raise UsageError(f"it is damaged (tag {min(lost, default=262)} is missing or unreadable); get an intact copy")
+    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+        raise UsageError("it is CMYK; convert it to RGB with an image editor that knows its profile")
+    if page.samplesperpixel > 4:
+        raise UsageError(f"it has {page.samplesperpixel} channels; save it as gray or RGB, with one alpha at most")
+    if page.imagedepth != 1:
+        raise UsageError(f"it is a volume {page.imagedepth} layers deep; save one layer as a file of its own")
+    kind = page.dtype if isinstance(page.bitspersample, int) else None  # one size for all channels
+    if kind is None or kind.str[1:] not in ("b1", "u1", "u2", "f2", "f4", "f8"):
+        found = kind or f"{page.bitspersample} bits of format {page.sampleformat}"
+        raise UsageError(f"its samples are {found}; save them as uint8, uint16 or float32")
+    if math.prod(page.chunks) > 4 * MAX_PIXELS:
+        raise UsageError("it is damaged (its tiles are larger than any picture); get an intact copy")
+    # tifffile fills what is missing with zeros or takes what lies at that place.
+    offsets, lengths = page.dataoffsets, page.databytecounts
+    if page.is_contiguous:
+        offsets, lengths = offsets[:1], (page.nbytes,)
+    elif len(offsets) != math.prod(page.chunked):
+        raise UsageError("it is damaged (parts of the picture are missing); get an intact copy")
+    whole = len(offsets) == len(lengths) > 0 and all(
+        o > 0 and n > 0 and o + n <= len(data) for o, n in zip(offsets, lengths, strict=True)
+    )
+    if not whole:
+        raise UsageError("it is cut short or holds parts without data; get an intact copy")
+
+
+def _interpret(decoded: Decoded, page: tifffile.TiffPage) -> None:
+    """Convert TIFF's many meanings of a sample to gray or RGB, dark to bright, with the alpha by itself."""
+    kinds, bits, samples, notes = tifffile.PHOTOMETRIC, page.bitspersample, decoded.samples, decoded.notes
+    is_float = samples.dtype.kind == "f"
+    is_jpeg = page.photometric == kinds.YCBCR and page.compression == tifffile.COMPRESSION.JPEG  # decoded to RGB
+    is_gray = page.photometric in (kinds.MINISBLACK, kinds.MINISWHITE)
+    is_palette = page.photometric == kinds.PALETTE and bits <= 8
+    inverted = page.photometric == kinds.MINISWHITE
+    if not (is_gray or is_palette or is_jpeg or page.photometric == kinds.RGB) or (inverted and is_float):
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise UsageError(f"its colours are of a kind that is not supported ({kind}); convert it to gray or RGB")
+    colours = 1 if is_gray or is_palette else 3
+    if samples.shape[2] - colours not in (0, 1) or (is_palette and samples.shape[2] > 1):
+        raise UsageError(f"it has {samples.shape[2]} channels; save it as gray or RGB, with one alpha at most")
+    if samples.shape[2] > colours:
+        kind = _ALPHA_KINDS[int(page.extrasamples[0]) if page.extrasamples else 0]
+        if kind == "unspecified":
+            notes.append("The extra channel, of no stated meaning, was carried through as alpha.")
+        decoded.alpha_kind, decoded.alpha = kind, samples[..., colours]
+        samples = samples[..., :colours]
+    if is_palette:
+        colormap = np.asarray(page.colormap)  # (3, 2**bits) uint16; a few writers put 8-bit values there
+        colormap = (colormap >> 8 if colormap.max() > 255 else colormap).astype(np.uint8)
+        samples = gray_where_possible(colormap.T[samples[..., 0].astype(np.intp)], decoded.icc_profile)
+        notes.append(f"The palette was converted to 8-bit {'gray' if samples.shape[2] == 1 else 'RGB'}.")
+    elif inverted:
+        samples = samples ^ True if samples.dtype == bool else (2**bits - 1 - samples).astype(samples.dtype)
+        notes.append("White was stored as 0; the samples were inverted, and the result stores black as 0.")
+    if bits < 8 and not is_palette:
+        samples = _widened(samples, bits)
+        decoded.alpha = None if decoded.alpha is None else _widened(decoded.alpha, bits)
+        notes.append(f"{bits}-bit samples were converted to 8-bit.")
+    elif not is_float and 8 < bits < 16:
+        notes.append(f"{bits}-bit samples are written to a 16-bit file.")
+    decoded.samples = samples
+
+
+def _widened(samples: np.ndarray, bits: int) -> np.ndarray:
+    return np.rint(samples.astype(np.float64) * (255 / (2**bits - 1))).astype(np.uint8)
+
+
+def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
+    """Encode samples as a TIFF file, as `dip_fast.pictures.encode_samples` does after its checks."""
+    if extras.alpha is not None:
+        samples = np.dstack([samples, extras.alpha])
+    return encode(samples, kind.alpha, extras.icc_profile, extras.exif)
+
+
+def encode(samples: np.ndarray, alpha_kind: str | None, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+    """Encode uint8, uint16 or float32 samples, (H, W, 1 to 4); with an `alpha_kind` the last channel is alpha."""
+    colours = samples.shape[2] - (alpha_kind is not None)
+    samples = samples.squeeze(2) if samples.shape[2] == 1 else samples
+    metadata = Image.Exif()
+    metadata.load(exif or b"")
+    tags: list[tuple[int, str, int, bytes | int, bool]] = [
+        (code, "s", 0, value.encode("latin-1"), True) for code, value in metadata.items() if isinstance(value, str)
+    ]
+    directories = {code: dict(metadata.get_ifd(code)) for code in EXIF_DIRECTORIES if code in metadata}
+    # tifffile does not write these two tags itself; the code before each keeps its place until it is known where the
+    # directory lies.
+    tags += [(code - 1, "I", 1, 0, True) for code in directories]
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        samples,
+        byteorder="<",
+        photometric="rgb" if colours == 3 else "minisblack",
+        planarconfig="contig" if samples.ndim == 3 else None,
+        extrasamples=None if alpha_kind is None else [alpha_kind],
+        compression="zlib",
+        predictor=True,
+        iccprofile=icc_profile,
+        resolution=(float(metadata.get(282, 1)), float(metadata.get(283, 1))),
+        resolutionunit=metadata.get(296, 1),
+        extratags=tags,
+        software=False,
+        metadata=None,
+    )
+    tiff = bytearray(file.getvalue())
+    for code, content in directories.items():
+        tiff += bytes(len(tiff) % 2)  # a directory starts at an even place
+        with tifffile.TiffFile(io.BytesIO(tiff)) as written:
+            place = written.pages.first.tags[code - 1]
+        struct.pack_into("<H", tiff, place.offset, code)
+        struct.pack_into("<I", tiff, place.valueoffset, len(tiff))
+        directory = TiffImagePlugin.ImageFileDirectory_v2(prefix=b"II")
+        for tag, value in content.items():
+            directory[tag] = value
+        tiff += directory.tobytes(len(tiff))
+    return bytes(tiff)

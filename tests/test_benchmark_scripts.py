@@ -1,0 +1,66 @@
+"""Every script of benchmarks/ runs: two steps of it, at 32x32."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+NOT_SCRIPTS = {"common.py", "figure_tables.py"}  # modules that scripts share
+
+# The arguments of each script, and words that it prints.  A new script needs an entry.
+SCRIPTS = {
+    "curves.py": (
+        "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
+        ["largest distance", "fused", "plain, bits 1"],
+    ),
+    "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
+    "figures.py": ("--list", ["presets: ", "speed: "]),  # tests/test_figures.py has the rest
+    "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
+    "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
+    "presets.py": (
+        "clean.png --iterations 2 --missing 0.5 --timed hourglass --timed-steps 2 --json",
+        ['"preset": "quick"', '"preset": "hourglass"', '"damage": "50% missing"'],
+    ),
+    "replay.py": (
+        "--presets quick hourglass --sizes 32 --rounds 2",
+        ["quick 32x32: onnxruntime", "hourglass 32x32: onnxruntime"],
+    ),
+    "upsample_conv.py": (
+        "--sizes 8 --channels 8 --engines fused plain --modes nearest --threads 1 --seconds 0",
+        ["8x8", "torch.mm", "weight gradient"],
+    ),
+    "whole_fits.py": (
+        "--device cpu --preset quick --size 32 --iterations 2 --precisions fp32 --twice",
+        ["the same", "mean PSNR"],
+    ),
+}
+
+
+def test_every_script_has_an_entry():
+    assert {path.name for path in BENCHMARKS.glob("*.py")} == SCRIPTS.keys() | NOT_SCRIPTS
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_runs(script, place, dip):
+    clean = np.full((32, 32, 3), 100, np.uint8)
+    clean[8:20, 10:30] = 180
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25, clean.shape), 0, 255).astype(np.uint8)
+    for name, image in (("clean", clean), ("noisy", noisy)):
+        Image.fromarray(image).save(f"{name}.png")
+    if script == "exactness.py":
+        options = ["--export", "onnx,torchscript", "--iterations", "2", "--snapshot-every", "0"]
+        assert dip("run", "noisy.png", *options, "--quiet", "--out", "run").code == 0
+    arguments, words = SCRIPTS[script]
+    command = [sys.executable, BENCHMARKS / script, *arguments.split()]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stderr
+    assert [word for word in words if word not in ended.stdout] == []
+    assert "NaN" not in ended.stdout
+    if "--json" in arguments:
+        assert json.loads(ended.stdout)

@@ -1,0 +1,235 @@
+"""Pictures that are refused, and those that are damaged: the whole picture comes out, or a UsageError."""
+
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from picture_files import (
+    COLOURS,
+    ICC,
+    TALL,
+    encode_picture,
+    full_exif,
+    noise,
+    palette_picture,
+    pillow,
+    png,
+    smooth,
+    tiff,
+)
+from PIL import Image
+
+from dip_fast.errors import UsageError
+from dip_fast.pictures import read_picture, reading
+from dip_fast.pictures.formats import MIN_SIDE
+
+
+def animated(kind):
+    frames = [Image.fromarray(noise(*TALL, 3, seed=seed)) for seed in range(3)]
+    return pillow(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def png_header(width, height, depth=8, colour=2):
+    return png((height, width), depth, colour, [b"\0"])
+
+
+def two_tiffs():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(noise(*TALL), metadata=None)
+        writer.write(noise(*TALL, seed=1), metadata=None)
+    return file.getvalue()
+
+
+def imagej_stack():
+    file = io.BytesIO()
+    tifffile.imwrite(file, noise(5, *TALL), imagej=True, truncate=True)  # one directory for all
+    return file.getvalue()
+
+
+def with_bad_floats():
+    samples = noise(*TALL, 3, dtype=np.float32)
+    samples[3, 5, 1], samples[7, 0, 0] = np.nan, -np.inf
+    return tiff(samples)
+
+
+REFUSALS = {
+    "empty": (lambda: b"", "empty"),
+    "text": (lambda: b"not a picture at all\n" * 9, "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
+    "gif": (lambda: pillow(noise(*TALL), "GIF"), "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
+    "cmyk jpeg": (lambda: pillow(Image.new("CMYK", TALL), "JPEG"), "CMYK.*convert it to RGB"),
+    "cmyk tiff": (lambda: pillow(Image.new("CMYK", TALL), "TIFF"), "CMYK.*convert it to RGB"),
+    "lab tiff": (lambda: pillow(Image.new("LAB", TALL), "TIFF"), "CIELAB.*convert"),
+    "animated png": (lambda: animated("PNG"), "animated.*3 frames.*export one"),
+    "animated webp": (lambda: animated("WEBP"), "animated.*3 frames.*export one"),
+    "pages": (two_tiffs, "2 pages.*save one page"),
+    "imagej stack": (imagej_stack, "5 pages.*save one page"),
+    "volume": (
+        lambda: tiff(noise(16, 32, 32), volumetric=True, tile=(16, 16, 16)),
+        "volume 16 layers.*save one layer",
+    ),
+    "nan": (with_bad_floats, r"2 of its 1134 samples.*row 3, column 5, channel 1.*replace"),
+    "small": (lambda: pillow(noise(15, 40), "PNG"), "40x15 pixels.*at least 16x16"),
+    "small tiff": (lambda: tiff(noise(40, 15)), "15x40 pixels.*at least 16x16"),
+    "no width": (lambda: png_header(0, 20), "damaged|at least 16x16"),
+    "warned-of bomb": (lambda: png_header(15000, 10000), "15000x10000 pixels.*cut out"),
+    "bomb": (lambda: png_header(60000, 60000), "more than 134217728.*cut out"),
+    "bomb of 16 bits": (lambda: png_header(15000, 10000, 16), "15000x10000 pixels.*cut out"),
+    "five channels": (lambda: tiff(noise(5, *TALL), planarconfig="separate", photometric="rgb"), "5 channels.*save"),
+    "three grays": (lambda: tiff(noise(*TALL, 3), planarconfig="contig", photometric="minisblack"), "3 channels.*save"),
+    "int16": (lambda: tiff(noise(*TALL, dtype=np.int16)), "int16.*save them as uint8, uint16 or float32"),
+    "uint32": (lambda: tiff(noise(*TALL, dtype=np.uint32)), "uint32.*save them"),
+    "int8": (lambda: tiff(noise(*TALL, dtype=np.int8)), "int8.*save them"),
+    "complex": (lambda: tiff(noise(*TALL, dtype=np.float32).astype(np.complex64)), "complex64.*save them"),
+    "too large a float": (lambda: tiff(np.full(TALL, 1e300)), "too large for 32-bit float.*scale"),
+    "float with white as zero": (
+        lambda: tiff(noise(*TALL, dtype=np.float32), photometric="miniswhite"),
+        "MINISWHITE.*convert",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_say_what_why_and_what_to_do_in_one_line(case, tmp_path):
+    make, pattern = REFUSALS[case]
+    path = tmp_path / "a\nb.bin"
+    path.write_bytes(make())
+    with pytest.raises(UsageError, match=pattern) as caught:
+        read_picture(path)
+    assert str(caught.value).startswith("cannot read ")
+    assert "a b.bin" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_in_a_tiff_is_refused_before_decoding(monkeypatch):
+    data = bytearray(tiff(noise(*TALL)))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        for code in (256, 257):
+            tag = file.pages[0].tags[code]
+            struct.pack_into("<I" if tag.dtype == 4 else "<H", data, tag.valueoffset, 60000)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(UsageError, match="60000x60000 pixels"):
+        read_picture(bytes(data))
+
+
+def test_what_is_not_a_readable_file(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match=r"missing\.png: there is no such file; check"):
+        read_picture(tmp_path / "missing.png")
+    with pytest.raises(UsageError, match="it is a folder; name one"):
+        read_picture(tmp_path)
+    with pytest.raises(UsageError, match="null"):
+        read_picture("a\0b")
+    path = tmp_path / "picture.png"
+    path.write_bytes(pillow(noise(*TALL), "PNG"))
+    monkeypatch.setattr(reading, "MAX_BYTES", 10)
+    with pytest.raises(UsageError, match=r"longer than any picture of \d+ pixels; cut out the part to restore$"):
+        read_picture(path)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root, as in most containers, may read everything
+    with pytest.raises(UsageError, match="permission denied; make"):
+        read_picture(path)
+
+
+def test_refusals_leave_no_trace_on_stderr(tmp_path):
+    """Neither warnings nor tifffile's log, which would go to stderr where, unlike here, nobody listens to it."""
+    names = []
+    for index, data in enumerate((tiff(noise(*TALL, 3))[:-400], tiff(noise(*TALL, 3))[:200], b"II*\0" + bytes(60))):
+        names.append(str(tmp_path / f"{index}.tif"))
+        Path(names[-1]).write_bytes(data)
+    code = (
+        "import sys\nfrom dip_fast.errors import UsageError\nfrom dip_fast.pictures import read_picture\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n        read_picture(name)\n    except UsageError:\n        print('refused')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code, *names], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("refused\n" * 3, "")
+
+
+def test_a_tiff_that_lists_too_few_tiles_is_refused():
+    """Tifffile would leave the last one black."""
+    data = bytearray(tiff(noise(40, 40), tile=(16, 16), compression="zlib"))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        for code in (324, 325):
+            struct.pack_into("<I", data, file.pages[0].tags[code].offset + 4, 8)
+    with pytest.raises(UsageError, match="parts of the picture are missing"):
+        read_picture(bytes(data))
+
+
+# --- damage
+
+
+RGB = smooth(24, 18, 3)
+FILES = {
+    "png": pillow(RGB, "PNG"),
+    "png16": bytes(imagecodecs.png_encode(RGB.astype(np.uint16) * 257)),
+    "palette": pillow(palette_picture(COLOURS), "PNG"),
+    "jpeg": pillow(RGB, "JPEG", exif=full_exif(), quality=60),
+    "progressive": pillow(RGB, "JPEG", progressive=True),
+    "webp": pillow(RGB, "WEBP"),
+    "lossless webp": pillow(RGB, "WEBP", lossless=True),
+    "bmp": pillow(RGB, "BMP"),
+    "tiff": tiff(RGB),
+    "tiff strips": tiff(RGB, rowsperstrip=5, compression="zlib"),
+    "tiff tiles": tiff(RGB, tile=(16, 16)),
+    "tiff lzw": tiff(RGB, rowsperstrip=5, compression="lzw", predictor=True),
+    "tiff jpeg": tiff(RGB, compression="jpeg", rowsperstrip=8),
+    "tiff directory last": pillow(RGB, "TIFF", compression="tiff_deflate", icc_profile=ICC[:200]),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_cut_short_is_never_a_partial_picture(kind):
+    data = FILES[kind]
+    whole = read_picture(data, keep_metadata=True)
+    ends = range(len(data)) if len(data) < 1200 else [*range(0, len(data), 4), *range(len(data) - 60, len(data))]
+    for end in ends:
+        try:
+            picture = read_picture(data[:end])
+        except UsageError:
+            continue
+        # Only bytes that carry no pixel may be missing: padding, or a mark of the end.
+        np.testing.assert_array_equal(picture.image, whole.image, err_msg=f"cut at {end} of {len(data)}")
+        assert picture.extras.icc_profile == whole.extras.icc_profile, f"cut at {end} of {len(data)}"
+
+
+@pytest.mark.parametrize("kind", ["png", "png16", "palette"])
+def test_any_changed_byte_of_a_png_is_found(kind):
+    data = bytearray(FILES[kind])
+    for place in range(len(data) - 12):  # the rest is the end mark
+        data[place] ^= 0x10
+        with pytest.raises(UsageError):
+            read_picture(bytes(data))
+        data[place] ^= 0x10
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+@pytest.mark.parametrize("kind", FILES)
+def test_damaged_files_give_a_picture_or_a_usage_error(kind, data):
+    content = bytearray(FILES[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Half of the changes go to the first bytes, where the headers are.
+        last = len(content) - 1 if data.draw(st.booleans()) else 200
+        content[data.draw(st.integers(0, min(last, len(content) - 1)))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))
+    try:
+        picture = read_picture(bytes(content[:end]), keep_metadata=True)
+    except UsageError:
+        return
+    assert np.isfinite(picture.image).all()
+    assert min(picture.size) >= MIN_SIDE
+    assert encode_picture(picture.image, picture)
