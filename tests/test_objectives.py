@@ -1,6 +1,7 @@
-"""Objectives: an objective of one's own is written without touching the loop, and a degradation goes to a device whole."""
+"""Objectives of one's own, written without touching the loop; degradations on a device, in windows, of other sizes."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,12 +139,12 @@ class Blur(nn.Module):
 def test_to_copies_and_moves_modules_too() -> None:
     blur, y = Blur(), noisy()
     degradation = Operator(blur, y, (37, 45))
-    moved = degradation.to("meta")
+    moved: Any = degradation.to("meta")
     assert (moved.target.device.type, moved.function.kernel.device.type) == ("meta", "meta")
     assert (degradation.target.device.type, blur.kernel.device.type) == ("cpu", "cpu")
     assert moved.function is not blur
     objective = deep_image_prior(Mask(y, y[:, :1] < 0.5), RECIPE)
-    there = objective.to("meta")
+    there: Any = objective.to("meta")
     assert {there.degradation.target.device.type, there.degradation.known.device.type} == {"meta"}
     assert there.input(torch.tensor(1, device="meta")).device.type == "meta"
     assert objective.degradation.target.device.type == "cpu"
@@ -153,7 +154,7 @@ def test_to_copies_and_moves_modules_too() -> None:
 def test_fit_leaves_the_callers_degradation_alone() -> None:
     degradation = Identity(noisy())
     before = vars(degradation).copy()
-    run = prepare(degradation, RECIPE)
+    run: Any = prepare(degradation, RECIPE)
     assert vars(degradation) == before
     assert run.objective.degradation is not degradation
 
