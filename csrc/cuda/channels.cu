@@ -18,8 +18,8 @@ struct Runs {
     while (across < channels && across < 128) across *= 2;
   }
   DIP_FAST_HD int64_t count() const { return int64_t(blocks()) * (THREADS / across); }
-  DIP_FAST_HD int blocks() const { return quotient_up(pixels, int64_t(RUN) * (THREADS / across)); }
-  dim3 grid() const { return dim3(blocks(), quotient_up(channels, across)); }
+  DIP_FAST_HD int blocks() const { return ceil_div(pixels, int64_t(RUN) * (THREADS / across)); }
+  dim3 grid() const { return dim3(blocks(), ceil_div(channels, across)); }
 
   DIP_FAST_D int channel() const { return int(blockIdx.y) * across + int(threadIdx.x) % across; }
   DIP_FAST_D int64_t part() const { return int64_t(blockIdx.x) * (THREADS / across) + threadIdx.x / across; }
@@ -59,7 +59,7 @@ struct Whole {
 DIP_FAST_D Total as_whole(double x) { return {x}; }
 template <class Sum>
 DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
-  return {double(x.count), double(x.mean), double(x.rest), double(x.squares)};
+  return {double(x.count), double(x.mean), double(x.mean_low), double(x.squares)};
 }
 template <class To>
 DIP_FAST_D void put(const Total& total, To* to, int) {
@@ -123,19 +123,19 @@ struct Sums {
   int64_t count;
   int channels;
   double* sums;
-  NormGradient<K> norm;
+  NormGrad<K> norm;
 };
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) back_kernel(Sums<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) norm_grad_kernel(Sums<K> a) {
   using Sum = typename K::Sum;
   const int c = blockIdx.x, C = a.channels;
   const Two all = whole_of<Two>(
       a.count, [&](int64_t i) { return Two{double(a.parts[2 * i * C + c]), double(a.parts[(2 * i + 1) * C + c])}; });
   if (threadIdx.x > 0) return;
   if (a.sums != nullptr) a.sums[c] = all.total, a.sums[C + c] = all.moment;
-  if (a.norm.prepared == nullptr) return;
-  const double r = a.norm.prepared[3 * C + c], gamma = a.norm.weight[c];
+  if (a.norm.coefficients == nullptr) return;
+  const double r = a.norm.coefficients[3 * C + c], gamma = a.norm.weight[c];
   a.norm.to_bias[c] = Sum(all.total);
   a.norm.to_weight[c] = Sum(r * all.moment);
   if (a.norm.to_statistics == nullptr) return;
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(THREADS, 1) back_kernel(Sums<K> a) {
 
 template <class K>
 struct Moments {
-  Pixels<K> from;
+  NormActImage<K> from;
   Runs runs;
   bool bilinear;
   Moment<typename K::Sum>* parts;
@@ -180,29 +180,29 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
 // A(U) is f a to the nearest, and bilinearly a stencil of (3, 10, 3) / 8 either way, with the border's pixels repeated.
 
 template <class K>
-struct Through {
-  BackThrough<K> call;
+struct NormActBackwardParts {
+  NormActBackward<K> call;
   Runs runs;
   typename K::Sum* parts;  // (parts, 2, C); null: not wanted
 };
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) norm_act_backward_kernel(NormActBackwardParts<K> a) {
   using Sum = typename K::Sum;
-  const BackThrough<K>& call = a.call;
+  const NormActBackward<K>& call = a.call;
   const auto& image = call.image.image;
   const int channel = a.runs.channel(), C = a.runs.channels;
   if (channel >= C) return;
   Sum scale = 1, mean = 0, constant = 0, by_value = 0;
   const Sum factor = call.upsampled ? 4 : 1;
-  if (call.between != nullptr) {
-    const double n = double(a.runs.pixels) * factor, r = call.between[3 * C + channel];
-    scale = call.between[channel];
-    mean = call.between[2 * C + channel];
-    constant = Sum(factor * call.between_sums[channel] / n);
-    by_value = Sum(r * r * call.between_sums[C + channel] / n);
+  if (call.mid_norm != nullptr) {
+    const double n = double(a.runs.pixels) * factor, r = call.mid_norm[3 * C + channel];
+    scale = call.mid_norm[channel];
+    mean = call.mid_norm[2 * C + channel];
+    constant = Sum(factor * call.mid_norm_sums[channel] / n);
+    by_value = Sum(r * r * call.mid_norm_sums[C + channel] / n);
   }
-  const Sum* own = call.own.prepared;
+  const Sum* own = call.own_norm.coefficients;
   const Sum own_scale = own == nullptr ? Sum(1) : own[channel], own_shift = own == nullptr ? Sum(0) : own[C + channel],
             own_mean = own == nullptr ? Sum(0) : own[2 * C + channel];
   const auto of = call.image.template channels<1>(channel);
@@ -210,13 +210,13 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
   Sum total = 0, moment = 0;
   a.runs.each([&](int64_t pixel) {
     Sum da = widened(call.grad[pixel * C + channel]);
-    if (call.between != nullptr) {
+    if (call.mid_norm != nullptr) {
       Sum apart = 0;
       if (call.bilinear) {
         const int row = int(pixel) / image.width, column = int(pixel) % image.width;
         for (int e = 0; e < 9; ++e) {
-          const int64_t r = padded(row + e / 3 - 1, image.height, Padding::replicate),
-                        c = padded(column + e % 3 - 1, image.width, Padding::replicate);
+          const int64_t r = padded_index(row + e / 3 - 1, image.height, Padding::replicate),
+                        c = padded_index(column + e % 3 - 1, image.width, Padding::replicate);
           apart += (e / 3 == 1 ? Sum(1.25) : Sum(0.375)) * (e % 3 == 1 ? Sum(1.25) : Sum(0.375)) *
                    (read(r * image.width + c) - mean);
         }
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
     }
     if (own != nullptr) {
       const Sum x = widened(image.data[pixel * C + channel]), u = x * own_scale + own_shift;
-      if (u <= 0) da *= call.image.reading.slope;
+      if (u <= 0) da *= call.image.norm_act.slope;
       total += da;
       moment += da * (x - own_mean);
       da *= own_scale;
@@ -241,16 +241,16 @@ __global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
 
 template <class K>
 struct Columns {
-  Arriving<K> arriving;
+  OutputGrad<K> output_grad;
   Runs runs;
   double* parts;  // few channels are summed so: those of a head
 };
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) channel_sums_kernel(Columns<K> a) {
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
-  const auto of = a.arriving.template channels<1>(channel);
+  const auto of = a.output_grad.template channels<1>(channel);
   double total = 0;
   a.runs.each([&](int64_t pixel) { total += of.at(pixel).at[0]; });
   a.parts[a.runs.part() * a.runs.channels + channel] = total;
@@ -265,14 +265,14 @@ void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int chan
 }
 
 template <class K>
-void sums_back(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGradient<K>& norm,
-               Stream stream) {
-  launch<true>(back_kernel<K>, dim3(channels), THREADS, THREADS * int(sizeof(Two)), stream,
+void merge_norm_sums(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGrad<K>& norm,
+                     Stream stream) {
+  launch<true>(norm_grad_kernel<K>, dim3(channels), THREADS, THREADS * int(sizeof(Two)), stream,
                Sums<K>{parts, count, channels, sums, norm});
 }
 
 template <class K>
-void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pitch, const Context& context) {
+void moments(const NormActImage<K>& pixels, bool bilinear, double* statistics, int pitch, const Context& context) {
   const auto& image = pixels.image;
   const Runs runs(image.channels, image.pixels() * (bilinear ? 4 : 1));
   auto* parts = context.take<Moment<typename K::Sum>>(runs.count() * image.channels);
@@ -281,30 +281,31 @@ void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pit
 }
 
 template <class K>
-void back_through(const BackThrough<K>& call, const Context& context) {
+void norm_act_backward(const NormActBackward<K>& call, const Context& context) {
   using Sum = typename K::Sum;
   const auto& image = call.image.image;
   const Runs runs(image.channels, image.pixels());
-  Sum* parts = call.own.prepared == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
-  launch<false>(through_kernel<K>, runs.grid(), THREADS, 0, context.stream, Through<K>{call, runs, parts});
-  if (parts != nullptr) sums_back<K>(parts, runs.count(), image.channels, nullptr, call.own, context.stream);
+  Sum* parts = call.own_norm.coefficients == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
+  launch<false>(norm_act_backward_kernel<K>, runs.grid(), THREADS, 0, context.stream,
+                NormActBackwardParts<K>{call, runs, parts});
+  if (parts != nullptr) merge_norm_sums<K>(parts, runs.count(), image.channels, nullptr, call.own_norm, context.stream);
 }
 
 template <class K>
-void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context) {
-  const int K_ = arriving.grad.channels;
-  const Runs runs(K_, arriving.grad.pixels());
+void channel_sums(const OutputGrad<K>& output_grad, typename K::Sum* to, const Context& context) {
+  const int K_ = output_grad.grad.channels;
+  const Runs runs(K_, output_grad.grad.pixels());
   double* parts = context.take<double>(runs.count() * K_);
-  launch<false>(columns_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{arriving, runs, parts});
+  launch<false>(channel_sums_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{output_grad, runs, parts});
   join(parts, runs.count(), K_, to, 0, context.stream);
 }
 
-#define INSTANTIATE(K)                                                                              \
-  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);        \
-  template void sums_back<K>(const K::Sum*, int64_t, int, double*, const NormGradient<K>&, Stream); \
-  template void moments<K>(const Pixels<K>&, bool, double*, int, const Context&);                   \
-  template void back_through<K>(const BackThrough<K>&, const Context&);                             \
-  template void column_sums<K>(const Arriving<K>&, K::Sum*, const Context&);
+#define INSTANTIATE(K)                                                                                \
+  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);          \
+  template void merge_norm_sums<K>(const K::Sum*, int64_t, int, double*, const NormGrad<K>&, Stream); \
+  template void moments<K>(const NormActImage<K>&, bool, double*, int, const Context&);               \
+  template void norm_act_backward<K>(const NormActBackward<K>&, const Context&);                      \
+  template void channel_sums<K>(const OutputGrad<K>&, K::Sum*, const Context&);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

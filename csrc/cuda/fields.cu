@@ -15,7 +15,7 @@ namespace {
 
 template <class K>
 struct Fields {
-  Arriving<K> arriving;
+  OutputGrad<K> output_grad;
   bool bilinear;
   Padding padding;
   typename K::Stored* to;  // (H, W, 9, K)
@@ -41,24 +41,24 @@ struct Weights {
                      : r == -1 || r == 2 ? Sum(bilinear ? 0.25 : 0)
                                          : Sum(0);
         } else {
-          at[t][o] = field_weight(2 * i + FIRST + o, i, t, size, bilinear, padding);
+          at[t][o] = tap_grad_weight(2 * i + FIRST + o, i, t, size, bilinear, padding);
         }
       }
   }
 };
 
 template <class K, int width>
-__global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) tap_grads_kernel(Fields<K> a) {
   using Sum = typename K::Sum;
-  using Values = Some<Sum, width>;
-  const auto& grad = a.arriving.grad;
+  using Values = Vec<Sum, width>;
+  const auto& grad = a.output_grad.grad;
   const int height = grad.height / 2, columns = grad.width / 2, quads = grad.channels / width,
-            runs = quotient_up(columns, RUN);
+            runs = ceil_div(columns, RUN);
   const int64_t index = int64_t(blockIdx.x) * THREADS + threadIdx.x;
   if (index >= int64_t(height) * runs * quads) return;
   const int channel = int(index % quads) * width, run = int(index / quads);
   const int i = run / runs, begin = run % runs * RUN, end = begin + RUN < columns ? begin + RUN : columns;
-  const auto arriving = a.arriving.template channels<width>(channel);
+  const auto output_grad = a.output_grad.template channels<width>(channel);
   const Weights<Sum> down(i, height, a.bilinear, a.padding);
 
   // Three sums over the rows of each column of the window, which moves on by two.
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
     for (int o = 0; o < WINDOW; ++o) {
       const int row = 2 * i + FIRST + o;
       if (row < 0 || row >= grad.height || (!a.bilinear && (o == 0 || o == WINDOW - 1))) continue;
-      const Values g = arriving.at(int64_t(row) * grad.width + p);
+      const Values g = output_grad.at(int64_t(row) * grad.width + p);
 #pragma unroll
       for (int t = 0; t < 3; ++t)
 #pragma unroll
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
       for (int c = 0; c < WINDOW; ++c)
 #pragma unroll
         for (int e = 0; e < width; ++e) sum.at[e] += across.at[t % 3][c] * window[c][t / 3].at[e];
-      store<width>(to + t * grad.channels, sum);
+      store(to + t * grad.channels, sum);
     }
   }
 }
@@ -108,17 +108,18 @@ __global__ void __launch_bounds__(THREADS, 1) fields_kernel(Fields<K> a) {
 }  // namespace
 
 template <class K>
-void fields(const Arriving<K>& arriving, bool bilinear, Padding padding, typename K::Stored* to, Stream stream) {
-  const auto& grad = arriving.grad;
-  const int64_t runs = int64_t(grad.height / 2) * quotient_up(grad.width / 2, RUN);
-  const Fields<K> call{arriving, bilinear, padding, to};
+void tap_grads(const OutputGrad<K>& output_grad, bool bilinear, Padding padding, typename K::Stored* to,
+               Stream stream) {
+  const auto& grad = output_grad.grad;
+  const int64_t runs = int64_t(grad.height / 2) * ceil_div(grad.width / 2, RUN);
+  const Fields<K> call{output_grad, bilinear, padding, to};
   constexpr int WIDE = sizeof(typename K::Sum) > 4 ? 1 : 4;  // four of float64 need more registers than there are
   const bool wide = grad.channels % WIDE == 0;
-  const auto blocks = quotient_up(runs * (wide ? grad.channels / WIDE : grad.channels), THREADS);
-  launch<false>(wide ? fields_kernel<K, WIDE> : fields_kernel<K, 1>, dim3(blocks), THREADS, 0, stream, call);
+  const auto blocks = ceil_div(runs * (wide ? grad.channels / WIDE : grad.channels), THREADS);
+  launch<false>(wide ? tap_grads_kernel<K, WIDE> : tap_grads_kernel<K, 1>, dim3(blocks), THREADS, 0, stream, call);
 }
 
-#define INSTANTIATE(K) template void fields<K>(const Arriving<K>&, bool, Padding, K::Stored*, Stream);
+#define INSTANTIATE(K) template void tap_grads<K>(const OutputGrad<K>&, bool, Padding, K::Stored*, Stream);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

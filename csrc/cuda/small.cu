@@ -15,28 +15,28 @@ DIP_FAST_D int meeting(int parity, int pixel) { return parity == 0 ? (pixel == 0
 DIP_FAST_D int multiplying(int product) { return product == 0 ? 1 : product == 1 ? 7 : 4; }
 
 template <class K>
-DIP_FAST_D void run(const Pack<K>& a, int i) {
+DIP_FAST_D void run(const PackJob<K>& a, int i) {
   using Sum = typename K::Sum;
-  const Packing<K>& to = a.to;
+  const PackedSlice<K>& to = a.to;
   const int per_phase = to.rows * to.depth, phase = i / per_phase, row = i % per_phase / to.depth, depth = i % to.depth;
   Sum value = 0;
   const auto weight = [&](int k, int c, int down, int across) {
     return to.weight[((int64_t(k) * to.channels + to.offset + c) * to.taps + down) * to.taps + across];
   };
   if (a.transposed) {
-    const Digits down = phase / a.stride == 0 ? a.row_taps[0] : a.row_taps[1],
-                 across = phase % a.stride == 0 ? a.column_taps[0] : a.column_taps[1];
+    const TapList down = phase / a.stride == 0 ? a.row_taps[0] : a.row_taps[1],
+                  across = phase % a.stride == 0 ? a.column_taps[0] : a.column_taps[1];
     const int tap = depth / to.outputs, k = depth % to.outputs;
     if (row < to.count && tap < int(down.count * across.count))
       value = weight(k, row, down.at(tap / across.count), across.at(tap % across.count));
   } else if (row < to.outputs) {
-    const int tap = depth / to.per_tap, c = depth % to.per_tap, side = a.taps == Taps::folded ? 2 : to.taps;
+    const int tap = depth / to.per_tap, c = depth % to.per_tap, side = a.sums == TapSums::folded ? 2 : to.taps;
     if (tap < side * side && c < to.count) {
       const int i = tap / side, j = tap % side;
-      if (a.taps == Taps::single) {
+      if (a.sums == TapSums::none) {
         value = weight(row, c, i, j);
       } else {
-        const bool folded = a.taps == Taps::folded;
+        const bool folded = a.sums == TapSums::folded;
         const int down = folded ? meeting(phase / 2, i) : multiplying(i),
                   across = folded ? meeting(phase % 2, j) : multiplying(j);
         for (int t = 0; t < 9; ++t)
@@ -50,7 +50,7 @@ DIP_FAST_D void run(const Pack<K>& a, int i) {
 // ---- affine maps
 
 template <class Sum>
-DIP_FAST_D void run(const Affine<Sum>& a, int c) {
+DIP_FAST_D void run(const AffineJob<Sum>& a, int c) {
   const double mean = a.statistics[c];
   if (a.grad_statistics == nullptr) {
     const double deviation = 1 / sqrt(a.statistics[a.pitch + c] + a.eps);
@@ -66,8 +66,8 @@ DIP_FAST_D void run(const Affine<Sum>& a, int c) {
 }
 
 template <class K>
-__global__ void small_kernel(const __grid_constant__ Jobs<K> a) {
-  const Job<K>& job = a.all[blockIdx.y];
+__global__ void small_jobs_kernel(const __grid_constant__ SmallJobBatch<K> a) {
+  const SmallJob<K>& job = a.jobs[blockIdx.y];
   const int i = int(blockIdx.x) * THREADS + int(threadIdx.x);
   if (i >= job.size) return;
   if (job.packs)
@@ -79,22 +79,22 @@ __global__ void small_kernel(const __grid_constant__ Jobs<K> a) {
 }  // namespace
 
 template <class K>
-void Small<K>::flush() {
-  if (jobs_.count == 0) return;
+void SmallJobs<K>::flush() {
+  if (batch_.count == 0) return;
   int most = 0;
-  for (int i = 0; i < jobs_.count; ++i) most = jobs_.all[i].size > most ? jobs_.all[i].size : most;
-  launch<false>(small_kernel<K>, dim3(quotient_up(most, THREADS), jobs_.count), THREADS, 0, stream_, jobs_);
-  jobs_.count = 0;
+  for (int i = 0; i < batch_.count; ++i) most = batch_.jobs[i].size > most ? batch_.jobs[i].size : most;
+  launch<false>(small_jobs_kernel<K>, dim3(ceil_div(most, THREADS), batch_.count), THREADS, 0, stream_, batch_);
+  batch_.count = 0;
 }
 
 template <class K>
-int rounded_depth(int depth) {
-  return rounded_up(depth, Product<typename K::Factor, typename Tiles<typename K::Factor>::Wide>::DEPTH);
+int packed_depth(int depth) {
+  return round_up(depth, Product<typename K::Factor, typename Tiles<typename K::Factor>::Wide>::DEPTH);
 }
 
-#define INSTANTIATE(K)             \
-  template void Small<K>::flush(); \
-  template int rounded_depth<K>(int);
+#define INSTANTIATE(K)                 \
+  template void SmallJobs<K>::flush(); \
+  template int packed_depth<K>(int);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

@@ -8,20 +8,20 @@ namespace {
 
 template <class K>
 struct Gradient {
-  Patch<K, Form::window> patch;
-  Arriving<K> arriving;
+  Patch<K, Sampling::direct> patch;
+  OutputGrad<K> output_grad;
   int per_part;            // pixels
   typename K::Sum* parts;  // (parts, depth of the patch, channels that arrive)
 };
 
 // Four neighbouring channels of what arrives, as many as there are from `first` on.
 template <class K, int width>
-struct FourOf {
-  typename Arriving<K>::template Channels<width> readers[4 / width];
+struct OutputGradVec4 {
+  typename OutputGrad<K>::template Channels<width> readers[4 / width];
   int count;
 
-  DIP_FAST_D Some<typename K::Sum, 4> at(int pixel) const {
-    Some<typename K::Sum, 4> result;
+  DIP_FAST_D Vec<typename K::Sum, 4> at(int pixel) const {
+    Vec<typename K::Sum, 4> result;
     if constexpr (width == 4) {
       if (count > 0) result = readers[0].at(pixel);
     } else {
@@ -33,9 +33,9 @@ struct FourOf {
   }
 };
 template <int width, class K>
-DIP_FAST_D FourOf<K, width> four_of(const Arriving<K>& arriving, int first) {
-  const int count = arriving.grad.channels - first;
-  const auto reader = [&](int i) { return arriving.template channels<width>(i < count ? first + i : 0); };
+DIP_FAST_D OutputGradVec4<K, width> output_grad_vec4(const OutputGrad<K>& output_grad, int first) {
+  const int count = output_grad.grad.channels - first;
+  const auto reader = [&](int i) { return output_grad.template channels<width>(i < count ? first + i : 0); };
   if constexpr (width == 4)
     return {{reader(0)}, count};
   else
@@ -47,7 +47,7 @@ DIP_FAST_D FourOf<K, width> four_of(const Arriving<K>& arriving, int first) {
 // memory do.
 template <class Factor, class P, int ROWS, int PITCH>
 struct Share {
-  static constexpr int QUADS = ROWS / 4, LINES = THREADS / QUADS, COUNT = quotient_up(P::WORDS, LINES),
+  static constexpr int QUADS = ROWS / 4, LINES = THREADS / QUADS, COUNT = ceil_div(P::WORDS, LINES),
                        PER_WORD = Word<Factor>::COUNT;
   Quad<Word<Factor>> held[COUNT];
 
@@ -82,19 +82,19 @@ template <class K, class T, int left_width, int right_width>
 __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
-  using P = Product<Factor, T, Order::depths>;
-  using S = Shared<Factor, T, Order::depths>;
+  using P = Product<Factor, T, Layout::rows_contiguous>;
+  using S = Shared<Factor, T, Layout::rows_contiguous>;
   using Left = Share<Factor, P, T::M, P::LEFT>;
   using Right = Share<Factor, P, T::N, P::RIGHT>;
-  const int depth = a.patch.depth(), channels = a.arriving.grad.channels, columns = a.arriving.grad.width;
+  const int depth = a.patch.depth(), channels = a.output_grad.grad.channels, columns = a.output_grad.grad.width;
   const int row = blockIdx.x * T::M + Left::row(), column = blockIdx.y * T::N + Right::row();
-  const int begin = int(blockIdx.z) * a.per_part, total = a.arriving.grad.height * columns,
+  const int begin = int(blockIdx.z) * a.per_part, total = a.output_grad.grad.height * columns,
             end = begin + a.per_part < total ? begin + a.per_part : total;
   Factor* shared = shared_memory<Factor>();
 
   // A thread reads the same channels of all pixels.
-  const auto patch = four_from<left_width>(a.patch, row < depth ? row : 0, 0);
-  const auto arriving = four_of<right_width>(a.arriving, column);
+  const auto patch = vec4_reader<left_width>(a.patch, row < depth ? row : 0, 0);
+  const auto output_grad = output_grad_vec4<right_width>(a.output_grad, column);
   int pixel_row[Left::NUMBERS], pixel_column[Left::NUMBERS];  // of the numbers of the step that is fetched next
 #pragma unroll
   for (int i = 0; i < Left::NUMBERS; ++i) {
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   Right right;
   const auto fetch = [&](int first) {
     left.fetch([&](int i) {
-      Some<Sum, 4> values;
+      Vec<Sum, 4> values;
       if (first + Left::number(i) < end && row < depth) values = patch.at(pixel_row[i], pixel_column[i]);
       pixel_column[i] += P::DEPTH;
       while (pixel_column[i] >= columns) pixel_column[i] -= columns, ++pixel_row[i];
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
     });
     right.fetch([&](int i) {
       const int pixel = first + Right::number(i);
-      return pixel < end ? arriving.at(pixel) : Some<Sum, 4>{};
+      return pixel < end ? output_grad.at(pixel) : Vec<Sum, 4>{};
     });
   };
   const auto keep = [&](Factor* step) {
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(THREADS, 1) gradient_kernel(Gradient<K> a) {
   }
 
   Sum* sums = shared_memory<Sum>();
-  product.put(sums, S::PITCH);
+  product.store(sums, S::PITCH);
   barrier();
   for (int i = threadIdx.x; i < T::M * T::N; i += THREADS) {
     const int m = int(blockIdx.x) * T::M + i / T::N, n = int(blockIdx.y) * T::N + i % T::N;
@@ -168,43 +168,43 @@ __global__ void add_kernel(Add<Sum> a) {
 }  // namespace
 
 template <class K>
-void weight_gradient(const Patch<K, Form::window>& patch, const Arriving<K>& arriving, bool fields, int offset,
+void weight_gradient(const Patch<K, Sampling::direct>& patch, const OutputGrad<K>& output_grad, bool fields, int offset,
                      int channels, typename K::Sum* to, const Context& context) {
   using Sum = typename K::Sum;
   using Factor = typename K::Factor;
-  const int depth = patch.depth(), columns = arriving.grad.channels;
-  const int64_t pixels = arriving.grad.pixels();
+  const int depth = patch.depth(), columns = output_grad.grad.channels;
+  const int64_t pixels = output_grad.grad.pixels();
   const auto run = [&]<class T>(T) {
     constexpr int STEP = Product<Factor, T>::DEPTH, BLOCKS = 512, LEAST = 8;  // blocks aimed at; steps worth a block
-    const dim3 tiles(quotient_up(depth, T::M), quotient_up(columns, T::N));
-    const int64_t most = quotient_up(pixels, int64_t(LEAST) * STEP), wanted = quotient_up(BLOCKS, tiles.x * tiles.y);
-    const int per_part = rounded_up(quotient_up(pixels, most < wanted ? most : wanted), STEP);
-    const int count = quotient_up(pixels, per_part);
+    const dim3 tiles(ceil_div(depth, T::M), ceil_div(columns, T::N));
+    const int64_t most = ceil_div(pixels, int64_t(LEAST) * STEP), wanted = ceil_div(BLOCKS, tiles.x * tiles.y);
+    const int per_part = round_up(ceil_div(pixels, most < wanted ? most : wanted), STEP);
+    const int count = ceil_div(pixels, per_part);
     Sum* parts = context.take<Sum>(int64_t(count) * depth * columns);
     auto kernel = gradient_kernel<K, T, 4, 4>;
-    if constexpr (!FOURS_ALONE<Factor, T>) {
-      if (!patch.quads())
-        kernel = in_fours(columns) ? gradient_kernel<K, T, 1, 4> : gradient_kernel<K, T, 1, 1>;
-      else if (!in_fours(columns))
+    if constexpr (!VEC4_ONLY<Factor, T>) {
+      if (!patch.vec4())
+        kernel = multiple_of_4(columns) ? gradient_kernel<K, T, 1, 4> : gradient_kernel<K, T, 1, 1>;
+      else if (!multiple_of_4(columns))
         kernel = gradient_kernel<K, T, 4, 1>;
     }
-    launch<true>(kernel, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T, Order::depths>::BYTES,
-                 context.stream, Gradient<K>{patch, arriving, per_part, parts});
+    launch<true>(kernel, dim3(tiles.x, tiles.y, count), THREADS, Shared<Factor, T, Layout::rows_contiguous>::BYTES,
+                 context.stream, Gradient<K>{patch, output_grad, per_part, parts});
     const int taps = fields ? 9 : patch.taps * patch.taps, outputs = fields ? columns / 9 : columns;
     launch<false>(
-        add_kernel<Sum>, dim3(quotient_up(int64_t(depth) * columns, THREADS)), THREADS, 0, context.stream,
+        add_kernel<Sum>, dim3(ceil_div(int64_t(depth) * columns, THREADS)), THREADS, 0, context.stream,
         Add<Sum>{parts, count, depth, columns, patch.channels(), outputs, taps, offset, channels, fields, to});
   };
-  if (columns <= Tiles<Factor>::Thin::N)
-    run(typename Tiles<Factor>::Thin{});
-  else if (depth <= 64 || !patch.quads() || !in_fours(columns))
+  if (columns <= Tiles<Factor>::Narrow::N)
+    run(typename Tiles<Factor>::Narrow{});
+  else if (depth <= 64 || !patch.vec4() || !multiple_of_4(columns))
     run(typename Tiles<Factor>::Small{});
   else
     run(typename Tiles<Factor>::Wide{});
 }
 
-#define INSTANTIATE(K)                                                                                         \
-  template void weight_gradient<K>(const Patch<K, Form::window>&, const Arriving<K>&, bool, int, int, K::Sum*, \
+#define INSTANTIATE(K)                                                                                               \
+  template void weight_gradient<K>(const Patch<K, Sampling::direct>&, const OutputGrad<K>&, bool, int, int, K::Sum*, \
                                    const Context&);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
