@@ -253,7 +253,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
         {stored<K>(g), stored<K>(y), in<double>(s), in<double>(ds)}, normed_input<K>(x.deep),
         x.thin ? normed_input<K>(*x.thin) : cuda::NormedInput<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
         in<Sum>(x.weight), int(weight.size(0)), options, grad_deep.template pointers<K>(),
-        grad_skip.template pointers<K>(), out<Sum>(grad_norm_weight), out<Sum>(grad_norm_bias), out<Sum>(grad_weight),
+        grad_skip.template pointers<K>(), {out<Sum>(grad_norm_weight), out<Sum>(grad_norm_bias)}, out<Sum>(grad_weight),
         out<Sum>(grad_bias), call.context);
   });
   return {grad_deep.image,  grad_deep.statistics, grad_deep.weight, grad_deep.bias,
@@ -309,9 +309,9 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
       const auto at = [&](Sum* to, int64_t size) { return to == nullptr ? nullptr : to + n * size; };
       NormedInputGrad<K> pointers;
       if (mask[0]) pointers.image = out<typename K::Stored>(grad_input) + n * x.numel() / N;
-      cuda::norm_upsample_conv2d_backward<K>(
-          {stored<K>(g) + n * K_ * H * W}, image_at<K>(x, n), {}, {}, in<Sum>(w), int(K_), options, pointers, {},
-          nullptr, nullptr, at(out<Sum>(weight_grads), w.numel()), at(out<Sum>(bias_grads), K_), call.context);
+      cuda::norm_upsample_conv2d_backward<K>({stored<K>(g) + n * K_ * H * W}, image_at<K>(x, n), {}, {}, in<Sum>(w),
+                                             int(K_), options, pointers, {}, {}, at(out<Sum>(weight_grads), w.numel()),
+                                             at(out<Sum>(bias_grads), K_), call.context);
     }
   });
   const auto dtype = input.scalar_type();

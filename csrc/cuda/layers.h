@@ -98,6 +98,11 @@ struct MidNorm {
   const typename K::Sum *weight = nullptr, *bias = nullptr;
 };
 
+template <class K>
+struct MidNormGrad {
+  typename K::Sum *weight = nullptr, *bias = nullptr;
+};
+
 // The convolution of the concatenation of skip, (2H, 2W, S), and of deep, (H, W, C), upsampled by two.
 // weight: (K, S + C, 3, 3).  output: (2H, 2W, K).  skip.image.data may be null: no skip image.
 template <class K>
@@ -110,9 +115,8 @@ template <class K>
 void norm_upsample_conv2d_backward(const OutputWithGrads<K>& output, const NormedInput<K>& deep,
                                    const NormedInput<K>& skip, const MidNorm<K>& norm, const typename K::Sum* weight,
                                    int outputs, const Options& options, const NormedInputGrad<K>& grad_deep,
-                                   const NormedInputGrad<K>& grad_skip, typename K::Sum* grad_norm_weight,
-                                   typename K::Sum* grad_norm_bias, typename K::Sum* grad_weight,
-                                   typename K::Sum* grad_bias, const Context& context);
+                                   const NormedInputGrad<K>& grad_skip, const MidNormGrad<K>& grad_norm,
+                                   typename K::Sum* grad_weight, typename K::Sum* grad_bias, const Context& context);
 
 // output = z / divisor + deviation * noise, see csrc/cpu/perturb_kernel.h.  `step` is read on the GPU, so a captured
 // CUDA graph sees its current value; null: step_value.  Z: float, uint8_t or int8_t.

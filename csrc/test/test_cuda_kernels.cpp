@@ -223,9 +223,9 @@ std::vector<std::vector<double>> run(const Layer& layer, const Size& size) {
     norm_upsample_conv2d<K>(deep, skip, norm, weight, bias, k, options, output, statistics, context);
     norm_upsample_conv2d_backward<K>({data.image(outputs), output, statistics, data.statistics(k)}, deep, skip, norm,
                                      weight, k, options, data.gradient(size.H, size.W, size.C),
-                                     data.gradient(2 * size.H, 2 * size.W, size.S), data.template result<Sum>(all),
-                                     data.template result<Sum>(all), data.template result<Sum>(9 * all * k),
-                                     data.template result<Sum>(k), context);
+                                     data.gradient(2 * size.H, 2 * size.W, size.S),
+                                     {data.template result<Sum>(all), data.template result<Sum>(all)},
+                                     data.template result<Sum>(9 * all * k), data.template result<Sum>(k), context);
   }
   return data.results();
 }
