@@ -62,12 +62,13 @@ struct Channels {
   static void spread_gradient(const Spread& s, Rows rows, const T* gradient, const T* output, T constant, T factor,
                               T* copy, T* line) {
     spread_rows(s, rows, copy, line, [&](int64_t i, T* to) {
-      const T *g = gradient + i * s.width, *y = output + i * s.width;
+      const T* g = gradient + i * s.width;
       prefetch_row(s, rows, gradient, i);
       if (output == nullptr) {
         copy_of(g, s.width, to);
         return;
       }
+      const T* y = output + i * s.width;
       prefetch_row(s, rows, output, i);
 #pragma omp simd
       for (int64_t t = 0; t < s.width; ++t) to[t] = g[t] + (constant + factor * y[t]);
