@@ -44,7 +44,7 @@ pybind11::list cpu_levels() {
 }
 
 struct OwnThreads {
-  std::optional<dip_fast::cpu::Own> own;
+  std::optional<dip_fast::cpu::OwnThreads> own;
 };
 
 }  // namespace

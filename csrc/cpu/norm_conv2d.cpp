@@ -134,7 +134,7 @@ Tensor statistics_of(const std::vector<Moments>& items, int64_t K) {
 
 template <class F>
 void for_each_channel(int64_t channels, F work) {
-  for_each_stretch(channels, 1, [&](int64_t c, int64_t) { work(c); });
+  for_each_range(channels, 1, [&](int64_t c, int64_t) { work(c); });
 }
 
 // ---- convolutions
@@ -142,7 +142,7 @@ void for_each_channel(int64_t channels, F work) {
 template <class T>
 Buffer<T> packed(const Lattice& s, const Tensor& weight, bool adjoint) {
   Buffer<T> to(layers<T>().packed_size(s));
-  for_each_stretch(s.outputs, 8, [&](int64_t begin, int64_t end) {
+  for_each_range(s.outputs, 8, [&](int64_t begin, int64_t end) {
     layers<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
   });
   return to;
@@ -316,7 +316,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
                                  gradient(kernel.weight_gradient_rows(s, item, true), scratch + own + of_input), sums,
                                  item, scratch);
         });
-    for_each_stretch(C, 8, [&](int64_t begin, int64_t end) {
+    for_each_range(C, 8, [&](int64_t begin, int64_t end) {
       kernel.finish(s, total.get(), begin, end, grad_weight.data_ptr<T>());
     });
   }

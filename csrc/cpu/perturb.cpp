@@ -27,8 +27,8 @@ void add_noise(Perturb<Z>* kernel, const Noise& noise, const Tensor& z, float* o
   const Z* source = z.const_data_ptr<Z>();
   const int64_t size = z.numel();
   // 512 groups take 50 microseconds, well over what it costs to wake a thread.
-  for_each_stretch((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
-                   [&](int64_t begin, int64_t end) { kernel(noise, source, output, size, begin, end); });
+  for_each_range((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
+                 [&](int64_t begin, int64_t end) { kernel(noise, source, output, size, begin, end); });
 }
 
 Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, double divisor) {

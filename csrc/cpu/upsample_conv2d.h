@@ -20,9 +20,8 @@ template <class T>
 Buffer<T> packed_weight(const Shape& shape, const T* weight, bool transposed) {
   const Kernels<T>& kernel = kernels<T>();
   Buffer<T> packed(kernel.packed_size(shape));
-  for_each_stretch(shape.K, 16, [&](int64_t begin, int64_t end) {
-    kernel.pack(shape, weight, transposed, begin, end, packed.get());
-  });
+  for_each_range(shape.K, 16,
+                 [&](int64_t begin, int64_t end) { kernel.pack(shape, weight, transposed, begin, end, packed.get()); });
   return packed;
 }
 
@@ -43,7 +42,7 @@ void weight_gradient(const Shape& shape, const T* grad, const T* input, T* grad_
   sum_items<T>(items, size, kernel.weight_gradient_scratch(shape), total.get(), [&](int64_t item, T* sums, T* scratch) {
     kernel.weight_gradient(shape, grad, input, sums, item, scratch);
   });
-  for_each_stretch(shape.K, 16, [&](int64_t begin, int64_t end) {
+  for_each_range(shape.K, 16, [&](int64_t begin, int64_t end) {
     kernel.finish(shape, total.get(), begin, end, grad_weight, grad_bias);
   });
 }
