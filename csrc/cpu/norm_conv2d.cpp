@@ -30,8 +30,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
-
 // ---- what is read
 
 // The affine maps of a batch norm, from its statistics.
@@ -44,7 +42,7 @@ struct Reading {
   std::vector<T> scale, shift;
   T slope;
 
-  Reading(const Given& of, double slope_, double eps)
+  Reading(const NormedInput& of, double slope_, double eps)
       : channels(of.image.size(1)),
         height(of.image.size(2)),
         width(of.image.size(3)),
@@ -78,10 +76,10 @@ template <class T>
 struct NormGradients {
   Tensor statistics, weight, bias;
 
-  NormGradients(const Given& of)
+  NormGradients(const NormedInput& of)
       : statistics(at::empty_like(of.statistics)), weight(at::empty_like(of.weight)), bias(at::empty_like(of.bias)) {}
 
-  void set(const Given& of, const Reading<T>& reading, int64_t c, const double* sums) const {
+  void set(const NormedInput& of, const Reading<T>& reading, int64_t c, const double* sums) const {
     const double r = reading.deviation[c], gamma = of.weight.const_data_ptr<T>()[c];
     bias.data_ptr<T>()[c] = static_cast<T>(sums[0]);
     weight.data_ptr<T>()[c] = static_cast<T>(r * sums[1]);
@@ -228,8 +226,8 @@ Plan planned(const Tensor& image, const Tensor& weight, int64_t stride, c10::str
 }
 
 template <class T>
-std::tuple<Tensor, Tensor> forward(const Given& x, double slope, double eps, const Tensor& weight, const Tensor& bias,
-                                   int64_t stride, c10::string_view padding_mode) {
+std::tuple<Tensor, Tensor> forward(const NormedInput& x, double slope, double eps, const Tensor& weight,
+                                   const Tensor& bias, int64_t stride, c10::string_view padding_mode) {
   const Plan plan = planned(x.image, weight, stride, padding_mode);
   const Reading<T> reading(x, slope, eps);
   const bool pointwise = plan.forward.form == Form::pointwise;
@@ -262,7 +260,7 @@ void sum_gradient(const Arriving<T>& arriving, int64_t count, const Tensor& grad
 
 template <class T>
 Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
-             const Given& x, double slope, double eps, const Tensor& weight, int64_t stride,
+             const NormedInput& x, double slope, double eps, const Tensor& weight, int64_t stride,
              c10::string_view padding_mode, std::array<bool, 3> mask, bool overwrites) {
   const Layers<T>& kernel = layers<T>();
   const Plan plan = planned(x.image, weight, stride, padding_mode);
@@ -277,7 +275,7 @@ Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& ou
   Tensor grad_weight = mask[1] ? at::empty(weight.sizes(), weight.options()) : nothing();
   Tensor grad_bias = mask[2] ? at::empty({K}, weight.options()) : nothing();
   const bool normed = mask[0] && !reading.plain;
-  const Given none{x.image, nothing(), nothing(), nothing()};
+  const NormedInput none{x.image, nothing(), nothing(), nothing()};
   const NormGradients<T> norm(normed ? x : none);
 
   if (s.form == Form::pointwise) {
@@ -356,8 +354,8 @@ struct Join {
   Buffer<T> deep_input, thin_input;
   std::vector<double> mean, deviation;  // of the batch norm between, thin channels first
 
-  Join(const Given& x, const std::optional<Given>& q, const Tensor& weight_, const Tensor& bias_, double slope,
-       double eps_, int64_t K, c10::string_view mode, c10::string_view padding_mode)
+  Join(const NormedInput& x, const std::optional<NormedInput>& q, const Tensor& weight_, const Tensor& bias_,
+       double slope, double eps_, int64_t K, c10::string_view mode, c10::string_view padding_mode)
       : eps(eps_),
         deep(x, slope, eps_),
         S(q ? q->image.size(1) : 0),
@@ -400,10 +398,10 @@ struct Join {
 };
 
 template <class T>
-std::tuple<Tensor, Tensor> join_forward(const JoinArguments& x, const Tensor& bias, c10::string_view mode,
+std::tuple<Tensor, Tensor> join_forward(const UpsampleInputs& x, const Tensor& bias, c10::string_view mode,
                                         c10::string_view padding_mode) {
   const int64_t K = x.weight.size(0);
-  const Join<T> join(x.deep, x.thin, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
+  const Join<T> join(x.deep, x.skip, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
   const Shape& s = join.shape;
   const Kernels<T>& kernel = kernels<T>();
   Tensor output = workspace::empty({1, K, 2 * s.H, 2 * s.W}, x.deep.image.options());
@@ -425,7 +423,7 @@ struct JoinGradients {
   const Join<T>& join;
   Tensor norm_weight, norm_bias;
 
-  void operator()(const Given& of, const Reading<T>& reading, int64_t at, bool bilinear, int64_t c, const T* grad,
+  void operator()(const NormedInput& of, const Reading<T>& reading, int64_t at, bool bilinear, int64_t c, const T* grad,
                   T* to, const NormGradients<T>& norm) const {
     const Layers<T>& kernel = layers<T>();
     const int64_t all = at + c;
@@ -447,11 +445,11 @@ struct JoinGradients {
 
 template <class T>
 std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output,
-                                  const Tensor& statistics, const JoinArguments& x, c10::string_view mode,
+                                  const Tensor& statistics, const UpsampleInputs& x, c10::string_view mode,
                                   c10::string_view padding_mode, bool with_bias, bool overwrites) {
   const Layers<T>& kernel = layers<T>();
   const int64_t K = x.weight.size(0);
-  const Join<T> join(x.deep, x.thin, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
+  const Join<T> join(x.deep, x.skip, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
   const Shape& s = join.shape;
   const Arriving<T> arriving(grad, output, statistics, grad_statistics);
   const auto options = x.deep.image.options();
@@ -483,18 +481,18 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
   grad_weight.narrow(1, join.S, s.C).copy_(grad_deep_weight);
 
   const auto nothing = [&] { return at::empty({0}, options); };
-  const Given none{x.deep.image, nothing(), nothing(), nothing()};
+  const NormedInput none{x.deep.image, nothing(), nothing(), nothing()};
   const JoinGradients<T> back{join, at::empty_like(x.norm_weight), at::empty_like(x.norm_bias)};
   Tensor grad_deep = workspace::empty(x.deep.image.sizes(), options), grad_thin = nothing();
   const NormGradients<T> deep_norm(join.deep.plain ? none : x.deep),
-      thin_norm(join.S == 0 || join.thin->plain ? none : *x.thin);
+      thin_norm(join.S == 0 || join.thin->plain ? none : *x.skip);
   data_gradient<T>(s, g, deep_weight.const_data_ptr<T>(), grad_deep.data_ptr<T>());
   for_each_channel(s.C, [&](int64_t c) {
     T* to = grad_deep.data_ptr<T>() + c * join.deep.count;
     back(x.deep, join.deep, join.S, s.bilinear, c, to, to, deep_norm);
   });
   if (join.S > 0) {
-    grad_thin = workspace::empty(x.thin->image.sizes(), options);
+    grad_thin = workspace::empty(x.skip->image.sizes(), options);
     for_each_channel(join.S, [&](int64_t c) {
       const Buffer<T> padded((2 * s.H + 2) * pitch);
       std::fill_n(padded.get(), (2 * s.H + 2) * pitch, T(0));
@@ -505,7 +503,7 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
       }
       T* to = grad_thin.data_ptr<T>() + c * join.thin->count;
       kernel.fold(join.around, padded.get(), pitch, to);
-      back(*x.thin, *join.thin, 0, false, c, to, to, thin_norm);
+      back(*x.skip, *join.thin, 0, false, c, to, to, thin_norm);
     });
   }
   return {grad_deep,        deep_norm.statistics, deep_norm.weight, deep_norm.bias, grad_thin,   thin_norm.statistics,
@@ -517,7 +515,7 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, c10::string_view padding_mode) {
-  const Given x = on_cpu.given("input", input, statistics, norm_weight, norm_bias);
+  const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
   if (bias.has_value()) on_cpu.check("bias", *bias, input.scalar_type(), {weight.size(0)});
   std::tuple<Tensor, Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d", [&] {
@@ -531,7 +529,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
                          const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
                          const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
                          double eps, int64_t stride, c10::string_view padding_mode, std::array<bool, 3> mask) {
-  const Given x = on_cpu.given("input", input, statistics, norm_weight, norm_bias);
+  const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
   on_cpu.check_gradient(grad, grad_statistics, output, input, weight);
   Six result;
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d_backward", [&] {
@@ -549,8 +547,8 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 c10::string_view mode, c10::string_view padding_mode) {
-  const JoinArguments x = on_cpu.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
-                                        skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                                  skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   if (bias.has_value()) on_cpu.check("bias", *bias, deep.scalar_type(), {weight.size(0)});
   std::tuple<Tensor, Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d",
@@ -565,8 +563,8 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
     const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps,
     c10::string_view mode, c10::string_view padding_mode, bool with_bias) {
-  const JoinArguments x = on_cpu.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
-                                        skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                                  skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   on_cpu.check_gradient(grad, grad_statistics, output, deep, weight);
   std::vector<Tensor> result;
   AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d_backward", [&] {

@@ -13,8 +13,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
-
 Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view mode, c10::string_view padding_mode) {
   Shape shape{};
   shape.threads = thread_count();

@@ -100,7 +100,7 @@ Tensor aligned(const Tensor& image) {
 }
 
 template <class K>
-cuda::Given<K> given(const dip_fast::Given& x) {
+cuda::Given<K> given(const dip_fast::NormedInput& x) {
   return {{stored<K>(x.image), int(x.image.size(2)), int(x.image.size(3)), int(x.image.size(1))},
           in<double>(x.statistics),
           in<typename K::Sum>(x.weight),
@@ -124,7 +124,7 @@ Options upsampling_options(double slope, double eps, int64_t H, int64_t W, Text 
   return {slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
 }
 
-dip_fast::Given aligned(dip_fast::Given x) {
+dip_fast::NormedInput aligned(dip_fast::NormedInput x) {
   x.image = aligned(x.image);
   return x;
 }
@@ -137,7 +137,7 @@ Tensor statistics_of(int64_t K, const Tensor& like) { return at::empty({2, K}, l
 struct NormTensors {  // the gradients of an image and its norm
   Tensor image, statistics, weight, bias;
 
-  NormTensors(const dip_fast::Given& x, bool wanted)
+  NormTensors(const dip_fast::NormedInput& x, bool wanted)
       : image(wanted ? image_of(x.image.sizes(), x.image) : nothing(x.image)),
         statistics(like_or_nothing(x.statistics, wanted, x.image)),
         weight(like_or_nothing(x.weight, wanted, x.image)),
@@ -158,7 +158,7 @@ struct NormTensors {  // the gradients of an image and its norm
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, Text padding_mode) {
-  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
                 K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
@@ -180,7 +180,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
                          const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
                          const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
                          double eps, int64_t stride, Text padding_mode, std::array<bool, 3> mask) {
-  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
   arguments.check_gradient(grad, grad_statistics, output, input, weight);
   const Options options = convolution_options(slope, eps, taps, stride, H, W, padding_mode);
@@ -205,18 +205,18 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 Text mode, Text padding_mode) {
-  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
-                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                               skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
   const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
-  if (x.thin) x.thin = aligned(*x.thin);
+  if (x.skip) x.skip = aligned(*x.skip);
   const Tensor output = image_of({1, K_, H, W}, deep), of_output = statistics_of(K_, deep), b = contiguous(bias);
   with_kind(deep.scalar_type(), [&]<class K>(K) {
     using Sum = typename K::Sum;
-    cuda::norm_upsample_conv2d<K>(given<K>(x.deep), x.thin ? given<K>(*x.thin) : cuda::Given<K>{},
+    cuda::norm_upsample_conv2d<K>(given<K>(x.deep), x.skip ? given<K>(*x.skip) : cuda::Given<K>{},
                                   {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)}, in<Sum>(x.weight), in<Sum>(b),
                                   int(K_), options, out<typename K::Stored>(output), out<double>(of_output),
                                   call.context);
@@ -230,17 +230,17 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
     const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps, Text mode,
     Text padding_mode, bool with_bias) {
-  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
-                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                               skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   arguments.check_gradient(grad, grad_statistics, output, deep, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3);
   const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
-  if (x.thin) x.thin = aligned(*x.thin);
+  if (x.skip) x.skip = aligned(*x.skip);
   const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
                ds = grad_statistics.contiguous();
-  const NormTensors to_deep(x.deep, true), to_skip(x.thin ? *x.thin : x.deep, x.thin.has_value());
+  const NormTensors to_deep(x.deep, true), to_skip(x.skip ? *x.skip : x.deep, x.skip.has_value());
   const Tensor to_norm_weight = at::empty_like(x.norm_weight), to_norm_bias = at::empty_like(x.norm_bias),
                to_weight = at::empty_like(x.weight),
                to_bias = at::empty({with_bias ? weight.size(0) : 0}, weight.options());
@@ -248,7 +248,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     using Sum = typename K::Sum;
     cuda::norm_upsample_conv2d_backward<K>(
         {stored<K>(g), stored<K>(y), in<double>(s), in<double>(ds)}, given<K>(x.deep),
-        x.thin ? given<K>(*x.thin) : cuda::Given<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
+        x.skip ? given<K>(*x.skip) : cuda::Given<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
         in<Sum>(x.weight), int(weight.size(0)), options, to_deep.template to<K>(), to_skip.template to<K>(),
         out<Sum>(to_norm_weight), out<Sum>(to_norm_bias), out<Sum>(to_weight), out<Sum>(to_bias), call.context);
   });
