@@ -77,7 +77,7 @@ struct Passes {
   }
 
   static void forward(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
-                      T* scratch, const Beside<T>* beside, Moments* moments) {
+                      T* scratch, const SkipConv<T>* beside, Moments* moments) {
     const Bands bands = forward_bands(s), strip = strips(s);
     const int64_t across = item % strip.count, left = strip.begin(across), right = strip.end(across, s.W);
     const int64_t n = item / strip.count / bands.count, band = item / strip.count % bands.count;

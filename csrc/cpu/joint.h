@@ -22,7 +22,7 @@ struct Joint {
   };
 
   const Shape& s;
-  Beside<T> beside;
+  SkipConv<T> beside;
   MomentSums<Tile> sums;
   bool stream;
   T *panel, *products;
@@ -34,7 +34,7 @@ struct Joint {
     return MomentSums<Tile>::size(s.K) + depth_of(channels) * PIXELS + Tile::MR * PIXELS;
   }
 
-  Joint(const Shape& shape, const Beside<T>& with, bool past, T* scratch)
+  Joint(const Shape& shape, const SkipConv<T>& with, bool past, T* scratch)
       : s(shape), beside(with), sums(shape.K, scratch), stream(past) {
     panel = scratch + MomentSums<Tile>::size(s.K);
     products = panel + depth_of(beside.channels) * PIXELS;
@@ -101,7 +101,7 @@ struct JointGradient {
 
   // local: the gradient of the rows of the padded image that the item's rows read, (S, rows + 2, 2W + 2).
   static void gradient(const Shape& s, const T* grad, const T* output, const T* constant, const T* factor,
-                       const Beside<T>& beside, T* full, T* sums, T* local, int64_t item, T* scratch) {
+                       const SkipConv<T>& beside, T* full, T* sums, T* local, int64_t item, T* scratch) {
     const int64_t S = beside.channels, D = 9 * S, row = row_of_sums(S), width = 2 * s.W, plane = 2 * s.H * width;
     const int64_t pitch = width + 2, padded = (2 * s.H + 2) * pitch;
     const Bands band = bands(s);

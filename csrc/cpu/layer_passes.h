@@ -32,12 +32,12 @@ static auto of_sums(Form form, F f) {
 }
 
 template <class T>
-constexpr Layers<T> layers_of() {
+constexpr LayerKernels<T> make_layer_kernels() {
   using Tile = TileOf<T>;
   using C = Channels<T>;
   using Point = Pointwise<Tile>;
   using Join = JointGradient<Tile>;
-  Layers<T> table{};
+  LayerKernels<T> table{};
   table.spread = C::spread;
   table.spread_gradient = C::spread_gradient;
   table.fold = C::fold;

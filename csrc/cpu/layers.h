@@ -57,7 +57,7 @@ struct Lattice {
 };
 
 template <class T>
-struct Layers {
+struct LayerKernels {
   // ---- one channel at a time; `line` holds a row of the copy, and 64 elements more
 
   void (*spread)(const Spread&, Rows, const T* image, T scale, T shift, T slope, T* copy, T* line);
@@ -116,26 +116,12 @@ struct Layers {
   int64_t (*joint_scratch)(const Shape&, int64_t channels);
   int64_t (*joint_sums_size)(const Shape&, int64_t channels);
   void (*joint_gradient)(const Shape&, const T* grad, const T* output, const T* constant, const T* factor,
-                         const Beside<T>&, T* full, T* sums, T* local, int64_t item, T* scratch);
+                         const SkipConv<T>&, T* full, T* sums, T* local, int64_t item, T* scratch);
 
   int64_t row_of_sums;  // rows of sums of weights are rounded up to a multiple of it
 };
 
-struct LayersOf {
-  const Layers<float>* float32;
-  const Layers<double>* float64;
-};
-
-extern const LayersOf portable_layers, avx2_layers, avx512_layers;
-
-template <class T>
-const Layers<T>& layers() {
-  const Level& used = level();
-  const LayersOf& found = &used == &avx512 ? avx512_layers : &used == &avx2 ? avx2_layers : portable_layers;
-  if constexpr (sizeof(T) == sizeof(float))
-    return *found.float32;
-  else
-    return *found.float64;
-}
+// Defined in layers_<instruction set>.cpp.
+extern const BothPrecisions<LayerKernels> layers_portable, layers_avx2, layers_avx512;
 
 }  // namespace dip_fast::cpu

@@ -22,7 +22,6 @@
 #include <vector>
 
 #include "arguments.h"
-#include "layers.h"
 #include "upsample_conv2d.h"
 
 namespace dip_fast::cpu {
@@ -139,9 +138,9 @@ void for_each_channel(int64_t channels, F work) {
 
 template <class T>
 Buffer<T> packed(const Lattice& s, const Tensor& weight, bool adjoint) {
-  Buffer<T> to(layers<T>().packed_size(s));
+  Buffer<T> to(layer_kernels<T>().packed_size(s));
   for_each_range(s.outputs, 8, [&](int64_t begin, int64_t end) {
-    layers<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
+    layer_kernels<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
   });
   return to;
 }
@@ -163,7 +162,8 @@ struct Copied {
 template <class T>
 auto copied(const Spread& s, const Reading<T>& reading) {
   const auto spread = [&](Rows rows, int64_t c, T* copy, T* line) {
-    layers<T>().spread(s, rows, reading.channel(c), reading.scale[c], reading.shift[c], reading.slope, copy, line);
+    layer_kernels<T>().spread(s, rows, reading.channel(c), reading.scale[c], reading.shift[c], reading.slope, copy,
+                              line);
   };
   return Copied<T, decltype(spread)>{reading.channels, s.cols, spread};
 }
@@ -172,9 +172,9 @@ template <class T>
 auto copied(const Spread& s, const Arriving<T>& arriving) {
   const auto spread = [&](Rows rows, int64_t k, T* copy, T* line) {
     const int64_t at = k * s.height * s.width;
-    layers<T>().spread_gradient(s, rows, arriving.grad + at,
-                                arriving.output == nullptr ? nullptr : arriving.output + at, arriving.constant[k],
-                                arriving.factor[k], copy, line);
+    layer_kernels<T>().spread_gradient(s, rows, arriving.grad + at,
+                                       arriving.output == nullptr ? nullptr : arriving.output + at,
+                                       arriving.constant[k], arriving.factor[k], copy, line);
   };
   return Copied<T, decltype(spread)>{static_cast<int64_t>(arriving.constant.size()), s.cols, spread};
 }
@@ -185,7 +185,7 @@ constexpr int64_t aligned(int64_t count) { return (count + 15) / 16 * 16; }  // 
 template <class T, class F>
 void convolve(const Lattice& s, int64_t window_size, F window, const Activation<T>& activation, const T* weights,
               const T* bias, T* output, std::vector<Moments>* moments) {
-  const Layers<T>& kernel = layers<T>();
+  const LayerKernels<T>& kernel = layer_kernels<T>();
   const int64_t items = kernel.items(s), own = aligned(kernel.scratch(s));
   if (moments != nullptr) moments->resize(items * s.outputs);
   for_each_item<T>(items, own + window_size, [&](int64_t item, T* scratch) {
@@ -197,7 +197,7 @@ void convolve(const Lattice& s, int64_t window_size, F window, const Activation<
 template <class T, class C>
 void convolve(const Lattice& s, const C& copy, const T* weights, const T* bias, T* output,
               std::vector<Moments>* moments) {
-  convolve<T>(s, copy.size(layers<T>().rows(s, 0)), copy, Activation<T>{}, weights, bias, output, moments);
+  convolve<T>(s, copy.size(layer_kernels<T>().rows(s, 0)), copy, Activation<T>{}, weights, bias, output, moments);
 }
 
 // The convolution of an image with a weight, and the copies it and its adjoint read.
@@ -253,7 +253,7 @@ void sum_gradient(const Arriving<T>& arriving, int64_t count, const Tensor& grad
   for_each_channel(grad_bias.size(0), [&](int64_t k) {
     double sums[2];
     const T* g = arriving.grad + k * count;
-    layers<T>().sums_with(count, g, g, 0, sums);
+    layer_kernels<T>().sums_with(count, g, g, 0, sums);
     grad_bias.data_ptr<T>()[k] = static_cast<T>(sums[0] + arriving.by_mean[k]);
   });
 }
@@ -262,7 +262,7 @@ template <class T>
 Six backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
              const NormedInput& x, double slope, double eps, const Tensor& weight, int64_t stride,
              c10::string_view padding_mode, std::array<bool, 3> mask, bool overwrites) {
-  const Layers<T>& kernel = layers<T>();
+  const LayerKernels<T>& kernel = layer_kernels<T>();
   const Plan plan = planned(x.image, weight, stride, padding_mode);
   const Lattice& s = plan.forward;
   const Reading<T> reading(x, slope, eps);
@@ -371,7 +371,7 @@ struct Join {
     shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
     shape.threads = 4;  // the moments of the items are joined: where they are cut must not depend on the threads
     around = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, false};
-    const Layers<T>& kernel = layers<T>();
+    const LayerKernels<T>& kernel = layer_kernels<T>();
     if (q) thin.emplace(*q, slope, eps);
     for_each_channel(S + deep.channels, [&](int64_t c) {
       const bool is_thin = c < S;
@@ -403,11 +403,11 @@ std::tuple<Tensor, Tensor> join_forward(const UpsampleInputs& x, const Tensor& b
   const int64_t K = x.weight.size(0);
   const Join<T> join(x.deep, x.skip, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
   const Shape& s = join.shape;
-  const Kernels<T>& kernel = kernels<T>();
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   Tensor output = workspace::empty({1, K, 2 * s.H, 2 * s.W}, x.deep.image.options());
   const Tensor deep = x.weight.narrow(1, join.S, s.C).contiguous(), thin = x.weight.narrow(1, 0, join.S).contiguous();
   const Buffer<T> weights = packed_weight(s, deep.const_data_ptr<T>(), false);
-  const Beside<T> beside{join.thin_input.get(), join.S, thin.const_data_ptr<T>()};
+  const SkipConv<T> beside{join.thin_input.get(), join.S, thin.const_data_ptr<T>()};
   const int64_t items = kernel.forward_items(s);
   std::vector<Moments> moments(items * K);
   for_each_item<T>(items, kernel.forward_scratch(s, join.S), [&](int64_t item, T* scratch) {
@@ -425,7 +425,7 @@ struct JoinGradients {
 
   void operator()(const NormedInput& of, const Reading<T>& reading, int64_t at, bool bilinear, int64_t c, const T* grad,
                   T* to, const NormGradients<T>& norm) const {
-    const Layers<T>& kernel = layers<T>();
+    const LayerKernels<T>& kernel = layer_kernels<T>();
     const int64_t all = at + c;
     const Buffer<T> a(reading.count);
     kernel.activate(reading.count, reading.channel(c), reading.scale[c], reading.shift[c], reading.slope, a.get());
@@ -447,7 +447,7 @@ template <class T>
 std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output,
                                   const Tensor& statistics, const UpsampleInputs& x, c10::string_view mode,
                                   c10::string_view padding_mode, bool with_bias, bool overwrites) {
-  const Layers<T>& kernel = layers<T>();
+  const LayerKernels<T>& kernel = layer_kernels<T>();
   const int64_t K = x.weight.size(0);
   const Join<T> join(x.deep, x.skip, x.norm_weight, x.norm_bias, x.slope, x.eps, K, mode, padding_mode);
   const Shape& s = join.shape;
@@ -456,7 +456,7 @@ std::vector<Tensor> join_backward(const Tensor& grad, const Tensor& grad_statist
   const Tensor deep_weight = x.weight.narrow(1, join.S, s.C).contiguous();
   // (9 S, K): each tap of each thin channel, to all outputs.
   const Tensor thin_weight = x.weight.narrow(1, 0, join.S).reshape({K, 9 * join.S}).t().contiguous();
-  const Beside<T> beside{join.thin_input.get(), join.S, thin_weight.const_data_ptr<T>()};
+  const SkipConv<T> beside{join.thin_input.get(), join.S, thin_weight.const_data_ptr<T>()};
   const int64_t size = kernel.joint_sums_size(s, join.S), row = size / K - 1, items = kernel.joint_items(s),
                 rows = kernel.joint_rows(s), pitch = 2 * s.W + 2, part = join.S * (rows + 2) * pitch;
   const Buffer<T> total(size), locals(items * part);
