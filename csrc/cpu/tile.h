@@ -29,7 +29,7 @@ constexpr int64_t STREAMED = 1 << 20;
 // A division of rows into bands: `rows` in each, the last may have fewer.
 struct Bands {
   int64_t rows, count;
-  Bands(int64_t height, int64_t wanted) : rows(at_most(height, wanted)), count(quotient_up(height, rows)) {}
+  Bands(int64_t height, int64_t most) : rows(at_most(height, most)), count(quotient_up(height, rows)) {}
   int64_t begin(int64_t band) const { return band * rows; }
   int64_t end(int64_t band, int64_t height) const { return at_most(height, (band + 1) * rows); }
 };
@@ -169,8 +169,8 @@ static inline void prefetch(const T* from, int64_t count) {
 //
 //   out[slot][row - begin][site] = sum over d of weight[slot][row][d] * panel[slot][site / NR][d][site % NR]
 //
-// `wanted` is a mask of the a whose slots are computed.  With out_slot = 0 the products of all slots are added up in
-// one place.
+// `mask` has a bit for each of the a whose slots are computed.  With out_slot = 0 the products of all slots are added
+// up in one place.
 //
 // A tile of the weights, 6 x 64 floats, stays in the first-level cache while the panels are read.  Sums of more than
 // CHAIN terms are added up from parts, which rounds less: with 128 terms the error of nearest would be 1.6 times that
@@ -179,10 +179,10 @@ constexpr int64_t CHAIN = 64;
 
 template <class Tile, class T = typename Tile::T>
 static void nine_products(const T* weight, int64_t rows, int64_t depth, const T* panel, int64_t panels, int64_t tile,
-                          T* out, int64_t out_slot, int wanted = 7) {
+                          T* out, int64_t out_slot, int mask = 7) {
   const int64_t row = Tile::tile_begin(rows, tile), count = Tile::tile_begin(rows, tile + 1) - row;
   for (int slot = 0; slot < 9; ++slot) {
-    if ((wanted >> slot / 3 & 1) == 0) continue;
+    if ((mask >> slot / 3 & 1) == 0) continue;
     const T* b = panel + slot * field_slot(panels * depth * Tile::NR);
     for (int64_t d = 0; d < depth; d += CHAIN)
       for (int64_t p = 0; p < panels; ++p)
