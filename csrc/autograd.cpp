@@ -32,7 +32,7 @@ c10::TypedOperatorHandle<Signature> operator_named(const char* name, const char*
 Tensor to_saved(const Optional& tensor) { return tensor.value_or(Tensor()); }
 Optional from_saved(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : std::nullopt; }
 
-// Whether the caller holds the only reference to a gradient and to its memory.
+// Returns whether the caller holds the only reference to a gradient and to its memory.
 bool may_be_overwritten(const Tensor& grad) {
   return grad.use_count() == 1 && grad.has_storage() && grad.is_contiguous() && !at::isTensorSubclassLike(grad) &&
          grad.storage().use_count() == 1;
@@ -43,7 +43,7 @@ void check_first_derivative(const char* name) {
                               ": it has first derivatives only; leave out create_graph, or use the plain network");
 }
 
-// Whether a gradient is needed, for each tensor among the arguments; autograd numbers only the defined ones.
+// Returns whether a gradient is needed, for each tensor among the arguments; autograd numbers only the defined ones.
 template <class Tensors>
 std::vector<bool> needed_gradients(const AutogradContext* ctx, const Tensors& arguments) {
   std::vector<bool> result;

@@ -43,6 +43,6 @@ TORCH_LIBRARY(dip_fast, m) {
 
   // z / divisor plus normal noise that depends on seed, step and place alone.
   m.def("perturb(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor");
-  // The same with the step in a tensor of one int64 on the device of z.
+  // The same operator with the step in a tensor of one int64 on the device of z.
   m.def("perturb.counted(Tensor z, float deviation, int seed, Tensor step, float divisor=1) -> Tensor");
 }

@@ -48,8 +48,8 @@ class Arena {
     const bool small = size < SMALL;
     const std::lock_guard lock(mutex_);
     auto& free = free_[small];
-    Block wanted{nullptr, size, small, true, nullptr, nullptr};
-    const auto found = free.lower_bound(&wanted);
+    Block key{nullptr, size, small, true, nullptr, nullptr};
+    const auto found = free.lower_bound(&key);
     Block* block = found == free.end() ? segment(small ? SMALL_SEGMENT : size, small) : *found;
     if (found != free.end()) free.erase(found);
     if (block->size > size) {
