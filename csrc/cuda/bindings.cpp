@@ -100,7 +100,7 @@ Tensor aligned(const Tensor& image) {
 }
 
 template <class K>
-cuda::NormedInput<K> normed_input(const dip_fast::Given& x) {
+cuda::NormedInput<K> normed_input(const dip_fast::NormedInput& x) {
   return {{stored<K>(x.image), int(x.image.size(2)), int(x.image.size(3)), int(x.image.size(1))},
           in<double>(x.statistics),
           in<typename K::Sum>(x.weight),
@@ -124,7 +124,7 @@ Options upsampling_options(double slope, double eps, int64_t H, int64_t W, Text 
   return {slope, eps, 1, padding_of(padding_mode, H, W), is_bilinear(mode)};
 }
 
-dip_fast::Given aligned(dip_fast::Given x) {
+dip_fast::NormedInput aligned(dip_fast::NormedInput x) {
   x.image = aligned(x.image);
   return x;
 }
@@ -138,7 +138,7 @@ Tensor statistics_of(int64_t K, const Tensor& like) { return at::empty({2, K}, l
 struct NormedInputGradTensors {
   Tensor image, statistics, weight, bias;
 
-  NormedInputGradTensors(const dip_fast::Given& x, bool wanted)
+  NormedInputGradTensors(const dip_fast::NormedInput& x, bool wanted)
       : image(wanted ? image_of(x.image.sizes(), x.image) : no_tensor(x.image)),
         statistics(like_or_none(x.statistics, wanted, x.image)),
         weight(like_or_none(x.weight, wanted, x.image)),
@@ -159,7 +159,7 @@ struct NormedInputGradTensors {
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, Text padding_mode) {
-  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
                 K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
@@ -181,7 +181,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
                          const Tensor& output_statistics, const Tensor& input, const Optional& statistics,
                          const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight, double slope,
                          double eps, int64_t stride, Text padding_mode, std::array<bool, 3> mask) {
-  const dip_fast::Given x = aligned(arguments.given("input", input, statistics, norm_weight, norm_bias));
+  const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
   arguments.check_gradient(grad, grad_statistics, output, input, weight);
   const Options options = convolution_options(slope, eps, taps, stride, H, W, padding_mode);
@@ -208,18 +208,18 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 Text mode, Text padding_mode) {
-  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
-                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                               skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
   if (bias.has_value()) arguments.check("bias", *bias, weight.scalar_type(), {K_});
   const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
-  if (x.thin) x.thin = aligned(*x.thin);
+  if (x.skip) x.skip = aligned(*x.skip);
   const Tensor output = image_of({1, K_, H, W}, deep), statistics_out = statistics_of(K_, deep), b = contiguous(bias);
   with_kind(deep.scalar_type(), [&]<class K>(K) {
     using Sum = typename K::Sum;
-    cuda::norm_upsample_conv2d<K>(normed_input<K>(x.deep), x.thin ? normed_input<K>(*x.thin) : cuda::NormedInput<K>{},
+    cuda::norm_upsample_conv2d<K>(normed_input<K>(x.deep), x.skip ? normed_input<K>(*x.skip) : cuda::NormedInput<K>{},
                                   {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)}, in<Sum>(x.weight), in<Sum>(b),
                                   int(K_), options, out<typename K::Stored>(output), out<double>(statistics_out),
                                   call.context);
@@ -233,17 +233,17 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
     const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps, Text mode,
     Text padding_mode, bool with_bias) {
-  JoinArguments x = arguments.joined(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight,
-                                     skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                               skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   arguments.check_gradient(grad, grad_statistics, output, deep, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3);
   const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);
   x.deep = aligned(x.deep);
-  if (x.thin) x.thin = aligned(*x.thin);
+  if (x.skip) x.skip = aligned(*x.skip);
   const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
                ds = grad_statistics.contiguous();
-  const NormedInputGradTensors grad_deep(x.deep, true), grad_skip(x.thin ? *x.thin : x.deep, x.thin.has_value());
+  const NormedInputGradTensors grad_deep(x.deep, true), grad_skip(x.skip ? *x.skip : x.deep, x.skip.has_value());
   const Tensor grad_norm_weight = at::empty_like(x.norm_weight), grad_norm_bias = at::empty_like(x.norm_bias),
                grad_weight = at::empty_like(x.weight),
                grad_bias = at::empty({with_bias ? weight.size(0) : 0}, weight.options());
@@ -251,7 +251,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     using Sum = typename K::Sum;
     cuda::norm_upsample_conv2d_backward<K>(
         {stored<K>(g), stored<K>(y), in<double>(s), in<double>(ds)}, normed_input<K>(x.deep),
-        x.thin ? normed_input<K>(*x.thin) : cuda::NormedInput<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
+        x.skip ? normed_input<K>(*x.skip) : cuda::NormedInput<K>{}, {in<Sum>(x.norm_weight), in<Sum>(x.norm_bias)},
         in<Sum>(x.weight), int(weight.size(0)), options, grad_deep.template pointers<K>(),
         grad_skip.template pointers<K>(), {out<Sum>(grad_norm_weight), out<Sum>(grad_norm_bias)}, out<Sum>(grad_weight),
         out<Sum>(grad_bias), call.context);
