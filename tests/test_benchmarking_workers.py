@@ -60,11 +60,16 @@ def test_error_in_a_worker_is_reported_in_a_line_and_leaves_no_process():
     wrong = configuration()
     wrong = replace(wrong, recipe=replace(wrong.recipe, network="mirror"))
     with (
-        pytest.raises(DipFastError, match="plain at 16x16 nearest: ValueError: network must be one of"),
+        pytest.raises(DipFastError, match=r"^plain at 16x16 nearest: network must be one of"),
         Worker(wrong) as w,
     ):
         w.ask("step")
     assert w._process.returncode is not None
+
+
+def test_unexpected_errors_are_named_by_their_type():
+    assert serving.first_line(DipFastError("no room\nmore")) == "no room"
+    assert serving.first_line(ValueError("no room\nmore")) == "ValueError: no room"
 
 
 def test_peak_memory_is_that_of_this_process():
