@@ -1,9 +1,10 @@
-"""Compile the CUDA kernels for each generation of GPUs and look at what the compiler made of them.
+"""Compile the CUDA kernels for each generation of GPUs and check the compiler's report.
 
-Fails on any warning, and on a kernel that keeps registers or arrays in local memory, which is memory of the GPU.  The
-bindings are compiled too, up to the code: against the headers of whatever torch is installed, a CPU build included.
+The check fails on any warning, and on a kernel that spills registers or puts arrays into local memory, which is slow
+memory outside the chip.  The syntax of the bindings is checked too, against the headers of whatever torch is installed,
+a CPU build included.
 
-    python .ci/check_cuda.py [FILE ...]    # as csrc/sources.txt lists them, or these alone
+    python .ci/check_cuda.py [FILE ...]    # all files of csrc/sources.txt, or only these
 """
 
 import argparse
@@ -21,13 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 building = runpy.run_path(str(ROOT / "dip_fast" / "ops" / "building.py"))
 CODES = ["sm_80", "sm_90a", "sm_120"]
-# Functions that may use local memory, each with the reason; by a part of their names.
+# Kernels that may use local memory: a part of the name, and the reason.
 EXCUSED: dict[str, str] = {}
 
 
 @dataclass
 class Kernel:
-    """A function of the GPU, as ptxas reports it."""
+    """What ptxas reports about a kernel or device function."""
 
     name: str
     stack: int = 0
@@ -37,7 +38,7 @@ class Kernel:
 
 
 def parse(report: str) -> list[Kernel]:
-    """Read what ptxas says with -v."""
+    """Read the report of ptxas -v."""
     kernels: dict[str, Kernel] = {}
     name = ""
     for line in report.splitlines():
@@ -55,13 +56,13 @@ def parse(report: str) -> list[Kernel]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Demangle; without the namespaces and arguments, which say nothing here."""
+    """Demangle names and drop their namespaces and arguments, which carry no information here."""
     tool = shutil.which("cu++filt") or shutil.which("c++filt")
     if tool is None:
         return names
 
     def shortened(name: str) -> str:
-        # nvcc names a namespace that has no name after the file and a digest; c++filt knows what g++ calls it.
+        # nvcc names an unnamed namespace after the file and a digest; c++filt only knows the name that g++ gives it.
         match = re.search(r"(\d+)_GLOBAL__N_", name)
         return name if match is None else f"{name[: match.start()]}12_GLOBAL__N_1{name[match.end(1) + int(match[1]) :]}"
 
@@ -72,17 +73,17 @@ def readable(names: list[str]) -> list[str]:
 
 
 def run(command: list[str]) -> tuple[bool, str]:
-    """Run a compiler: whether it had nothing to complain of, and what it said."""
+    """Run a compiler: whether it succeeded without a warning, and its output."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return result.returncode == 0 and re.search(r"\bwarning\b", result.stdout) is None, result.stdout
 
 
 def check_kernels(home: Path, source: Path, flags: list[str], code: str, first: str, scratch: Path) -> tuple[bool, str]:
-    """Compile a file for one generation: whether it is good, and a line for each kernel."""
+    """Compile a file for one generation: whether it passes, and a line for each kernel."""
     folder = building["source_folder"]()
     command = [*building["cuda_command"](home, [code]), f"-I{folder}", *flags]
     command += ["-Werror", "all-warnings", "-Xcompiler", "-Werror", "-Xptxas", "-v"]
-    # The part for the CPU is the same for all: it is compiled with the first.
+    # The host code is the same for all generations: it is compiled with the first only.
     command += ["-c"] if code == first else ["-cubin"]
     good, report = run([*command, str(folder / source), "-o", str(scratch / f"{source.name}.{code}")])
     lines = []
@@ -102,7 +103,7 @@ def check_kernels(home: Path, source: Path, flags: list[str], code: str, first: 
 
 
 def check_binding(home: Path, source: Path, flags: list[str]) -> tuple[bool, str]:
-    """Compile a binding as far as to the code."""
+    """Check the syntax of a binding, without generating code."""
     folder = building["source_folder"]()
     command = [*building["compiler"](), *building["COMPILE_FLAGS"], *building["include_flags"](folder, home), *flags]
     # The header that a CUDA build of torch configures is not in a CPU build.

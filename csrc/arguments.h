@@ -1,5 +1,5 @@
-// What the operators take: the checks that the kernels of every device share.  Those of upsample_conv2d are the rules
-// of dip_fast/ops/reference.py, which has them for the fake kernel and the reference.
+// The arguments of the operators and their checks, which all devices share.  The checks of upsample_conv2d are those of
+// dip_fast/ops/reference.py, which the fake kernel and the reference use.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -13,13 +13,16 @@ namespace dip_fast {
 
 using Optional = std::optional<at::Tensor>;
 
-struct Given {  // an image with what is to be done to it
+// An image and the batch norm that is applied when it is read.  The other three are undefined if the image is read as
+// it is.
+struct NormedInput {
   at::Tensor image, statistics, weight, bias;
 };
 
-struct JoinArguments {
-  Given deep;
-  std::optional<Given> thin;
+// The inputs of norm_upsample_conv2d.
+struct UpsampleInputs {
+  NormedInput deep;
+  std::optional<NormedInput> skip;
   at::Tensor norm_weight, norm_bias, weight;
   double slope, eps;
 };
@@ -42,7 +45,7 @@ inline bool is_bilinear(c10::string_view mode) {
   return mode == "bilinear";
 }
 
-// Of perturb.counted.
+// Checks the step of perturb.counted.
 inline void check_step(const at::Tensor& step, const at::Tensor& z) {
   TORCH_CHECK_TYPE(step.scalar_type() == at::kLong && step.numel() == 1, "step must be a tensor of one int64, got ",
                    step.numel(), " of ", step.scalar_type());
@@ -50,36 +53,37 @@ inline void check_step(const at::Tensor& step, const at::Tensor& z) {
                     step.device());
 }
 
-// Parameters of images of 16 bits are float32.
+// The dtype of weights and biases: float32 for images of 16 bits.
 inline at::ScalarType parameter_type(at::ScalarType image) { return image == at::kDouble ? at::kDouble : at::kFloat; }
 
+// The checks for one device.
 struct Arguments {
   c10::DeviceType device;
   const char* place;
-  bool bfloat16;            // whether whole layers take such images
-  at::MemoryFormat format;  // of images, as kernels read them
+  bool bfloat16;            // whether whole layers accept images of this dtype
+  at::MemoryFormat format;  // in which the kernels read images
 
-  void dense(const char* name, const at::Tensor& tensor) const {
+  void check_dense(const char* name, const at::Tensor& tensor) const {
     TORCH_CHECK_NOT_IMPLEMENTED(tensor.device().type() == device && tensor.layout() == at::kStrided, name,
                                 " must be a dense tensor on ", place, ", got device ", tensor.device(), " and layout ",
                                 tensor.layout());
   }
 
   void check(const char* name, const at::Tensor& tensor, at::ScalarType dtype, at::IntArrayRef sizes) const {
-    dense(name, tensor);
+    check_dense(name, tensor);
     TORCH_CHECK_TYPE(tensor.scalar_type() == dtype, name, " must be of dtype ", dtype, ", got ", tensor.scalar_type());
     TORCH_CHECK_VALUE(tensor.sizes() == sizes, name, " must be of shape ", sizes, ", got ", tensor.sizes());
   }
 
-  Given given(const char* name, const at::Tensor& image, const Optional& statistics, const Optional& weight,
-              const Optional& bias) const {
+  NormedInput normed_input(const char* name, const at::Tensor& image, const Optional& statistics,
+                           const Optional& weight, const Optional& bias) const {
     const auto dtype = image.scalar_type();
     TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || (bfloat16 && dtype == at::kBFloat16), name,
                      " must be of dtype float32 or float64", bfloat16 ? " or bfloat16" : "", ", got ", dtype);
     TORCH_CHECK_VALUE(image.dim() == 4 && image.size(0) == 1 && image.numel() > 0, name,
                       " must be (1, C, H, W) with C, H, W >= 1, got ", image.sizes());
     check(name, image, dtype, image.sizes());
-    Given result{image.contiguous(format), {}, {}, {}};
+    NormedInput result{image.contiguous(format), {}, {}, {}};
     const int64_t C = image.size(1);
     TORCH_CHECK_VALUE(statistics.has_value() == weight.has_value() && weight.has_value() == bias.has_value(), name,
                       " must come with its statistics, weight and bias, or with none of them");
@@ -93,7 +97,7 @@ struct Arguments {
     return result;
   }
 
-  // Gives the side of the kernel.
+  // Returns the side of the kernel.
   int64_t check_convolution(const at::Tensor& image, const at::Tensor& weight, int64_t stride) const {
     const int64_t C = image.size(1), kernel = weight.dim() == 4 ? weight.size(2) : 0;
     TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == C && weight.size(3) == kernel &&
@@ -105,17 +109,23 @@ struct Arguments {
     return kernel;
   }
 
-  JoinArguments joined(const at::Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight,
-                       const Optional& deep_bias, const Optional& skip, const Optional& skip_statistics,
-                       const Optional& skip_weight, const Optional& skip_bias, const at::Tensor& norm_weight,
-                       const at::Tensor& norm_bias, double slope, double eps, const at::Tensor& weight) const {
-    JoinArguments result{
-        given("deep", deep, deep_statistics, deep_weight, deep_bias), {}, norm_weight, norm_bias, weight, slope, eps};
+  UpsampleInputs upsample_inputs(const at::Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight,
+                                 const Optional& deep_bias, const Optional& skip, const Optional& skip_statistics,
+                                 const Optional& skip_weight, const Optional& skip_bias, const at::Tensor& norm_weight,
+                                 const at::Tensor& norm_bias, double slope, double eps,
+                                 const at::Tensor& weight) const {
+    UpsampleInputs result{normed_input("deep", deep, deep_statistics, deep_weight, deep_bias),
+                          {},
+                          norm_weight,
+                          norm_bias,
+                          weight,
+                          slope,
+                          eps};
     const int64_t C = deep.size(1);
     int64_t S = 0;
     const auto dtype = parameter_type(deep.scalar_type());
     if (skip.has_value()) {
-      result.thin = given("skip", *skip, skip_statistics, skip_weight, skip_bias);
+      result.skip = normed_input("skip", *skip, skip_statistics, skip_weight, skip_bias);
       S = skip->size(1);
       check("skip", *skip, deep.scalar_type(), {1, S, 2 * deep.size(2), 2 * deep.size(3)});
     }
@@ -135,19 +145,19 @@ struct Arguments {
     check("grad_statistics", grad_statistics, at::kDouble, {2, weight.size(0)});
   }
 
-  void same(const char* name, const at::Tensor& tensor, const at::Tensor& input) const {
-    dense(name, tensor);
+  void check_dtype(const char* name, const at::Tensor& tensor, const at::Tensor& input) const {
+    check_dense(name, tensor);
     TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), name, " must have the dtype of input, ",
                      input.scalar_type(), ", got ", tensor.scalar_type());
   }
 
-  // Of upsample_conv2d.
+  // The arguments of upsample_conv2d.
   void check_upsampled(const at::Tensor& input, const at::Tensor& weight) const {
     const auto dtype = input.scalar_type();
     TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
                      "input must be of dtype float32, float64, bfloat16, float16, got ", dtype);
-    same("input", input, input);
-    same("weight", weight, input);
+    check_dtype("input", input, input);
+    check_dtype("weight", weight, input);
     TORCH_CHECK_VALUE(input.dim() == 4 && input.size(1) >= 1 && input.size(2) >= 1 && input.size(3) >= 1,
                       "input must be (N, C, H, W) with C, H, W >= 1, got ", input.sizes());
     TORCH_CHECK_VALUE(weight.dim() == 4 && weight.size(0) >= 1 && weight.size(1) == input.size(1) &&
@@ -156,16 +166,18 @@ struct Arguments {
   }
 
   void check_upsampled_bias(const at::Tensor& bias, const at::Tensor& input, int64_t K) const {
-    same("bias", bias, input);
+    check_dtype("bias", bias, input);
     TORCH_CHECK_VALUE(bias.dim() == 1 && bias.size(0) == K, "bias must be (K,) with K=", K, ", got ", bias.sizes());
   }
 
   void check_upsampled_gradient(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weight) const {
-    same("grad", grad, input);
+    check_dtype("grad", grad, input);
     const std::array<int64_t, 4> sizes = {input.size(0), weight.size(0), 2 * input.size(2), 2 * input.size(3)};
     TORCH_CHECK_VALUE(grad.sizes() == at::IntArrayRef(sizes), "grad must have the shape of the output, ",
                       at::IntArrayRef(sizes), ", got ", grad.sizes());
   }
 };
+
+inline constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
 
 }  // namespace dip_fast

@@ -1,8 +1,8 @@
-// How autograd goes back through the operators of whole layers, in C++: a step of a small network calls some fifty of
-// them, and as many detours through Python would take a fifth of its time.
+// The autograd functions of norm_conv2d and norm_upsample_conv2d.  They are in C++ because a step of a small network
+// calls some fifty of them, and as many calls through Python would take a fifth of its time.
 //
-// Where nobody else can see the gradient that arrives, the operators may work in its memory: the largest images of a
-// step are then two fewer.
+// Where nothing else refers to the gradient of the output, the backward operators overwrite its memory, which saves two
+// of the largest images of a step.
 #include <ATen/ATen.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -28,34 +28,37 @@ c10::TypedOperatorHandle<Signature> operator_named(const char* name, const char*
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
 }
 
-Tensor or_none(const Optional& tensor) { return tensor.value_or(Tensor()); }
-Optional or_none(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : std::nullopt; }
+// An absent tensor is saved for the backward pass as an undefined one.
+Tensor to_saved(const Optional& tensor) { return tensor.value_or(Tensor()); }
+Optional from_saved(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : std::nullopt; }
 
-bool nobody_elses(const Tensor& grad) {
+// Returns whether the caller holds the only reference to a gradient and to its memory.
+bool may_be_overwritten(const Tensor& grad) {
   return grad.use_count() == 1 && grad.has_storage() && grad.is_contiguous() && !at::isTensorSubclassLike(grad) &&
          grad.storage().use_count() == 1;
 }
 
-void only_first(const char* name) {
+void check_first_derivative(const char* name) {
   TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), name,
                               ": it has first derivatives only; leave out create_graph, or use the plain network");
 }
 
-// Whether each tensor among the arguments wants a gradient; autograd counts only those that are there.
+// Returns whether a gradient is needed, for each tensor among the arguments; autograd numbers only the defined ones.
 template <class Tensors>
-std::vector<bool> wanted(const AutogradContext* ctx, const Tensors& arguments) {
+std::vector<bool> needed_gradients(const AutogradContext* ctx, const Tensors& arguments) {
   std::vector<bool> result;
   size_t edge = 0;
   for (const Tensor& argument : arguments) result.push_back(argument.defined() && ctx->needs_input_grad(edge++));
   return result;
 }
 
-// Gradients in the order of the arguments, followed by `others` that have none.
+// The needed gradients in the order of the arguments, followed by undefined ones for the `others`, which are no
+// tensors.
 template <class Gradients>
-variable_list only(const std::vector<bool>& wants, const Gradients& gradients, size_t others) {
+variable_list select(const std::vector<bool>& needed, const Gradients& gradients, size_t others) {
   variable_list result;
-  for (size_t i = 0; i < wants.size(); ++i) result.push_back(wants[i] ? gradients[i] : Tensor());
-  result.resize(wants.size() + others);
+  for (size_t i = 0; i < needed.size(); ++i) result.push_back(needed[i] ? gradients[i] : Tensor());
+  result.resize(needed.size() + others);
   return result;
 }
 
@@ -72,32 +75,32 @@ struct NormConv : torch::autograd::Function<NormConv> {
                                const std::string& padding_mode) {
     static const auto op = operator_named<Forward>("dip_fast::norm_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, of_output] =
+    auto [output, output_statistics] =
         op.call(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps, stride, padding_mode);
-    ctx->save_for_backward({output, of_output, input, or_none(statistics), or_none(norm_weight), or_none(norm_bias),
-                            weight, or_none(bias)});
+    ctx->save_for_backward({output, output_statistics, input, to_saved(statistics), to_saved(norm_weight),
+                            to_saved(norm_bias), weight, to_saved(bias)});
     ctx->saved_data["slope"] = slope;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["padding_mode"] = padding_mode;
-    return {output, of_output};
+    return {output, output_statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    only_first("dip_fast::norm_conv2d");
+    check_first_derivative("dip_fast::norm_conv2d");
     static const auto op = operator_named<Backward>("dip_fast::norm_conv2d_backward"),
                       overwriting = operator_named<Backward>("dip_fast::norm_conv2d_backward", "overwriting");
     const variable_list saved = ctx->get_saved_variables();
-    const std::vector<bool> wants = wanted(ctx, c10::ArrayRef(saved).slice(2));
-    const bool into_image = wants[0] || wants[1] || wants[2] || wants[3];
+    const std::vector<bool> needed = needed_gradients(ctx, c10::ArrayRef(saved).slice(2));
+    const bool of_input = needed[0] || needed[1] || needed[2] || needed[3];
     const auto& options = ctx->saved_data;
-    const auto [image, statistics, norm_weight, norm_bias, weight, bias] =
-        (nobody_elses(grads[0]) ? overwriting : op)
-            .call(grads[0], grads[1], saved[0], saved[1], saved[2], or_none(saved[3]), or_none(saved[4]),
-                  or_none(saved[5]), saved[6], options.at("slope").toDouble(), options.at("eps").toDouble(),
+    const auto [input, statistics, norm_weight, norm_bias, weight, bias] =
+        (may_be_overwritten(grads[0]) ? overwriting : op)
+            .call(grads[0], grads[1], saved[0], saved[1], saved[2], from_saved(saved[3]), from_saved(saved[4]),
+                  from_saved(saved[5]), saved[6], options.at("slope").toDouble(), options.at("eps").toDouble(),
                   options.at("stride").toInt(), options.at("padding_mode").toStringRef(),
-                  {into_image, wants[4], wants[5]});
-    return only(wants, std::array{image, statistics, norm_weight, norm_bias, weight, bias}, 4);
+                  {of_input, needed[4], needed[5]});
+    return select(needed, std::array{input, statistics, norm_weight, norm_bias, weight, bias}, 4);
   }
 };
 
@@ -119,42 +122,43 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
                                const std::string& padding_mode) {
     static const auto op = operator_named<Forward>("dip_fast::norm_upsample_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, of_output] =
+    auto [output, output_statistics] =
         op.call(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias,
                 norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode);
-    ctx->save_for_backward({output, of_output, deep, or_none(deep_statistics), or_none(deep_weight), or_none(deep_bias),
-                            or_none(skip), or_none(skip_statistics), or_none(skip_weight), or_none(skip_bias),
-                            norm_weight, norm_bias, weight, or_none(bias)});
+    ctx->save_for_backward({output, output_statistics, deep, to_saved(deep_statistics), to_saved(deep_weight),
+                            to_saved(deep_bias), to_saved(skip), to_saved(skip_statistics), to_saved(skip_weight),
+                            to_saved(skip_bias), norm_weight, norm_bias, weight, to_saved(bias)});
     ctx->saved_data["slope"] = slope;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["mode"] = mode;
     ctx->saved_data["padding_mode"] = padding_mode;
-    return {output, of_output};
+    return {output, output_statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    only_first("dip_fast::norm_upsample_conv2d");
+    check_first_derivative("dip_fast::norm_upsample_conv2d");
     static const auto op = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward"),
                       overwriting = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward", "overwriting");
     const variable_list saved = ctx->get_saved_variables();
-    const std::vector<bool> wants = wanted(ctx, c10::ArrayRef(saved).slice(2));
+    const std::vector<bool> needed = needed_gradients(ctx, c10::ArrayRef(saved).slice(2));
     const auto& options = ctx->saved_data;
     const std::vector<Tensor> gradients =
-        (nobody_elses(grads[0]) ? overwriting : op)
-            .call(grads[0], grads[1], saved[0], saved[1], saved[2], or_none(saved[3]), or_none(saved[4]),
-                  or_none(saved[5]), or_none(saved[6]), or_none(saved[7]), or_none(saved[8]), or_none(saved[9]),
-                  saved[10], saved[11], saved[12], options.at("slope").toDouble(), options.at("eps").toDouble(),
-                  options.at("mode").toStringRef(), options.at("padding_mode").toStringRef(), wants[11]);
-    return only(wants, gradients, 4);
+        (may_be_overwritten(grads[0]) ? overwriting : op)
+            .call(grads[0], grads[1], saved[0], saved[1], saved[2], from_saved(saved[3]), from_saved(saved[4]),
+                  from_saved(saved[5]), from_saved(saved[6]), from_saved(saved[7]), from_saved(saved[8]),
+                  from_saved(saved[9]), saved[10], saved[11], saved[12], options.at("slope").toDouble(),
+                  options.at("eps").toDouble(), options.at("mode").toStringRef(),
+                  options.at("padding_mode").toStringRef(), needed[11]);
+    return select(needed, gradients, 4);
   }
 };
 
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, Text padding_mode) {
-  const variable_list made = NormConv::apply(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps,
-                                             stride, std::string(padding_mode));
-  return {made[0], made[1]};
+  const variable_list outputs = NormConv::apply(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps,
+                                                stride, std::string(padding_mode));
+  return {outputs[0], outputs[1]};
 }
 
 std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Optional& deep_statistics,
@@ -164,10 +168,10 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 Text mode, Text padding_mode) {
-  const variable_list made = NormUpsampleConv::apply(
+  const variable_list outputs = NormUpsampleConv::apply(
       deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
       norm_bias, weight, bias, slope, eps, std::string(mode), std::string(padding_mode));
-  return {made[0], made[1]};
+  return {outputs[0], outputs[1]};
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// For C++ users of the plain library: the gradients are registered from Python, so asking for them here is an error.
+// The autograd kernel of upsample_conv2d in the C++ library.  Its gradients are registered from Python, so a call that
+// requires them is an error here.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
@@ -8,9 +9,10 @@ namespace {
 
 at::Tensor forward(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias, c10::string_view mode, c10::string_view padding_mode) {
-  const bool wanted = input.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->requires_grad());
+  const bool needs_grad =
+      input.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->requires_grad());
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !(at::GradMode::is_enabled() && wanted),
+      !(at::GradMode::is_enabled() && needs_grad),
       "dip_fast::upsample_conv2d: the C++ library is for inference, and an argument requires a gradient; use "
       "torch::NoGradGuard, or train from Python (import dip_fast.ops)");
   static const auto op = c10::Dispatcher::singleton()

@@ -2,7 +2,7 @@
 
 namespace dip_fast {
 
-// What surrounds an image that a convolution reads.
+// The values that a convolution reads beyond the border of an image.
 enum class Padding { zeros, reflect, replicate };
 
 }  // namespace dip_fast

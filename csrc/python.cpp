@@ -1,10 +1,12 @@
-// What Python asks of the extension and is no operator: how it was built, what the CPU has, which kernels run.
+// The Python module of the extension: what it offers besides the operators, namely how it was built, which kernels run,
+// the threads and the workspace.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 
 #include <optional>
+#include <string>
 
-#include "cpu/kernels.h"
+#include "cpu/dispatch.h"
 #include "cpu/threads.h"
 #include "workspace.h"
 
@@ -38,33 +40,37 @@ pybind11::dict build_information() {
 
 pybind11::list cpu_levels() {
   pybind11::list names;
-  for (const char* name : {"portable", "avx2", "avx512"})
-    if (dip_fast::cpu::has(name)) names.append(name);
+  for (const dip_fast::cpu::Level& level : dip_fast::cpu::levels())
+    if (level.is_supported()) names.append(level.name);
   return names;
 }
 
-struct OwnThreads {
-  std::optional<dip_fast::cpu::Own> own;
+// A context manager around dip_fast::cpu::OwnThreads.
+struct OwnThreadsContext {
+  std::optional<dip_fast::cpu::OwnThreads> entered;
 };
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  dip_fast::cpu::level();  // a wrong DIP_FAST_CPU is an error here, not at the first call
+  dip_fast::cpu::level();  // so that a wrong DIP_FAST_CPU is an error here and not at the first call
   m.def("build_information", &build_information,
         "The versions of torch and the compiler; whether loops are parallel; whether there are CUDA kernels.");
-  m.def("cpu_levels", &cpu_levels, "The kernels that this CPU can run, slowest first.");
-  m.def("cpu_level", [] { return dip_fast::cpu::level().name; }, "The kernels in use.");
+  m.def("cpu_levels", &cpu_levels, "The instruction sets that this CPU supports, slowest first.");
+  m.def("cpu_level", [] { return dip_fast::cpu::level().name; }, "The instruction set whose kernels are in use.");
   m.def(
-      "select_cpu_level", [](const std::string& name) { dip_fast::cpu::select(name.c_str()); },
-      "Use other kernels from here on; ValueError for those that this CPU lacks.", pybind11::arg("name"));
-  pybind11::class_<OwnThreads>(m, "OwnThreads",
-                               "While entered, operators called by this thread have their own threads.")
+      "select_cpu_level", [](const std::string& name) { dip_fast::cpu::select_level(name.c_str()); },
+      "Use the kernels of another instruction set from here on; ValueError if this CPU does not support it.",
+      pybind11::arg("name"));
+  pybind11::class_<OwnThreadsContext>(
+      m, "OwnThreads", "While entered, the operators that this thread calls run on threads of their own.")
       .def(pybind11::init<>())
-      .def("__enter__", [](OwnThreads& self) { self.own.emplace(); })
-      .def("__exit__", [](OwnThreads& self, const pybind11::args&) { self.own.reset(); });
-  m.def("hold_workspace", &dip_fast::workspace::hold, "Keep freed memory of images until it is released as often.");
-  m.def("release_workspace", &dip_fast::workspace::release, "The other half of hold_workspace.");
-  m.def("workspace_bytes", &dip_fast::workspace::kept_bytes, "Memory of images, free or in use.");
-  m.def("workspace_blocks", &dip_fast::workspace::system_blocks, "How often the system was asked for such memory.");
+      .def("__enter__", [](OwnThreadsContext& self) { self.entered.emplace(); })
+      .def("__exit__", [](OwnThreadsContext& self, const pybind11::args&) { self.entered.reset(); });
+  m.def("hold_workspace", &dip_fast::workspace::hold,
+        "Keep freed memory of images until release_workspace has been called as often as this function.");
+  m.def("release_workspace", &dip_fast::workspace::release, "Undo one call of hold_workspace.");
+  m.def("workspace_bytes", &dip_fast::workspace::kept_bytes, "Bytes of memory for images, free or in use.");
+  m.def("workspace_blocks", &dip_fast::workspace::system_blocks,
+        "How many blocks of such memory the system has been asked for.");
 }

@@ -11,10 +11,12 @@
 namespace dip_fast::workspace {
 namespace {
 
-constexpr int64_t UNIT = 4096;                               // sizes are multiples of it
-constexpr int64_t SMALL = 1 << 20, SMALL_SEGMENT = 8 << 20;  // small blocks do not cut up the places of large ones
+constexpr int64_t UNIT = 4096;  // sizes are multiples of it
+// Blocks smaller than SMALL come from segments of their own, so that they do not divide the free blocks of large sizes.
+constexpr int64_t SMALL = 1 << 20, SMALL_SEGMENT = 8 << 20;
 
-// A piece of a segment, which is what the system gave; neighbours are those in the segment.
+// A part of a segment, which is one allocation from the system; `previous` and `next` are its neighbours in the
+// segment.
 struct Block {
   char* begin;
   int64_t size;
@@ -41,13 +43,13 @@ class Arena {
     for (auto& free : free_) return_segments(free);
   }
 
-  void* take(int64_t bytes) {
+  void* allocate(int64_t bytes) {
     const int64_t size = (std::max<int64_t>(bytes, 1) + UNIT - 1) / UNIT * UNIT;
     const bool small = size < SMALL;
     const std::lock_guard lock(mutex_);
     auto& free = free_[small];
-    Block wanted{nullptr, size, small, true, nullptr, nullptr};
-    const auto found = free.lower_bound(&wanted);
+    Block key{nullptr, size, small, true, nullptr, nullptr};
+    const auto found = free.lower_bound(&key);
     Block* block = found == free.end() ? segment(small ? SMALL_SEGMENT : size, small) : *found;
     if (found != free.end()) free.erase(found);
     if (block->size > size) {
@@ -62,7 +64,7 @@ class Arena {
     return block->begin;
   }
 
-  void give(void* begin) {
+  void deallocate(void* begin) {
     const std::lock_guard lock(mutex_);
     const auto found = used_.find(begin);
     Block* block = found->second;
@@ -70,12 +72,12 @@ class Arena {
     auto& free = free_[block->small];
     if (block->next != nullptr && block->next->free) {
       free.erase(block->next);
-      join(block, block->next);
+      merge(block, block->next);
     }
     if (block->previous != nullptr && block->previous->free) {
       block = block->previous;
       free.erase(block);
-      join(block, block->next);
+      merge(block, block->next);
     }
     block->free = true;
     if (holders_ == 0 && whole(block))
@@ -97,7 +99,7 @@ class Arena {
  private:
   static bool whole(const Block* block) { return block->previous == nullptr && block->next == nullptr; }
 
-  static void join(Block* block, Block* next) {
+  static void merge(Block* block, Block* next) {
     block->size += next->size;
     block->next = next->next;
     if (block->next != nullptr) block->next->previous = block;
@@ -105,7 +107,7 @@ class Arena {
   }
 
   Block* segment(int64_t size, bool small) {
-    // What is free is too small, and would be memory that only the first step had a use for.
+    // The free segments are too small.  Without this they would stay allocated, though only the first step needed them.
     return_segments(free_[small]);
     void* memory = std::aligned_alloc(UNIT, size);
     if (memory == nullptr) throw std::bad_alloc();
@@ -139,8 +141,8 @@ class Arena {
 };
 
 Arena& arena() {
-  static Arena* const made = new Arena;  // never destroyed: tensors may outlive the statics
-  return *made;
+  static Arena* const instance = new Arena;  // never destroyed: tensors may outlive the statics
+  return *instance;
 }
 
 }  // namespace
@@ -149,12 +151,12 @@ void hold() { arena().hold(); }
 void release() { arena().release(); }
 int64_t kept_bytes() { return arena().bytes(); }
 int64_t system_blocks() { return arena().segments(); }
-void* take(int64_t bytes) { return arena().take(bytes); }
-void give(void* block) { arena().give(block); }
+void* allocate(int64_t bytes) { return arena().allocate(bytes); }
+void deallocate(void* block) { arena().deallocate(block); }
 
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(options.dtype().itemsize());
-  return at::from_blob(take(bytes), sizes, give, options);
+  return at::from_blob(allocate(bytes), sizes, deallocate, options);
 }
 
 }  // namespace dip_fast::workspace

@@ -1,9 +1,9 @@
 // Memory for images, kept between the steps of a fit.
 //
-// The C library returns every large block to the system and faults it in again at the next step, which costs more than
-// some of the convolutions.  While somebody holds the workspace, what is freed is kept and handed out again: the
-// smallest piece that is large enough, cut to size, and put together with its neighbours when it comes back.  When the
-// last holder lets go, all of it is returned.
+// The C library returns every large block to the system, which has to map its pages again at the next step; that costs
+// more than some of the convolutions.  While the workspace is held, freed memory is kept and used again: an allocation
+// cuts its block from the smallest free one that is large enough, and a freed block is merged with its free neighbours.
+// When the last holder releases the workspace, all free memory is returned to the system.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,21 +15,22 @@ namespace dip_fast::workspace {
 
 void hold();
 void release();
-int64_t kept_bytes();     // taken from the system, free or in use
-int64_t system_blocks();  // how often the system was asked
+int64_t kept_bytes();     // bytes allocated from the system, free or in use
+int64_t system_blocks();  // how many allocations from the system there were
 
-void* take(int64_t bytes);  // aligned to a page
-void give(void* block);
+void* allocate(int64_t bytes);  // aligned to a page
+void deallocate(void* block);
 
+// An uninitialised tensor whose memory is part of the workspace.
 at::Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options);
 
-// Memory of one kernel call.
+// Uninitialised memory for one call of a kernel.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : data_(static_cast<T*>(take(count * static_cast<int64_t>(sizeof(T)) + 64))) {}
+  explicit Buffer(int64_t count) : data_(static_cast<T*>(allocate(count * static_cast<int64_t>(sizeof(T)) + 64))) {}
   ~Buffer() {
-    if (data_ != nullptr) give(data_);
+    if (data_ != nullptr) deallocate(data_);
   }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Buffer(const Buffer&) = delete;

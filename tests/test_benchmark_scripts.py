@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,12 @@ SCRIPTS = {
 
 def test_every_script_has_an_entry():
     assert {path.name for path in BENCHMARKS.glob("*.py")} == SCRIPTS.keys() | NOT_SCRIPTS
+
+
+def test_every_module_is_checked_as_strictly_as_the_package():
+    mypy = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["tool"]["mypy"]
+    (strict,) = (entry["module"] for entry in mypy["overrides"] if "dip_fast.*" in entry["module"])
+    assert set(strict) == {"dip_fast.*", *(path.stem for path in BENCHMARKS.glob("*.py"))}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

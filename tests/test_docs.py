@@ -115,7 +115,7 @@ def test_python_examples_run(page, monkeypatch):
     assert blocks, f"{page} shows no Python"
     noisy = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     Image.fromarray(noisy).save("photo.png")
-    names = {
+    names: dict = {
         "noisy": noisy,
         "holed": noisy,
         "known": noisy[..., 0] > 9,
@@ -127,8 +127,8 @@ def test_python_examples_run(page, monkeypatch):
     for block in blocks:
         exec(compile(textwrap.dedent(block), page, "exec"), names)
     for name in names.keys() & {"restored", "filled"}:
-        assert names[name].shape == noisy.shape
-        assert names[name].dtype == noisy.dtype
+        assert names[name].shape == noisy.shape  # type: ignore[attr-defined]
+        assert names[name].dtype == noisy.dtype  # type: ignore[attr-defined]
 
 
 def test_tables_of_options_are_those_of_help():

@@ -1,18 +1,18 @@
-// The passes over a band of rows, made of transform, micro-kernel and epilogue.
+// The passes of upsample_conv2d over a band of rows, made of transform, micro-kernel and epilogue.
 //
-// A band is worked through in blocks of sites, whose fields stay in the second-level cache:
+// A band is computed in blocks of sites, whose fields stay in the second-level cache:
 //
 //   forward          fields of x -> nine products -> outputs
 //   data gradient    fields of g -> sum of nine products -> gradient
-//   weight gradient  fields of x, turned, and the products' gradients -> nine sums over the sites
+//   weight gradient  transposed fields of x, and the products' gradients -> nine sums over the sites
 //
-// Bilinear blurs the outputs of the nearest form as they are made, row by row, and starts and ends a band one row
-// outside of it.
+// Bilinear blurs the outputs of nearest as they are made, row by row; for that a band also computes most of the row
+// above it and of the row below it.
 #pragma once
 
 #include "epilogue.h"
-#include "joint.h"
 #include "ring.h"
+#include "skip_conv.h"
 #include "tile.h"
 #include "transform.h"
 
@@ -31,160 +31,193 @@ struct Passes {
 
   // ---- forward
 
-  // Outputs that no cache would keep for their reader go past the caches.
+  // Outputs are written past the caches if these would not keep them until they are read.
   static bool streams(const Shape& s) { return 4 * s.N * s.K * s.H * s.W * int64_t(sizeof(T)) >= STREAMED; }
 
-  // Bands of at least one block and at most 1/64 of the rows; for bilinear, where each computes most of two rows more,
-  // of 32 rows, or fewer where threads would be left without any.
+  // Bands have at least one block and otherwise 1/64 of the rows.  For bilinear, where each band computes most of two
+  // more rows, they have 32 rows, or fewer if some threads would have no band.
   static Bands forward_bands(const Shape& s) {
     const int64_t block = quotient_up(BLOCK, s.W);
     return {s.H, at_least(block, s.bilinear ? at_most(32, quotient_up(s.N * s.H, s.threads)) : quotient_up(s.H, 64))};
   }
-  // Bilinear in strips of columns, so that the lines that Blur keeps stay below 640 kB whatever the width.
+  // Bilinear also divides the columns into strips, so that the lines that Blur keeps stay below 640 kB for any width.
   static Bands strips(const Shape& s) { return {s.W, s.bilinear ? at_least(16, 163840 / (s.K * 4) - 10) : s.W}; }
   static int64_t kept_line(const Shape& s) { return rounded_up(2 * (at_most(s.W, strips(s).rows + 2)), 16) + 16; }
 
   static int64_t forward_items(const Shape& s) { return s.N * forward_bands(s).count * strips(s).count; }
 
-  // beside: the channels of the image beside, -1 where only the outputs are wanted.
-  static int64_t forward_scratch(const Shape& s, int64_t beside) {
-    const int64_t joint = beside < 0 ? 0 : rounded_up(Joint<Tile>::size(s, beside), 16);
+  static int64_t skip_size(const Shape& s, int64_t skip_channels) {
+    return skip_channels < 0 ? 0 : rounded_up(SkipConvOutputs<Tile>::size(s, skip_channels), 16);
+  }
+  static int64_t forward_scratch(const Shape& s, int64_t skip_channels) {
     const int64_t ring = (3 * s.C + s.K) * NR, fields = 9 * field_slot(s.C * BLOCK);
-    return joint + at_least(ring, fields + PRODUCTS + (s.bilinear ? Blur<Tile>::size(s.K, kept_line(s)) : 0));
+    return skip_size(s, skip_channels) +
+           at_least(ring, fields + PRODUCTS + (s.bilinear ? Blur<Tile>::size(s.K, kept_line(s)) : 0));
   }
 
-  // Calls epilogue(k, i, j, length, product, slot) with the nine products of each stretch of sites of a region, after
-  // block(first, last) for each block of these and tile(k0, k1) for each tile of output channels in it.
-  template <class Block, class OfTile, class Epilogue>
-  static void products_of(const Shape& s, const T* image, const T* packed, const Region& region, int wanted, T* scratch,
-                          Block block, OfTile of_tile, Epilogue epilogue) {
-    T *fields = scratch, *products = scratch + 9 * field_slot(s.C * BLOCK);
+  static void forward(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
+                      T* scratch, const SkipConv<T>* skip, Moments* moments) {
+    const Bands bands = forward_bands(s), strip = strips(s);
+    const int64_t across = item % strip.count, left = strip.begin(across), right = strip.end(across, s.W);
+    const int64_t n = item / strip.count / bands.count, band = item / strip.count % bands.count;
+    const int64_t top = bands.begin(band), bottom = bands.end(band, s.H);
+    const Region region{top, left, bottom - top, right - left};
+    ForwardOperands operands{
+        s, input + n * s.C * s.H * s.W, packed, bias, output + n * s.K * 4 * s.H * s.W, region, nullptr, scratch};
+    if (skip == nullptr) {
+      forward_region<false>(operands);
+    } else {
+      SkipConvOutputs<Tile> outputs(s, *skip, streams(s), scratch);
+      operands.skip = &outputs;
+      operands.scratch = scratch + skip_size(s, skip->channels);
+      forward_region<true>(operands);
+      for (int64_t k = 0; k < s.K; ++k) moments[k] = outputs.sums.moments(k, 4 * region.rows * region.cols);
+    }
+    Tile::fence();
+  }
+
+  // A region of one image, and where its outputs are written.
+  struct ForwardOperands {
+    const Shape& s;
+    const T *image, *packed, *bias;
+    T* output;
+    Region region;
+    SkipConvOutputs<Tile>* skip;
+    T* scratch;
+
+    T bias_of(int64_t k) const { return bias == nullptr ? T(0) : bias[k]; }
+    T* channel(int64_t k) const { return output + k * 4 * s.H * s.W; }
+  };
+
+  // If SKIP, the outputs are formed in lines, and `skip` adds its part to these and writes them.
+  template <bool SKIP>
+  static void forward_region(const ForwardOperands& o) {
+    if (!o.s.bilinear) return forward_nearest<SKIP>(o);
+    forward_bilinear<SKIP>(o);
+    if (has_ring(o.s)) forward_ring<SKIP>(o);
+  }
+
+  // Makes the nine products of the sites of a region, in stretches, and calls on_block(first, last) for each block of
+  // sites, in it on_tile(k0, k1) for each tile of output channels, and in that
+  // on_stretch(k, i, j, length, product, slot) for each channel and stretch of sites.
+  template <class OnBlock, class OnTile, class OnStretch>
+  static void each_product(const ForwardOperands& o, const Region& region, int mask, OnBlock on_block, OnTile on_tile,
+                           OnStretch on_stretch) {
+    const Shape& s = o.s;
+    T *fields = o.scratch, *products = o.scratch + 9 * field_slot(s.C * BLOCK);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
-      input_fields<NR>(image, s, region, first, last, fields);
-      block(first, last);
+      input_fields<NR>(o.image, s, region, first, last, fields);
+      on_block(first, last);
       for (int64_t tile = 0; tile < Tile::tiles(s.K); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.K, tile), k1 = Tile::tile_begin(s.K, tile + 1), slot = (k1 - k0) * width;
-        nine_products<Tile>(packed, s.K, s.C, fields, panels, tile, products, slot, wanted);
-        of_tile(k0, k1);
+        nine_products<Tile>(o.packed, s.K, s.C, fields, panels, tile, products, slot, mask);
+        on_tile(k0, k1);
         for (int64_t k = k0; k < k1; ++k)
           each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-            epilogue(k, i, j, length, products + (k - k0) * width + (site - first), slot);
+            on_stretch(k, i, j, length, products + (k - k0) * width + (site - first), slot);
           });
       }
     }
   }
 
-  static void forward(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
-                      T* scratch, const Beside<T>* beside, Moments* moments) {
-    const Bands bands = forward_bands(s), strip = strips(s);
-    const int64_t across = item % strip.count, left = strip.begin(across), right = strip.end(across, s.W);
-    const int64_t n = item / strip.count / bands.count, band = item / strip.count % bands.count;
-    const int64_t top = bands.begin(band), bottom = bands.end(band, s.H);
-    const T* image = input + n * s.C * s.H * s.W;
-    T* to = output + n * s.K * 4 * s.H * s.W;
-    const Region region{top, left, bottom - top, right - left};
-    if (beside == nullptr) {
-      forward_region<false>(s, image, packed, bias, to, region, nullptr, scratch);
-    } else {
-      Joint<Tile> joint(s, *beside, streams(s), scratch);
-      forward_region<true>(s, image, packed, bias, to, region, &joint,
-                           scratch + rounded_up(Joint<Tile>::size(s, beside->channels), 16));
-      for (int64_t k = 0; k < s.K; ++k) moments[k] = joint.sums.moments(k, 4 * region.rows * region.cols);
-    }
-    Tile::fence();
+  template <bool SKIP>
+  static void forward_nearest(const ForwardOperands& o) {
+    const Shape& s = o.s;
+    int64_t tile = 0, piece = 0;  // the first channel of the tile; the next piece to be written
+    const auto on_block = [&](int64_t first, int64_t last) {
+      if constexpr (!SKIP) return;
+      o.skip->begin();
+      each_stretch(o.region, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
+        for (int64_t p = 0; p < 2; ++p) o.skip->add_piece(2 * i + p, 2 * j, 2 * length);
+      });
+    };
+    const auto on_tile = [&](int64_t k0, int64_t k1) {
+      if constexpr (SKIP) o.skip->multiply(tile = k0, k1);
+    };
+    const auto on_stretch = [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
+      if constexpr (!SKIP) {
+        T* even = o.channel(k) + 4 * i * s.W + 2 * j;
+        combine_products<Tile>(product, slot, length, o.bias_of(k), even, even + 2 * s.W, streams(s));
+      } else {
+        T lines[2][2 * MAX_BLOCK];
+        combine_products<Tile>(product, slot, length, o.bias_of(k), lines[0], lines[1], false);
+        for (int p = 0; p < 2; ++p) {
+          o.skip->write(piece, k, k - tile, lines[p], o.channel(k));
+          piece = (piece + 1) % o.skip->pieces;
+        }
+      }
+    };
+    each_product(o, o.region, 7, on_block, on_tile, on_stretch);
   }
 
-  // A region of one image.  JOINED: through lines to which `joint` adds its part before it writes them.
-  template <bool JOINED>
-  static void forward_region(const Shape& s, const T* image, const T* packed, const T* bias, T* output,
-                             const Region& region, Joint<Tile>* joint, T* scratch) {
-    const int64_t top = region.row, bottom = top + region.rows, left = region.col, right = left + region.cols,
-                  plane = 4 * s.H * s.W;
-    const auto bias_of = [&](int64_t k) { return bias == nullptr ? T(0) : bias[k]; };
-    int64_t tile = 0, piece = 0;
-    const auto of_tile = [&](int64_t k0, int64_t k1) {
-      if constexpr (JOINED) joint->multiply(tile = k0, k1);
-    };
-    if (!s.bilinear) {
-      const auto block = [&](int64_t first, int64_t last) {
-        if constexpr (!JOINED) return;
-        joint->begin();
-        each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
-          for (int64_t p = 0; p < 2; ++p) joint->add(2 * i + p, 2 * j, 2 * length);
-        });
-      };
-      products_of(s, image, packed, region, 7, scratch, block, of_tile,
-                  [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
-                    T* even = output + k * plane + 4 * i * s.W + 2 * j;
-                    if constexpr (!JOINED) {
-                      join_products<Tile>(product, slot, length, bias_of(k), even, even + 2 * s.W, streams(s));
-                    } else {
-                      T lines[2][2 * MAX_BLOCK];
-                      join_products<Tile>(product, slot, length, bias_of(k), lines[0], lines[1], false);
-                      for (int p = 0; p < 2; ++p) {
-                        joint->put(piece, k, k - tile, lines[p], output + k * plane);
-                        piece = (piece + 1) % joint->pieces;
-                      }
-                    }
-                  });
-      return;
-    }
+  template <bool SKIP>
+  static void forward_bilinear(const ForwardOperands& o) {
+    const Shape& s = o.s;
+    const int64_t top = o.region.row, bottom = top + o.region.rows, left = o.region.col, right = left + o.region.cols;
     const int64_t from = at_least(0, left - 1), until = at_most(s.W, right + 1), line = kept_line(s);
-    T* kept = scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
+    T* kept = o.scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
     const Blur<Tile> blur{
-        s.H, top, bottom, from, until - from, left, right, line, !JOINED && streams(s), kept, kept + 2 * s.K * line};
-    const auto rows = [&](int64_t first_row, int64_t last_row, int wanted) {
+        s.H, top, bottom, from, until - from, left, right, line, !SKIP && streams(s), kept, kept + 2 * s.K * line};
+    int64_t tile = 0, piece = 0;  // as in forward_nearest
+    const auto on_tile = [&](int64_t k0, int64_t k1) {
+      if constexpr (SKIP) o.skip->multiply(tile = k0, k1);
+    };
+    const auto on_stretch = [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
+      if constexpr (!SKIP) {
+        blur(k, i, j, length, product, slot, o.bias_of(k), o.channel(k) + 4 * i * s.W, 2 * s.W);
+      } else {
+        constexpr int64_t PITCH = 2 * MAX_BLOCK + 2 * Blur<Tile>::CARRIED;
+        T lines[3][PITCH];  // rows 2i - 1, 2i and 2i + 1
+        const auto window = blur.window(i, j, length);
+        blur(k, i, j, length, product, slot, o.bias_of(k), lines[1] - window.begin, PITCH);
+        if (window.start >= window.stop) return;
+        for (int64_t r = window.first; r < window.last; ++r) {
+          o.skip->write(piece, k, k - tile, lines[r - 2 * i + 1] + (window.start - window.begin), o.channel(k));
+          piece = (piece + 1) % o.skip->pieces;
+        }
+      }
+    };
+    const auto rows = [&](int64_t first_row, int64_t last_row, int mask) {
       const Region wider{first_row, from, last_row - first_row, until - from};
-      const auto block = [&](int64_t first, int64_t last) {
-        if constexpr (!JOINED) return;
-        joint->begin();
+      const auto on_block = [&](int64_t first, int64_t last) {
+        if constexpr (!SKIP) return;
+        o.skip->begin();
         each_stretch(wider, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
           const auto window = blur.window(i, j, length);
           for (int64_t r = window.first; r < window.last; ++r)
-            if (window.start < window.stop) joint->add(r, window.start, window.stop - window.start);
+            if (window.start < window.stop) o.skip->add_piece(r, window.start, window.stop - window.start);
         });
       };
-      products_of(s, image, packed, wider, wanted, scratch, block, of_tile,
-                  [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
-                    if constexpr (!JOINED) {
-                      blur(k, i, j, length, product, slot, bias_of(k), output + k * plane + 4 * i * s.W, 2 * s.W);
-                    } else {
-                      constexpr int64_t PITCH = 2 * MAX_BLOCK + 2 * Blur<Tile>::CARRIED;
-                      T lines[3][PITCH];  // rows 2i - 1, 2i and 2i + 1
-                      const auto window = blur.window(i, j, length);
-                      blur(k, i, j, length, product, slot, bias_of(k), lines[1] - window.begin, PITCH);
-                      if (window.start >= window.stop) return;
-                      for (int64_t r = window.first; r < window.last; ++r) {
-                        joint->put(piece, k, k - tile, lines[r - 2 * i + 1] + (window.start - window.begin),
-                                   output + k * plane);
-                        piece = (piece + 1) % joint->pieces;
-                      }
-                    }
-                  });
+      each_product(o, wider, mask, on_block, on_tile, on_stretch);
     };
-    // Of the row above the band only the odd outputs are needed, and the even ones of that below.
+    // Only the odd outputs of the row above the band are needed, and only the even ones of the row below it.
     if (top > 0) rows(top - 1, top, 5);
     rows(top, bottom, 7);
     if (bottom < s.H) rows(bottom, bottom + 1, 3);
-    if (!has_ring(s)) return;
-    const auto ring = [&](const Side& side, int64_t first, int64_t last) {
-      ring_forward<Tile>(image, s, packed, side, first, last, output, scratch,
-                         JOINED ? joint->sums : MomentSums<Tile>());
+  }
+
+  template <bool SKIP>
+  static void forward_ring(const ForwardOperands& o) {
+    const Shape& s = o.s;
+    const int64_t top = o.region.row, bottom = top + o.region.rows, left = o.region.col, right = left + o.region.cols;
+    const auto add = [&](const Side& side, int64_t first, int64_t last) {
+      ring_forward<Tile>(o.image, s, o.packed, side, first, last, o.output, o.scratch,
+                         SKIP ? o.skip->sums : MomentSums<Tile>());
     };
     for (int index = 0; index < 4; ++index) {
       const Side side = side_of(s, index);
       if (side.vertical && (side.end ? right == s.W : left == 0))
-        ring(side, 2 * top, 2 * bottom);
+        add(side, 2 * top, 2 * bottom);
       else if (!side.vertical && (side.end ? bottom == s.H : top == 0))
-        ring(side, 2 * left, 2 * right);
+        add(side, 2 * left, 2 * right);
     }
   }
 
   // ---- data gradient
 
-  // As forward; with a ring at least 7 rows, whose ring takes one panel of 16.
+  // Bands as those of nearest in the forward pass, with a ring of at least 7 rows, whose ring fills one panel of 16.
   static Bands gradient_bands(const Shape& s) {
     return {s.H, at_least(has_ring(s) ? 7 : 1, at_least(quotient_up(BLOCK, s.W), quotient_up(s.H, 64)))};
   }
@@ -223,9 +256,9 @@ struct Passes {
   // ---- weight gradient
 
   static int64_t row_of_sums(const Shape& s) { return rounded_up(s.C, NR); }
-  // Nine sums (9, K, C rounded up), then those of the bias.
+  // The sums of the nine slots (9, K, C rounded up), then those of the bias.
   static int64_t sums_size(const Shape& s) { return 9 * s.K * row_of_sums(s) + s.K; }
-  // Adding up the sums of a band costs as much as about five sites do; bands of 64 to 1024 sites.
+  // Bands have 64 to 1024 sites: to add the sums of a band to the total costs as much as about five sites.
   static Bands weight_bands(const Shape& s) {
     return {s.H, quotient_up(at_least(BLOCK, at_most(1024, s.H * s.W / 8)), s.W)};
   }
@@ -234,14 +267,14 @@ struct Passes {
     return 9 * (field_slot(row_of_sums(s) * BLOCK) + field_slot(s.K * BLOCK)) + 3 * row_of_sums(s) * (BLOCK + 2);
   }
 
-  // sums[slot][k][c] (+)= sum over sites of gradient[k][site] * turned[c / NR][site][c % NR]
-  static void add_products(const Shape& s, const T* gradient, const T* turned, int64_t sites, T* sums,
+  // sums[k][c] (+)= sum over sites of gradient[k][site] * transposed[c / NR][site][c % NR]
+  static void add_products(const Shape& s, const T* gradient, const T* transposed, int64_t sites, T* sums,
                            bool accumulate) {
     const int64_t row = row_of_sums(s);
     for (int64_t c = 0; c < s.C; c += NR)
       for (int64_t t = 0; t < Tile::tiles(s.K); ++t) {
         const int64_t k = Tile::tile_begin(s.K, t), end = Tile::tile_begin(s.K, t + 1);
-        Tile::upto(static_cast<int>(end - k), sites, gradient + k * sites, sites, turned + c * sites,
+        Tile::upto(static_cast<int>(end - k), sites, gradient + k * sites, sites, transposed + c * sites,
                    sums + k * row + c, row, accumulate);
       }
   }
@@ -253,18 +286,18 @@ struct Passes {
     const Region region{top, 0, bottom - top, s.W};
     const T *g = grad + n * s.K * 4 * plane, *x = input + n * s.C * plane;
     T *fields = scratch, *gradients = fields + 9 * field_slot(row_of_sums(s) * BLOCK),
-      *turned = gradients + 9 * field_slot(s.K * BLOCK), *bias = sums + 9 * slot;
+      *transposed = gradients + 9 * field_slot(s.K * BLOCK), *bias = sums + 9 * slot;
     fill_zero(bias, s.K);
     const int64_t sites = region.rows * region.cols;
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), count = last - first;
-      turned_fields<Tile>(x, s, region, first, last, turned, fields);
+      transposed_fields<Tile>(x, s, region, first, last, transposed, fields);
       product_gradients(g, s, region, first, last, gradients);
       for (int a = 0; a < 9; ++a)
         add_products(s, gradients + a * field_slot(s.K * count), fields + a * field_slot(row_of_sums(s) * count), count,
                      sums + a * slot, first > 0);
-      // Those of slot 0 are the sums over the four outputs of a site, which a blur with replicated borders leaves as
-      // they are in all.
+      // The gradients of slot 0 are the sums over the four outputs of a site.  A blur with replicated borders does not
+      // change their total, so it is the gradient of the bias.
       for (int64_t k = 0; k < s.K; ++k) bias[k] += sum_of(gradients + k * count, count);
     }
     if (!has_ring(s)) return;
@@ -279,7 +312,7 @@ struct Passes {
 
   static void ring_weight_gradient(const Shape& s, const T* g, const T* x, const Side& side, int64_t first,
                                    int64_t last, T* sums, T* scratch) {
-    T *fields = scratch, *turned = fields + 3 * s.C * NR, *gradients = turned + row_of_sums(s) * NR;
+    T *fields = scratch, *transposed = fields + 3 * s.C * NR, *gradients = transposed + row_of_sums(s) * NR;
     for (int64_t begin = first; begin < last; begin += NR) {
       const int64_t end = at_most(last, begin + NR);
       ring_fields<NR>(x, s, side, begin, end, fields);
@@ -288,13 +321,13 @@ struct Passes {
           gradients[k * NR + (t - begin)] = t < end ? g[k * 4 * s.H * s.W + side.output + t * side.output_step] : 0;
       for (int a = 0; a < 3; ++a) {
         for (int64_t c = 0; c < s.C; c += NR)
-          turn_line<Tile>(fields + (a * s.C + c) * NR, NR, at_most(NR, s.C - c), NR, NR, turned + c * NR);
-        add_products(s, gradients, turned, NR, sums + side.slots[a] * s.K * row_of_sums(s), true);
+          transpose_line<Tile>(fields + (a * s.C + c) * NR, NR, at_most(NR, s.C - c), NR, NR, transposed + c * NR);
+        add_products(s, gradients, transposed, NR, sums + side.slots[a] * s.K * row_of_sums(s), true);
       }
     }
   }
 
-  // In eight strands, which vectors can add at once, and pairwise from there.
+  // Sums in eight strands, which fit a vector, and adds these in pairs.
   static T sum_of(const T* values, int64_t count) {
     T strand[8] = {};
     int64_t t = 0;

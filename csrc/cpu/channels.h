@@ -1,4 +1,4 @@
-// What is done to one channel at a time: reading an image that is kept as a convolution left it, padding it, and the
+// The kernels that work on one channel at a time: the batch norm and the activation of a raw image, padding, and the
 // adjoints of both.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 template <class T>
 struct Channels {
-  // Row of the image that row r of the copy shows, -1 for none.
-  static int64_t shown(const Spread& s, int64_t r, int64_t size) {
+  // The row (or column) of the image that row r of the padded copy repeats; -1 if that row is zero.
+  static int64_t source_of(const PaddedCopy& s, int64_t r, int64_t size) {
     const int64_t at = r - s.before;
     if (at >= 0 && at < size) return at;
     if (s.padding == Padding::zeros || at < -1 || at > size) return -1;
@@ -15,21 +15,23 @@ struct Channels {
     return at < 0 ? at_most(1, size - 1) : at_least(0, size - 2);
   }
 
-  template <class Row>
-  static void spread_rows(const Spread& s, Rows rows, T* copy, T* line, Row row) {
+  // Fills rows of a padded copy; fill_row(i, to) computes row i of what is padded.  A split row is made in `line`
+  // first.
+  template <class FillRow>
+  static void pad_rows(const PaddedCopy& s, Rows rows, T* copy, T* line, FillRow fill_row) {
     const int64_t half = s.cols / 2;
     for (int64_t r = 0; r < rows.count; ++r) {
       T* to = copy + r * s.cols;
-      const int64_t i = shown(s, rows.first + r, s.height);
+      const int64_t i = source_of(s, rows.first + r, s.height);
       if (i < 0) {
         fill_zero(to, s.cols);
         continue;
       }
       T* whole = s.split ? line : to;
-      row(i, whole + s.before);
+      fill_row(i, whole + s.before);
       const auto border = [&](int64_t first, int64_t last) {
         for (int64_t q = first; q < last; ++q) {
-          const int64_t j = shown(s, q, s.width);
+          const int64_t j = source_of(s, q, s.width);
           whole[q] = j < 0 ? 0 : whole[s.before + j];
         }
       };
@@ -44,60 +46,61 @@ struct Channels {
     }
   }
 
-  // Asks for the row of an image that is read four rows later, or in the next channel: short stretches that lie a plane
-  // apart are nothing that the hardware foresees.
-  static void prefetch_row(const Spread& s, Rows rows, const T* image, int64_t i) {
+  // Prefetches the row that is read four rows later, in this channel or the next: the hardware does not foresee short
+  // stretches that lie a plane apart.
+  static void prefetch_row(const PaddedCopy& s, Rows rows, const T* image, int64_t i) {
     const int64_t begin = at_least(rows.first - s.before, 0),
                   end = at_most(rows.first + rows.count - s.before, s.height), next = i + 4;
     prefetch(image + (next < end ? next : next + s.height - (end - begin)) * s.width, s.width);
   }
 
-  static void spread(const Spread& s, Rows rows, const T* image, T scale, T shift, T slope, T* copy, T* line) {
-    spread_rows(s, rows, copy, line, [&](int64_t i, T* to) {
+  static void pad(const PaddedCopy& s, Rows rows, const T* image, T scale, T shift, T slope, T* copy, T* line) {
+    pad_rows(s, rows, copy, line, [&](int64_t i, T* to) {
       prefetch_row(s, rows, image, i);
-      activate(s.width, image + i * s.width, scale, shift, slope, to);
+      norm_act(s.width, image + i * s.width, scale, shift, slope, to);
     });
   }
 
-  static void spread_gradient(const Spread& s, Rows rows, const T* gradient, const T* output, T constant, T factor,
-                              T* copy, T* line) {
-    spread_rows(s, rows, copy, line, [&](int64_t i, T* to) {
-      const T *g = gradient + i * s.width, *y = output + i * s.width;
+  static void pad_gradient(const PaddedCopy& s, Rows rows, const T* gradient, const T* output, T constant, T factor,
+                           T* copy, T* line) {
+    pad_rows(s, rows, copy, line, [&](int64_t i, T* to) {
+      const T* g = gradient + i * s.width;
       prefetch_row(s, rows, gradient, i);
       if (output == nullptr) {
-        copy_of(g, s.width, to);
+        copy_row(g, s.width, to);
         return;
       }
+      const T* y = output + i * s.width;
       prefetch_row(s, rows, output, i);
 #pragma omp simd
       for (int64_t t = 0; t < s.width; ++t) to[t] = g[t] + (constant + factor * y[t]);
     });
   }
 
-  static void copy_of(const T* from, int64_t count, T* to) {
+  static void copy_row(const T* from, int64_t count, T* to) {
 #pragma omp simd
     for (int64_t t = 0; t < count; ++t) to[t] = from[t];
   }
 
-  static void fold(const Spread& s, const T* copy, int64_t pitch, T* image) {
+  static void pad_adjoint(const PaddedCopy& s, const T* copy, int64_t pitch, T* image) {
     const auto add = [&](int64_t r, T* to) {
       const T* from = copy + r * pitch;
 #pragma omp simd
       for (int64_t t = 0; t < s.width; ++t) to[t] += from[s.before + t];
       for (int64_t q : {s.before - 1, s.before + s.width}) {
-        const int64_t j = shown(s, q, s.width);
+        const int64_t j = source_of(s, q, s.width);
         if (j >= 0) to[j] += from[q];
       }
     };
     fill_zero(image, s.height * s.width);
     for (int64_t i = 0; i < s.height; ++i) add(i + s.before, image + i * s.width);
     for (int64_t r : {s.before - 1, s.before + s.height}) {
-      const int64_t i = shown(s, r, s.height);
+      const int64_t i = source_of(s, r, s.height);
       if (i >= 0) add(r, image + i * s.width);
     }
   }
 
-  static void activate(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {
+  static void norm_act(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {
 #pragma omp simd
     for (int64_t t = 0; t < count; ++t) {
       const T u = scale * image[t] + shift;
@@ -108,7 +111,7 @@ struct Channels {
   // Sums of up to 512 values are taken in T.
   static constexpr int64_t CHUNK = 512;
 
-  static void activate_gradient(int64_t count, const T* grad, const T* image, double mean, T scale, T shift, T slope,
+  static void norm_act_gradient(int64_t count, const T* grad, const T* image, double mean, T scale, T shift, T slope,
                                 T* grad_image, double* sums) {
     const T m = static_cast<T>(mean);
     sums[0] = sums[1] = 0;
@@ -127,7 +130,7 @@ struct Channels {
     }
   }
 
-  static void sums_with(int64_t count, const T* grad, const T* image, double mean, double* sums) {
+  static void norm_sums(int64_t count, const T* grad, const T* image, double mean, double* sums) {
     const T m = static_cast<T>(mean);
     sums[0] = sums[1] = 0;
     for (int64_t first = 0; first < count; first += CHUNK) {
@@ -143,8 +146,10 @@ struct Channels {
     }
   }
 
-  // Bilinear upsampling U takes each pixel 1.25 times and its neighbours 0.375 times, along each axis, in U^T U; the
-  // border is replicated.  Calls f with stretches of the lines that are made of image - mean along H.
+  // For bilinear upsampling U and an image a - mean, computes U^T U (a - mean), which the variance and its gradient
+  // need.  Along each axis U^T U weights a pixel with 1.25 and each of its two neighbours with 0.375; the border is
+  // replicated.  This function does it along H and calls f(at, length, 1.25, 0.375, row) with stretches of the result,
+  // for f to do it along W.
   template <class F>
   static void each_upsampled(int64_t height, int64_t width, const T* image, T mean, F f) {
     const T own = static_cast<T>(1.25), other = static_cast<T>(0.375);
@@ -200,8 +205,8 @@ struct Channels {
     *variance = squares / static_cast<double>(count);
   }
 
-  static void normalise_gradient(int64_t height, int64_t width, bool bilinear, const T* grad, const T* image,
-                                 double mean, double factor, double constant, double by_deviation, T* out) {
+  static void norm_gradient(int64_t height, int64_t width, bool bilinear, const T* grad, const T* image, double mean,
+                            double factor, double constant, double by_deviation, T* out) {
     const T m = static_cast<T>(mean), f = static_cast<T>(factor), k = static_cast<T>(constant);
     if (bilinear) {
       const T d = static_cast<T>(by_deviation / 4);

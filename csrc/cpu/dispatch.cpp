@@ -1,56 +1,72 @@
-// Which kernels run: the best that the CPU has, or the level that DIP_FAST_CPU names.
+// The table of levels, and the choice of one: the fastest that the CPU supports, or the one that DIP_FAST_CPU names.
+#include "dispatch.h"
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 
-#include "kernels.h"
-
 namespace dip_fast::cpu {
 namespace {
 
-const Level* const levels[] = {&avx512, &avx2, &portable};  // best first
+bool any_cpu() { return true; }
 
-bool runs(const Level* level) {
 #if defined(__x86_64__)
-  if (level == &avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
-  if (level == &avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+}
+#else
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
 #endif
-  return level == &portable;
+
+const Level LEVELS[] = {
+    // slowest first
+    {"portable", any_cpu, upsample_portable, layers_portable, perturb_portable},
+    {"avx2", has_avx2, upsample_avx2, layers_avx2, perturb_avx2},
+    {"avx512", has_avx512, upsample_avx512, layers_avx512, perturb_avx512},
+};
+
+// "portable, avx2 or avx512"
+std::string names() {
+  std::string result;
+  const size_t count = std::size(LEVELS);
+  for (size_t i = 0; i < count; ++i) {
+    if (i > 0) result += i + 1 == count ? " or " : ", ";
+    result += LEVELS[i].name;
+  }
+  return result;
 }
 
 const Level* find(const std::string& name) {
-  for (const Level* level : levels)
-    if (name == level->name) {
-      if (!runs(level)) throw std::invalid_argument("DIP_FAST_CPU: this CPU cannot run " + name);
-      return level;
-    }
-  throw std::invalid_argument("DIP_FAST_CPU must be portable, avx2 or avx512, got " + name);
+  for (const Level& level : LEVELS) {
+    if (name != level.name) continue;
+    if (!level.is_supported()) throw std::invalid_argument("DIP_FAST_CPU: this CPU cannot run " + name);
+    return &level;
+  }
+  throw std::invalid_argument("DIP_FAST_CPU must be " + names() + ", got " + name);
 }
 
-const Level* initial() {
+const Level* first_choice() {
   if (const char* name = std::getenv("DIP_FAST_CPU")) return find(name);
-  for (const Level* level : levels)
-    if (runs(level)) return level;
-  return &portable;
+  const Level* fastest = LEVELS;
+  for (const Level& level : LEVELS)
+    if (level.is_supported()) fastest = &level;
+  return fastest;
 }
 
 const Level*& current() {
-  static const Level* level = initial();
+  static const Level* level = first_choice();
   return level;
 }
 
 }  // namespace
 
+std::span<const Level> levels() { return LEVELS; }
+
 const Level& level() { return *current(); }
 
-void select(const char* name) { current() = find(name); }
-
-bool has(const char* name) {
-  for (const Level* level : levels)
-    if (std::string(name) == level->name) return runs(level);
-  return false;
-}
+void select_level(const char* name) { current() = find(name); }
 
 }  // namespace dip_fast::cpu

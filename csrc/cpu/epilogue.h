@@ -1,4 +1,4 @@
-// The epilogue: the two by two outputs of each site from its nine products, interleaved along W.
+// The epilogue: it forms the two by two outputs of each site from its nine products, interleaved along W.
 //
 //   y[2i+p][2j+q] = M[0][0] + M[1+p][0] + M[0][1+q] + M[1+p][1+q] + bias
 #pragma once
@@ -6,13 +6,14 @@
 #include "tile.h"
 #include "transform.h"
 
-// Whether an image goes past the caches: rows that do not begin with a cache line would be written in parts of lines.
+// Returns whether an image is written past the caches: not if its rows do not begin with a cache line, because lines
+// would then be written in parts.
 template <class T>
 static inline bool streams(int64_t count, int64_t width) {
   return count * static_cast<int64_t>(sizeof(T)) >= STREAMED && width * sizeof(T) % 64 == 0;
 }
 
-// A line that is ready, to where it belongs; past the caches if `stream`.
+// Copies a line to its place in the output, past the caches if `stream`.
 template <class Tile, class T = typename Tile::T>
 static inline void write_line(const T* line, int64_t count, T* to, bool stream) {
   int64_t t = 0;
@@ -24,7 +25,7 @@ static inline void write_line(const T* line, int64_t count, T* to, bool stream) 
   for (; t < count; ++t) to[t] = line[t];
 }
 
-// The gradient of a raw image's values, g + constant + factor y (y may be null), and the sum of it.
+// to = g + constant + factor y (y may be null), the gradient of a raw output, and returns its sum.
 template <class Tile, class T = typename Tile::T>
 static inline T raw_gradient(const T* g, const T* y, T constant, T factor, int64_t count, T* to) {
   using Vector = typename Tile::Vector;
@@ -44,59 +45,62 @@ static inline T raw_gradient(const T* g, const T* y, T constant, T factor, int64
   return sum;
 }
 
-// Rows 2i and 2i + 1 of one output channel, of `length` sites.
+// Forms the rows 2i and 2i + 1 of one output channel, for `length` sites.
 template <class Tile, class T = typename Tile::T>
-static inline void join_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd, bool stream) {
+static inline void combine_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd,
+                                    bool stream) {
   using Vector = typename Tile::Vector;
-  const auto join = [&](auto load, int64_t t, auto put) {
+  const auto combine = [&](auto load, int64_t t, auto put) {
     const auto m = [&](int a) { return load(product + a * slot + t); };
     const auto left = m(1), right = m(2), all = m(0) + bias;
     const auto above = all + m(3), below = all + m(6);
     put(even + 2 * t, above + (left + m(4)), above + (right + m(5)));
     put(odd + 2 * t, below + (left + m(7)), below + (right + m(8)));
   };
-  const bool past = stream && Tile::aligned(even) && Tile::aligned(odd);
+  const bool past_caches = stream && Tile::aligned(even) && Tile::aligned(odd);
   int64_t t = 0;
   for (; t + Tile::LANES <= length; t += Tile::LANES)
-    join([](const T* from) { return Tile::load(from); }, t,
-         [past](T* to, const Vector& a, const Vector& b) {
-           Vector pair[2];
-           Tile::interleave(a, b, pair);
-           if (past)
-             Tile::stream(to, pair[0]), Tile::stream(to + Tile::LANES, pair[1]);
-           else
-             Tile::store(to, pair[0]), Tile::store(to + Tile::LANES, pair[1]);
-         });
-  for (; t < length; ++t) join([](const T* from) { return *from; }, t, [](T* to, T a, T b) { to[0] = a, to[1] = b; });
+    combine([](const T* from) { return Tile::load(from); }, t,
+            [past_caches](T* to, const Vector& a, const Vector& b) {
+              Vector pair[2];
+              Tile::interleave(a, b, pair);
+              if (past_caches)
+                Tile::stream(to, pair[0]), Tile::stream(to + Tile::LANES, pair[1]);
+              else
+                Tile::store(to, pair[0]), Tile::store(to + Tile::LANES, pair[1]);
+            });
+  for (; t < length; ++t)
+    combine([](const T* from) { return *from; }, t, [](T* to, T a, T b) { to[0] = a, to[1] = b; });
 }
 
-// Bilinear: the outputs are those of nearest, blurred by [1 2 1]/4 along H and W with replicated borders.  What a
-// stretch of sites lacks, its neighbours, stands here between two calls: for each channel the two rows of the row of
-// sites above, blurred along W, and the last columns of the stretch to the left, not yet blurred.
+// Bilinear: the outputs are those of nearest, blurred by [1 2 1]/4 along H and W with replicated borders.  A stretch of
+// sites lacks its neighbours; between two calls this struct keeps them for each channel: the two output rows of the row
+// of sites above, blurred along W, and the last columns of the stretch to the left, not yet blurred.
 //
-// Row i of sites completes the rows 2i - 1 and 2i of the output; in them a stretch completes whole vectors, and what is
-// left over waits for the next stretch.
+// Row i of sites completes the rows 2i - 1 and 2i of the output.  A stretch completes whole vectors of them, and the
+// columns that remain wait for the next stretch.
 template <class Tile>
 struct Blur {
   using T = typename Tile::T;
   using Vector = typename Tile::Vector;
   static constexpr int64_t LANES = Tile::LANES, CARRIED = LANES + 2;
 
-  int64_t height;                   // of the low-resolution image
-  int64_t top, bottom;              // rows of sites whose outputs are written
-  int64_t from, cols, left, right;  // first column of the region, their number; those whose outputs are written
-  int64_t line;                     // size of a kept line
+  int64_t height;       // of the low-resolution image
+  int64_t top, bottom;  // rows of sites whose outputs are written
+  int64_t from, cols;   // the columns of sites of the region: the first, and their number
+  int64_t left, right;  // columns of sites whose outputs are written
+  int64_t line;         // size of a kept line
   bool stream;
   T* kept;     // [channel][2][line]
   T* carried;  // [channel][2][CARRIED]
 
   static int64_t size(int64_t channels, int64_t line) { return channels * 2 * (line + CARRIED); }
 
-  // Columns of the output, and of the rows 2i - 1 and 2i, that the sites j .. j + length of row i complete.
+  // The columns of the rows 2i - 1 and 2i of the output that the sites j .. j + length of row i complete.
   struct Window {
-    int64_t begin, end;   // all
+    int64_t begin, end;   // all of them
     int64_t start, stop;  // those that are written
-    int64_t first, last;  // rows that are written
+    int64_t first, last;  // the rows that are written
   };
   Window window(int64_t i, int64_t j, int64_t length) const {
     const int64_t begin = j == from ? 2 * j : completed(2 * j - 1),
@@ -110,14 +114,15 @@ struct Blur {
             at_most(i == height - 1 ? 2 * i + 2 : 2 * i + 1, 2 * bottom)};
   }
 
-  // The sites j .. j + length of row i of one channel.  `output` is where row 2i of it begins, of rows `width` wide.
+  // Blurs the sites j .. j + length of row i of one channel.  `output` is where row 2i of it begins; rows are `width`
+  // wide.
   void operator()(int64_t channel, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot, T bias,
                   T* output, int64_t width) const {
     const bool at_begin = j == from;
     const auto [begin, end, start, stop, first, last] = window(i, j, length);
     const int64_t count = 2 * length + CARRIED;
     T lines[2][2 * MAX_BLOCK + CARRIED + LANES];  // from column 2j - CARRIED on
-    join_products<Tile>(product, slot, length, T(0), lines[0] + CARRIED, lines[1] + CARRIED, false);
+    combine_products<Tile>(product, slot, length, T(0), lines[0] + CARRIED, lines[1] + CARRIED, false);
     for (int p = 0; p < 2; ++p) {
       T *n = lines[p], *carry = carried + (2 * channel + p) * CARRIED;
       if (at_begin)
@@ -150,21 +155,21 @@ struct Blur {
     if (last == 2 * i + 2) row.close(start, stop);
   }
 
-  // How many columns can be written when `known` ones have a right neighbour.
+  // The columns up to which the output is complete when `known` columns have a right neighbour.
   int64_t completed(int64_t known, bool last = false) const {
     return last ? known + 1 : clamped(known / LANES * LANES, 2 * from, known);
   }
 
   struct Row {
-    const T *even, *odd;  // the two rows of the nearest form, by column
-    T* kept;              // those above, blurred along W
+    const T *even, *odd;  // the rows 2i and 2i + 1 of the outputs of nearest, by column
+    T* kept;              // the rows 2i - 2 and 2i - 1 of these, blurred along W
     int64_t line;
     T bias;
     T* output;  // row 2i
     int64_t width;
     bool stream;
 
-    // Columns begin .. end, of which row 2i - 1 is written if ODD and row 2i if EVEN; if FIRST there is none above.
+    // Blurs the columns begin .. end; writes row 2i - 1 if ODD and row 2i if EVEN.  If FIRST, there is no row above.
     template <bool ODD, bool EVEN, bool FIRST = false>
     void complete(int64_t begin, int64_t end) const {
       const auto one = [&](int64_t t, auto load, auto keep, auto put) {
@@ -178,7 +183,7 @@ struct Blur {
       };
       const auto load = [](const T* from) { return *from; };
       const auto store = [](T* to, T value) { *to = value; };
-      // Lambdas, since functions would be called through pointers.
+      // These are lambdas because functions would be called through pointers.
       const auto loads = [](const T* from) { return Tile::load(from); };
       const auto stores = [](T* to, const Vector& value) { Tile::store(to, value); };
       const auto streams = [](T* to, const Vector& value) { Tile::stream(to, value); };
@@ -191,7 +196,7 @@ struct Blur {
       while (t < end) one(t++, load, store, store);
     }
 
-    // The last row of the image, which has itself below.
+    // Writes the last row of the image, whose neighbour below is itself.
     void close(int64_t begin, int64_t end) const {
 #pragma omp simd
       for (int64_t t = begin; t < end; ++t)

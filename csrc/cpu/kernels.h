@@ -1,8 +1,9 @@
-// What the host wrapper knows of the kernels: shapes, and one table of functions for each instruction set.
+// The kernels of upsample_conv2d as the host code sees them: the shape of a call, and a table of functions that is
+// compiled once for each instruction set.
 //
-// A pass is cut into items; each item is worked on by one thread, and no two items write to the same place.  Sums that
-// cross items are cut by the shape alone; all else is computed in the same way wherever the cut is.  Results are
-// therefore the same for any number of threads.
+// A pass is cut into items.  One thread works on an item, and no two items write to the same place.  Where sums cross
+// items, the shape alone decides how the items are cut; everything else is computed in the same way wherever the cut
+// is.  Results are therefore the same for any number of threads.
 #pragma once
 
 #include <cstdint>
@@ -28,36 +29,37 @@ struct Moments {
   double count, mean, squares;
 };
 
-// A thin convolution beside upsample_conv2d, added where the outputs are formed: 3x3 taps of a padded image
-// (S, 2H + 2, 2W + 2).
+// The convolution of the skip channels, which is added to that of the upsampled channels where the outputs are formed:
+// 3x3 taps of an image that has been padded, (S, 2H + 2, 2W + 2).
 template <class T>
-struct Beside {
+struct SkipConv {
   const T* image;
   int64_t channels;  // S, may be 0
-  const T* weight;   // (K, 9 S) forward, (9 S, K) backward
+  const T* weight;   // (K, 9 S) in the forward pass, (9 S, K) in the backward pass
 };
 
-// All tensors are contiguous.  Scratch is counted in elements and aligned to 64 bytes.
+// All tensors are contiguous.  Scratch sizes count elements, and scratch is aligned to 64 bytes.
 template <class T>
-struct Kernels {
-  // The nine weights of the products, and those of the ring, as (9, K, C) for the forward pass, else (9, C, K); of the
-  // output channels k0 .. k1.
+struct UpsampleKernels {
+  // Packs the nine weights of the products, which the ring uses too, for the output channels k0 .. k1: (9, K, C) for
+  // the forward pass, (9, C, K) if transposed.
   int64_t (*packed_size)(const Shape&);
   void (*pack)(const Shape&, const T* weight, bool transposed, int64_t k0, int64_t k1, T* packed);
 
+  // `skip` and `moments` (one for each channel, of the outputs of the item) are both given or both null.  With them the
+  // caller sets Shape::threads to a constant, because it decides where the items are cut, and the moments depend on
+  // that.  forward_scratch takes skip_channels = -1 where they are null.
   int64_t (*forward_items)(const Shape&);
-  // beside and moments, one a channel, of the outputs of the item: both or neither; then the number of threads must be
-  // the same whatever it really is, as it decides where the items are cut.  forward_scratch: -1 channels for neither.
-  int64_t (*forward_scratch)(const Shape&, int64_t beside);
+  int64_t (*forward_scratch)(const Shape&, int64_t skip_channels);
   void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch,
-                  const Beside<T>* beside, Moments* moments);
+                  const SkipConv<T>* skip, Moments* moments);
 
   int64_t (*data_gradient_items)(const Shape&);
   int64_t (*data_gradient_scratch)(const Shape&);
   void (*data_gradient)(const Shape&, const T* grad, const T* packed, T* grad_input, int64_t item, T* scratch);
 
-  // Each item gives its own sums, which are added to the total in the order of the items; finish makes the gradients of
-  // weight and bias (each may be null) from the total, for the output channels k0 .. k1.
+  // Each item has sums of its own, which the caller adds to the total in the order of the items.  `finish` turns the
+  // total into the gradients of weight and bias (either may be null) for the output channels k0 .. k1.
   int64_t (*weight_gradient_items)(const Shape&);
   int64_t (*weight_gradient_scratch)(const Shape&);
   int64_t (*sums_size)(const Shape&);
@@ -65,17 +67,22 @@ struct Kernels {
   void (*finish)(const Shape&, const T* total, int64_t k0, int64_t k1, T* grad_weight, T* grad_bias);
 };
 
-struct Level {
-  const char* name;  // as in DIP_FAST_CPU
-  const Kernels<float>* float32;
-  const Kernels<double>* float64;
+// A table of kernels for both precisions.
+template <template <class> class Kernels>
+struct BothPrecisions {
+  Kernels<float> float32;
+  Kernels<double> float64;
+
+  template <class T>
+  const Kernels<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return float32;
+    else
+      return float64;
+  }
 };
 
-extern const Level portable, avx2, avx512;
-
-// The level in use: the one forced through DIP_FAST_CPU or select, else the best that this CPU has.
-const Level& level();
-bool has(const char* name);     // whether this CPU can run a level
-void select(const char* name);  // throws std::invalid_argument for one that is unknown or cannot run here
+// Defined in kernels_<instruction set>.cpp.
+extern const BothPrecisions<UpsampleKernels> upsample_portable, upsample_avx2, upsample_avx512;
 
 }  // namespace dip_fast::cpu

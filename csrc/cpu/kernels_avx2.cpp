@@ -1,4 +1,4 @@
-// The kernels for AVX2 and FMA.
+// The kernels of upsample_conv2d, for AVX2 and FMA.
 #include "kernels.h"
 
 namespace dip_fast::cpu {
@@ -6,11 +6,9 @@ namespace {
 
 #include "passes.h"
 
-constexpr Kernels<float> float32 = kernels_of<float>();
-constexpr Kernels<double> float64 = kernels_of<double>();
-
 }  // namespace
 
-const Level avx2{"avx2", &float32, &float64};
+constinit const BothPrecisions<UpsampleKernels> upsample_avx2{make_upsample_kernels<float>(),
+                                                              make_upsample_kernels<double>()};
 
 }  // namespace dip_fast::cpu

@@ -1,4 +1,4 @@
-// The kernels of whole layers, for AVX2.
+// The kernels of whole layers, for AVX2 and FMA.
 #include "layers.h"
 
 namespace dip_fast::cpu {
@@ -6,11 +6,8 @@ namespace {
 
 #include "layer_passes.h"
 
-constexpr Layers<float> float32 = layers_of<float>();
-constexpr Layers<double> float64 = layers_of<double>();
-
 }  // namespace
 
-const LayersOf avx2_layers{&float32, &float64};
+constinit const BothPrecisions<LayerKernels> layers_avx2{make_layer_kernels<float>(), make_layer_kernels<double>()};
 
 }  // namespace dip_fast::cpu

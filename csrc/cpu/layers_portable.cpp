@@ -6,11 +6,8 @@ namespace {
 
 #include "layer_passes.h"
 
-constexpr Layers<float> float32 = layers_of<float>();
-constexpr Layers<double> float64 = layers_of<double>();
-
 }  // namespace
 
-const LayersOf portable_layers{&float32, &float64};
+constinit const BothPrecisions<LayerKernels> layers_portable{make_layer_kernels<float>(), make_layer_kernels<double>()};
 
 }  // namespace dip_fast::cpu

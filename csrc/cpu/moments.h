@@ -1,5 +1,6 @@
-// The statistics of what an item writes, one channel at a time: sums of y - p and of its square about a pivot p, the
-// first value of the channel, so that nothing cancels.  Vectors of short sums are added up in double precision.
+// The moments of the outputs that an item writes, one channel at a time: the sums of y - p and of (y - p)^2 about a
+// pivot p, the first value of the channel, so that no digits cancel.  Short sums are taken in vectors of T, and these
+// vectors are added up in double precision.
 #pragma once
 
 #include "tile.h"
@@ -15,7 +16,7 @@ struct MomentSums {
   T* pivot = nullptr;       // [k]
   double* lanes = nullptr;  // [k][2][LANES]
 
-  // In elements of T, for K channels.
+  // The size of the scratch in elements of T, for K channels.
   static int64_t size(int64_t K) {
     return rounded_up(K, 16) + 2 * LANES * K * static_cast<int64_t>(sizeof(double) / sizeof(T));
   }
@@ -26,7 +27,7 @@ struct MomentSums {
     for (int64_t k = 0; k < K; ++k) pivot[k] = __builtin_nan("");
   }
 
-  // At most some hundred values: the sums of a lane are taken in T.
+  // Adds `count` values, at most some hundreds, because the sums of a lane are taken in T.
   void add(int64_t k, const T* values, int64_t count) const {
     if (pivot[k] != pivot[k]) pivot[k] = values[0];
     const T p = pivot[k];
@@ -47,7 +48,7 @@ struct MomentSums {
     }
   }
 
-  // One of the values added has become another.
+  // Corrects the sums where a value that has been added was changed afterwards.
   void replace(int64_t k, T was, T is) const {
     double* to = lanes + 2 * LANES * k;
     const double p = pivot[k];

@@ -1,11 +1,12 @@
-// All kernels, as templates.  Each kernels_<isa>.cpp includes this file inside an unnamed namespace: compiled with
-// flags of its own, nothing of it may be shared with another file by the linker.
+// The kernels of upsample_conv2d, as templates.  Each kernels_<instruction set>.cpp includes this file inside an
+// unnamed namespace: it is compiled with flags of its own, so the linker must not share any of its functions with other
+// files.
 #pragma once
 
 #include "bands.h"
 
-// The tile of the instruction set that the file is compiled for: rows of two vectors, as many as registers allow beside
-// those for operands.
+// The tile of the instruction set that the file is compiled for: rows of two vectors, as many as the registers hold
+// besides those for the operands.
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_ROWS = 12;  // 24 of 32 registers hold sums
 #elif defined(__AVX2__)
@@ -17,7 +18,7 @@ template <class T>
 using TileOf = Tile<T, VECTOR_BYTES / sizeof(T), TILE_ROWS, 2>;
 
 template <class T>
-constexpr Kernels<T> kernels_of() {
+constexpr UpsampleKernels<T> make_upsample_kernels() {
   using P = Passes<TileOf<T>>;
   return {P::packed_size,
           P::pack,

@@ -1,11 +1,11 @@
-// dip_fast::perturb from tensors to pointers: checks, allocation, threads, registration.
+// The operator perturb on a CPU: checks, allocation, sharing among threads, registration.
 #include "perturb.h"
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "arguments.h"
-#include "kernels.h"
+#include "dispatch.h"
 #include "threads.h"
 
 namespace dip_fast::cpu {
@@ -13,22 +13,13 @@ namespace {
 
 using at::Tensor;
 
-// Of the level in use.
-const Perturbs& perturbs() {
-#if defined(__x86_64__)
-  if (&level() == &avx512) return perturbs_avx512;
-  if (&level() == &avx2) return perturbs_avx2;
-#endif
-  return perturbs_portable;
-}
-
 template <class Z>
-void add_noise(Perturb<Z>* kernel, const Noise& noise, const Tensor& z, float* output) {
+void add_noise(PerturbKernel<Z>* kernel, const Noise& noise, const Tensor& z, float* output) {
   const Z* source = z.const_data_ptr<Z>();
   const int64_t size = z.numel();
   // 512 groups take 50 microseconds, well over what it costs to wake a thread.
-  for_each_stretch((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
-                   [&](int64_t begin, int64_t end) { kernel(noise, source, output, size, begin, end); });
+  for_each_range((size + NOISE_GROUP - 1) / NOISE_GROUP, 512,
+                 [&](int64_t begin, int64_t end) { kernel(noise, source, output, size, begin, end); });
 }
 
 Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, double divisor) {
@@ -36,7 +27,7 @@ Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, do
   Tensor output = at::empty(from.sizes(), from.options().dtype(at::kFloat));
   const Noise noise{float(deviation), float(divisor), uint64_t(seed), uint64_t(step)};
   float* to = output.mutable_data_ptr<float>();
-  const Perturbs& kernels = perturbs();
+  const PerturbKernels& kernels = level().perturb;
   switch (z.scalar_type()) {
     case at::kFloat:
       add_noise(kernels.from_float, noise, from, to);

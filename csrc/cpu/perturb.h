@@ -1,4 +1,5 @@
-// What the host wrapper knows of the kernels that add noise: one function for each instruction set.
+// The kernels of perturb as the host code sees them: a table of functions that is compiled once for each instruction
+// set.
 #pragma once
 
 #include <cstdint>
@@ -9,24 +10,25 @@
 
 namespace dip_fast::cpu {
 
-constexpr int64_t NOISE_GROUP = 64;  // values that are drawn together
+constexpr int64_t NOISE_GROUP = 64;  // values that are drawn in one go
 
 struct Noise {
   float deviation, divisor;
   uint64_t seed, step;
 };
 
-// output[i] = z[i] / divisor + deviation * noise[i] for the values i < size of the groups begin .. end.
+// output[i] = z[i] / divisor + deviation * noise[i], for the values i < size of the groups begin .. end.
 template <class Z>
-using Perturb = void(const Noise&, const Z* z, float* output, int64_t size, int64_t begin, int64_t end);
+using PerturbKernel = void(const Noise&, const Z* z, float* output, int64_t size, int64_t begin, int64_t end);
 
-// For z of each type that it is kept in.
-struct Perturbs {
-  Perturb<float>* from_float;
-  Perturb<uint8_t>* from_uint8;
-  Perturb<int8_t>* from_int8;
+// One kernel for each type that z is stored in.
+struct PerturbKernels {
+  PerturbKernel<float>* from_float;
+  PerturbKernel<uint8_t>* from_uint8;
+  PerturbKernel<int8_t>* from_int8;
 };
 
-extern const Perturbs perturbs_portable, perturbs_avx2, perturbs_avx512;
+// Defined in perturb_<instruction set>.cpp.
+extern const PerturbKernels perturb_portable, perturb_avx2, perturb_avx512;
 
 }  // namespace dip_fast::cpu

@@ -1,4 +1,4 @@
-// The kernel that adds noise, for AVX-512.
+// The kernels of perturb, for AVX-512.
 #include "perturb.h"
 
 namespace dip_fast::cpu {
@@ -8,6 +8,6 @@ namespace {
 
 }  // namespace
 
-const Perturbs perturbs_avx512{perturb_groups<float>, perturb_groups<uint8_t>, perturb_groups<int8_t>};
+constinit const PerturbKernels perturb_avx512{perturb_groups<float>, perturb_groups<uint8_t>, perturb_groups<int8_t>};
 
 }  // namespace dip_fast::cpu

@@ -1,19 +1,18 @@
-// Normal noise that depends on seed, step and place alone.
+// The kernels of perturb: normal noise that is a function of seed, step and place alone.
 //
-// Philox4x32-10 (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) turns a counter of four
-// words and a key of two into four random words w0 .. w3 of 32 bits,
+// Philox4x32-10 (J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a counter of four words
+// and a key of two to four random words w0 .. w3 of 32 bits,
 //   counter = (block, block >> 32, step, step >> 32), key = (seed, seed >> 32)
-// of which each two give two normal values (Box and Muller):
+// Each pair of words is mapped to two normal values (Box and Muller):
 //   u = ((w0 >> 1) + 1/2) / 2^31, angle = 2 pi w1 / 2^32:  sqrt(-2 log u) cos angle, sqrt(-2 log u) sin angle
-// A group of 64 values takes 16 blocks: value 64 g + 16 j + l has the j-th number of block 16 g + l, so that a vector
-// holds the same word of neighbouring blocks, whatever its width.
+// A group of 64 values is made of 16 blocks: value 64 g + 16 j + l is the j-th number of block 16 g + l, so that a
+// vector holds the same word of neighbouring blocks, whatever its width.
 //
-// Additions, multiplications, divisions, square roots and shifts only, each rounded as IEEE 754 says and none
-// contracted
-// (-ffp-contract=off): every instruction set gives the same bits.  A value is off by 1e-6 at most of what float64
-// gives (9.6e-7 is the worst of 10^7, tests/test_perturbation.py).
+// The code only adds, multiplies, divides, shifts and takes square roots.  Each operation is rounded as IEEE 754
+// prescribes and none is contracted (-ffp-contract=off), so every instruction set computes the same bits.  A value
+// differs by 1e-6 at most from that of float64 (9.6e-7 is the worst of 10^7, tests/test_perturbation.py).
 //
-// Included inside an unnamed namespace, as the other kernels are.
+// This file is included inside an unnamed namespace, as the other kernels are (passes.h).
 #pragma once
 
 #if defined(__AVX512F__)
@@ -29,7 +28,8 @@ typedef uint64_t Wide __attribute__((vector_size(BYTES)));
 typedef int32_t Integers __attribute__((vector_size(BYTES)));
 typedef float Floats __attribute__((vector_size(BYTES)));
 
-// Product of the low 32 bits of each lane.  (GCC warns of the intrinsics of AVX-512 that have no mask.)
+// The product of the low 32 bits of each lane.  (The AVX-512 intrinsics have a mask because GCC warns of those
+// without.)
 static inline Wide product(Wide a, uint32_t factor) {
 #if defined(__AVX512F__)
   return (Wide)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi64(factor));
@@ -57,7 +57,7 @@ static inline Floats root(Floats x) {
 
 static inline Floats to_floats(Words x) { return __builtin_convertvector((Integers)x, Floats); }
 
-// The words of a counter are the low halves of lanes, and what the high halves hold is ignored.
+// One round of Philox.  The words of a counter are the low halves of the lanes; the high halves are ignored.
 static inline void philox_round(Wide c[4], const Wide key[2]) {
   const Wide p0 = product(c[0], 0xD2511F53), p1 = product(c[2], 0xCD9E8D57);
   c[0] = (p1 >> 32) ^ c[1] ^ key[0];
@@ -66,8 +66,8 @@ static inline void philox_round(Wide c[4], const Wide key[2]) {
   c[3] = p0;
 }
 
-// sqrt(-2 log u).  u = 2^e m with sqrt(1/2) <= m < sqrt(2), and log(1 + f) = f + f^2 (L0 + L1 f + ...): minimax of the
-// error over |f|, 3.1e-8.
+// Returns sqrt(-2 log u).  u = 2^e m with sqrt(1/2) <= m < sqrt(2), and log(1 + f) = f + f^2 (L0 + L1 f + ...), whose
+// coefficients minimise the largest error over |f|, 3.1e-8.
 static inline Floats radius(Words word) {
   const Floats u = to_floats(word >> 1) * 0x1p-31f + 0x1p-32f;
   const Integers bits = (Integers)u, exponent = (bits - 0x3f3504f3) >> 23;  // that of sqrt(1/2)
@@ -83,25 +83,26 @@ static inline Floats radius(Words word) {
   return root(log * -2.0f);
 }
 
-// cos and sin of 2 pi word / 2^32.  The angle is the nearest multiple of pi/2 and a rest of t pi/4, -1 <= t < 1;
-// minimax polynomials in t^2, off by 2.8e-8 for the cosine and by 2.4e-9 for sin / t.
+// Computes cos and sin of 2 pi word / 2^32.  The angle is the nearest multiple of pi/2 plus t pi/4, -1 <= t < 1; the
+// minimax polynomials in t^2 are off by 2.8e-8 for the cosine and by 2.4e-9 for sin / t.
 static inline void rotate(Words word, Floats& cosine, Floats& sine) {
   const Words shifted = word + 0x20000000u;
   const Floats t = to_floats((shifted << 2) ^ 0x80000000u) * 0x1p-31f, tt = t * t;
   const Floats c = ((tt * -3.18880211e-4f + 1.58499149e-2f) * tt - 3.08424253e-1f) * tt + 9.99999972e-1f;
   const Floats s = (((tt * -3.59544818e-5f + 2.49000709e-3f) * tt - 8.07454348e-2f) * tt + 7.85398161e-1f) * t;
-  const Words odd = (Words)((Integers)(shifted << 1) >> 31);  // all bits set where cosine and sine change places
-  const Words turned = shifted & 0x80000000u;                 // half a turn
+  const Words odd = (Words)((Integers)(shifted << 1) >> 31);  // all bits are set where cosine and sine are exchanged
+  const Words negative = shifted & 0x80000000u;               // half a turn
   const Words c_bits = ((Words)c & ~odd) | ((Words)s & odd), s_bits = ((Words)s & ~odd) | ((Words)c & odd);
-  cosine = (Floats)(c_bits ^ turned ^ (odd & 0x80000000u));
-  sine = (Floats)(s_bits ^ turned);
+  cosine = (Floats)(c_bits ^ negative ^ (odd & 0x80000000u));
+  sine = (Floats)(s_bits ^ negative);
 }
 
+// Computes the 64 normal values of a group.
 static inline void draw_group(const Wide keys[ROUNDS][2], uint64_t step, int64_t group, float noise[NOISE_GROUP]) {
   Wide lane;
   for (int i = 0; i < LANES / 2; ++i) lane[i] = 2 * i;
   for (int l = 0; l < BLOCKS; l += LANES) {
-    // The blocks of even and of odd number, which are then put side by side.
+    // The even and the odd blocks are computed separately and then interleaved.
     const uint64_t block = uint64_t(group) * BLOCKS + l;
     const Wide zero = {};
     Wide even[4] = {lane + block, zero + (block >> 32), zero + step, zero + (step >> 32)};

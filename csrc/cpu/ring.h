@@ -1,12 +1,15 @@
-// Bilinear is computed with replicated borders; with zeros or reflected ones the outermost ring of outputs differs, by
-// one-dimensional convolutions along the four sides of
+// The outermost ring of outputs of bilinear.  Bilinear is computed with replicated borders.  With zeros or reflection
+// the ring differs, by a one-dimensional convolution along each of the four sides of
 //
-//   e = (what the padding holds) - (the nearest pixel of the upsampled image)
+//   e = (the value of the padding) - (the nearest pixel of the upsampled image)
 //
-// with the three taps that reach over that side.  With the nine weights of the products (slots 3a + b, transform.h)
-// they read, for the bottom,  w20 e[j-1] + w21 e[j] + w22 e[j+1] = W20 e[j] + W21 (e[j] - e[j-1]) + W22 (e[j+1] -
-// e[j]), the transform of transform.h in one dimension; for the top and the left the sign turns.  The corners of the
-// padding belong to top and bottom; on the left and right e is zero there.
+// with the three taps that reach over that side.  In terms of the nine weights of the products (slots 3a + b,
+// transform.h) it is, for the bottom,
+//
+//   w20 e[j-1] + w21 e[j] + w22 e[j+1] = W20 e[j] + W21 (e[j] - e[j-1]) + W22 (e[j+1] - e[j])
+//
+// which is the transform of transform.h in one dimension; for the top and the left the sign is reversed.  The corners
+// of the padding belong to the top and the bottom; on the left and the right e is zero there.
 //
 // Along a side, `near` is the border line of the low-resolution image and `far` the one beside it.  The upsampled image
 // has the lines  u0 = up(near)  and  u1 = up((3 near + far) / 4),  so e = -u0 for zeros and u1 - u0 for reflect, where
@@ -18,13 +21,13 @@
 #include "transform.h"
 
 struct Side {
-  bool vertical;      // left or right
-  bool end;           // bottom or right
-  int64_t size;       // of the low-resolution line
-  int64_t near, far;  // offsets of the lines in a channel of the low-resolution image
-  int64_t step;       // from pixel to pixel there
-  int64_t output;     // the same in the output
-  int64_t output_step;
+  bool vertical;        // left or right
+  bool end;             // bottom or right
+  int64_t size;         // pixels of the low-resolution line
+  int64_t near, far;    // offsets of the lines in a channel of the low-resolution image
+  int64_t step;         // from pixel to pixel of these lines
+  int64_t output;       // offset of the line in a channel of the output
+  int64_t output_step;  // from pixel to pixel of it
   int slots[3];
 };
 
@@ -55,7 +58,7 @@ static inline Side side_of(const Shape& s, int index) {
           {3 * slot, 3 * slot + 1, 3 * slot + 2}};
 }
 
-// Bilinear upsampling at `position`: 3/4 of pixel `main` and 1/4 of pixel `other`.
+// The bilinear upsampling at `position` is 3/4 of pixel `main` and 1/4 of pixel `other`.
 struct Upsampled {
   int64_t main, other;
   Upsampled(int64_t position, int64_t size) : main(position / 2), other(position % 2 ? main + 1 : main - 1) {
@@ -64,7 +67,7 @@ struct Upsampled {
   }
 };
 
-// Where e at a position in -1 .. 2 size comes from: u0 at `repeated` and u1 at `reflected`.
+// e at a position in -1 .. 2 size is u1 at `reflected` (zeros: nothing) less u0 at `repeated`.
 struct Padded {
   int64_t repeated, reflected;
   Padded(int64_t position, int64_t size) : repeated(position), reflected(position) {
@@ -73,7 +76,7 @@ struct Padded {
   }
 };
 
-// e at a corner of the padding.
+// Returns e at a corner of the padding.
 template <class T>
 static inline T corner_value(const T* channel, const Shape& s, const Side& side, int64_t position) {
   const T three = static_cast<T>(0.75), one = static_cast<T>(0.25);
@@ -88,7 +91,7 @@ static inline T corner_value(const T* channel, const Shape& s, const Side& side,
   return (three * u1_main + one * u1_other) - (three * near[main] + one * near[other]);
 }
 
-// The low-resolution line v of which e is the upsampling, inside the image: -near for zeros, (far - near) / 4 for
+// Inside the image e is the upsampling of a low-resolution line v.  Returns v: -near for zeros, (far - near) / 4 for
 // reflect.
 template <class T>
 static inline T line_value(const T* channel, const Shape& s, const Side& side, int64_t at) {
@@ -96,19 +99,19 @@ static inline T line_value(const T* channel, const Shape& s, const Side& side, i
   return s.padding == Padding::zeros ? -near : static_cast<T>(0.25) * (channel[side.far + at * side.step] - near);
 }
 
-// e at the positions first - 1 .. first + NR of one channel, first even, with its sign; zero outside of the image
-// but for the corners, which belong to top and bottom.
+// Computes e with its sign at the positions first - 1 .. first + NR of one channel; `first` is even.  Outside of the
+// image e is zero, except at the corners, which belong to the top and the bottom.
 template <int NR, class T>
 static inline void ring_line(const T* channel, const Shape& s, const Side& side, int64_t first, T* e) {
   const T sign = side.end ? 1 : -1, quarter = sign * static_cast<T>(0.25);
-  const int64_t size = 2 * side.size, origin = first / 2 - 2;  // of v
+  const int64_t size = 2 * side.size, origin = first / 2 - 2;  // v[0] is pixel `origin`
   T v[NR / 2 + 4];
   for (int64_t q = 0; q < NR / 2 + 4; ++q) {
     const int64_t at = origin + q;
     v[q] = line_value(channel, s, side, at < 0 ? 0 : at < side.size ? at : side.size - 1);
   }
-  // From position first - 2 on.  Twice and a quarter of a number are exact, so that the bits are the same whether the
-  // compiler contracts to multiply-adds or not, which it decides apart for vectors and for what is left over.
+  // up[0] is position first - 2.  Twice a number and a quarter of it are exact, so the bits do not depend on whether
+  // the compiler contracts to multiply-adds, which it decides separately for vectors and for the remaining elements.
   T up[NR + 4];
   for (int64_t q = 1; q < NR / 2 + 3; ++q) {
     up[2 * q - 2] = quarter * ((v[q] + v[q - 1]) + 2 * v[q]);
@@ -123,7 +126,8 @@ static inline void ring_line(const T* channel, const Shape& s, const Side& side,
       e[position - (first - 1)] = sign * corner_value(channel, s, side, position);
 }
 
-// The three fields of e at positions first .. last, at most NR, of all channels: [3][C][NR], zero from `last` on.
+// Makes the three fields of e at the positions first .. last, at most NR, of all channels: [3][C][NR], zero from `last`
+// on.
 template <int NR, class T>
 static void ring_fields(const T* image, const Shape& s, const Side& side, int64_t first, int64_t last, T* out) {
   const int64_t slot = s.C * NR, length = last - first;
@@ -151,7 +155,8 @@ static void ring_products(const T* weight, const Side& side, int64_t rows, int64
     }
 }
 
-// Adds its part to the positions first .. last of one side of an output image (K, 2H, 2W), and to the moments of it.
+// Adds the ring's part to the positions first .. last of one side of an output image (K, 2H, 2W), and corrects its
+// moments.
 template <class Tile, class T = typename Tile::T>
 static void ring_forward(const T* image, const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
                          T* output, T* scratch, const MomentSums<Tile>& moments = {}) {
@@ -173,7 +178,7 @@ static void ring_forward(const T* image, const Shape& s, const T* packed, const 
   }
 }
 
-// Adds the gradient that comes through e to those pixels of an input image (C, H, W) that lie in rows top .. bottom.
+// Adds the gradient that comes through e to the pixels of an input image (C, H, W) that lie in the rows top .. bottom.
 template <class Tile, class T = typename Tile::T>
 static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, const Side& side, int64_t top,
                                int64_t bottom, T* grad_input, T* scratch) {
@@ -220,7 +225,7 @@ static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, c
         if (offset >= top * s.W && offset < bottom * s.W) channel[offset] += value;
       };
       const int64_t origin = (begin + 1) / 2 - 2;
-      T v[NR / 2 + 4] = {};  // the gradient of the line that e is the upsampling of
+      T v[NR / 2 + 4] = {};  // the gradient of the line whose upsampling is e
       for (int64_t t = begin; t < end; ++t) {
         const T value = sums[c * NR + (t - begin)];
         if (t < 0 || t >= size) {

@@ -1,3 +1,4 @@
+// The pool of threads.
 #include "threads.h"
 
 #include <omp.h>
@@ -22,10 +23,10 @@ void pause() {
 #endif
 }
 
-// Looks at a condition for a tenth of a millisecond or two: what lies between two passes of a step, mostly.  Waking up
-// a thread that sleeps takes as long as many a pass.
+// Polls a condition for a tenth of a millisecond or two, which is longer than most pauses between two passes of a step.
+// To wake up a thread that sleeps takes as long as many a pass.
 template <class F>
-bool soon(F condition) {
+bool poll(F condition) {
   for (int i = 0; i < 8000; ++i) {
     if (condition()) return true;
     pause();
@@ -33,13 +34,14 @@ bool soon(F condition) {
   return false;
 }
 
-// One pass at a time.  `entries_` is the number of the pass, which threads have entered it, and whether more may, in
-// one word: whoever enters does so by exchanging that word, so that what he has read of the pass is of this one.
+// Runs one pass at a time.  `entries_` holds in one word the number of the pass and how many threads have entered it
+// (CLOSED: no more may).  A thread enters by a compare-and-exchange of that word; if it succeeds, the body and the
+// context that the thread has read before belong to that pass.
 class Pool {
  public:
   void run(int others, void (*body)(void*), void* context) {
     const std::unique_lock one(busy_, std::try_to_lock);
-    if (!one.owns_lock()) return body(context);  // another thread's pass is on: its threads are taken
+    if (!one.owns_lock()) return body(context);  // another thread's pass has the threads of the pool
     for (; threads_ < others; ++threads_) start();
     body_.store(body, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
@@ -57,7 +59,7 @@ class Pool {
     }
     const uint32_t entered = static_cast<uint32_t>(entries_.exchange(word(pass, CLOSED), std::memory_order_acq_rel));
     const auto all_left = [&] { return left_.load(std::memory_order_acquire) == entered; };
-    while (!soon(all_left)) {
+    while (!poll(all_left)) {
       const uint32_t now = left_.load(std::memory_order_acquire);
       if (now != entered) left_.wait(now, std::memory_order_acquire);
     }
@@ -69,7 +71,7 @@ class Pool {
   static uint64_t word(uint32_t pass, uint32_t entered) { return static_cast<uint64_t>(pass) << 32 | entered; }
 
   void start() {
-    // Signals are for the threads of the program.
+    // The threads of the pool block all signals, which are meant for the threads of the program.
     sigset_t all, before;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -81,7 +83,7 @@ class Pool {
     uint32_t seen = 0;
     for (;;) {
       const auto called = [&] { return called_.load(std::memory_order_acquire) != seen; };
-      while (!soon(called)) called_.wait(seen, std::memory_order_acquire);
+      while (!poll(called)) called_.wait(seen, std::memory_order_acquire);
       seen = called_.load(std::memory_order_acquire);
       uint64_t at = entries_.load(std::memory_order_acquire);
       for (;;) {
@@ -118,7 +120,8 @@ class Pool {
   std::atomic<void*> context_{nullptr};
 };
 
-// Never destroyed: its threads run to the end of the process.  A child of fork has none of them and makes new ones.
+// The pool is never destroyed: its threads run to the end of the process.  A child of fork has none of them and starts
+// new ones.
 Pool* pool = nullptr;
 
 Pool& the_pool() {
@@ -130,22 +133,22 @@ Pool& the_pool() {
   return *pool;
 }
 
-thread_local int own = 0;  // threads of the pool, for operators called by this thread
+thread_local int own = 0;  // how many threads of the pool run the operators that this thread calls; 0: none
 
 }  // namespace
 
-Own::Own() : before_(own) {
+OwnThreads::OwnThreads() : before_(own) {
   if (own == 0) own = at::get_num_threads();
   omp_set_num_threads(1);
 }
 
-Own::~Own() {
+OwnThreads::~OwnThreads() {
   if (before_ == 0) omp_set_num_threads(own);
   own = before_;
 }
 
 int thread_count() { return own > 0 ? own : at::get_num_threads(); }
-bool pool_is_wanted() { return own > 0; }
-void on_pool(int others, void (*body)(void*), void* context) { the_pool().run(others, body, context); }
+bool uses_pool() { return own > 0; }
+void run_on_pool(int others, void (*body)(void*), void* context) { the_pool().run(others, body, context); }
 
 }  // namespace dip_fast::cpu

@@ -5,13 +5,13 @@
 // a is a matrix by rows, of which one element at a time is broadcast; b is a panel, whose rows of NR elements are
 // vectors, mostly without a gap between them.  With 16 vector registers (AVX2) a tile of 6 x 2 vectors takes 12 for the
 // sums, 2 for b and 1 for a; two multiply-adds a cycle of latency 4 need 8 sums at least, so tiles of 4 or 5 rows still
-// run at full rate, and rows are dealt out evenly (see tile_begin) in place of a ragged last tile.
+// run at full rate, and rows are divided evenly (see tile_begin) in place of a ragged last tile.
 //
-// Written with the vector extension of GCC and Clang, so that one text serves every instruction set; each file that
-// includes this one does so with flags of its own, inside an unnamed namespace.
+// The code uses the vector extension of GCC and Clang, so that one text serves every instruction set.  Each file that
+// includes this one is compiled with flags of its own and does so inside an unnamed namespace.
 #pragma once
 
-constexpr int64_t MAX_BLOCK = 64;  // sites worked on at a time, at most
+constexpr int64_t MAX_BLOCK = 64;  // the most sites that are worked on at a time
 
 static constexpr int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 static constexpr int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -21,14 +21,15 @@ static constexpr int64_t clamped(int64_t value, int64_t low, int64_t high) {
 static constexpr int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a, b) * b; }
 
-// Bytes of output.  Zen 5, one thread, a step of quick at 256x256: 49 ms from 4 MB on, 45.5 from 1 MB or less on;
-// without it the layers of full size take 1.1 to 1.5 times as long (docs/notes/operator.md).
+// Outputs of at least so many bytes are written past the caches.  Zen 5, one thread, a step of quick at 256x256: 49 ms
+// with a limit of 4 MB, 45.5 with 1 MB or less; without streaming the layers of full size take 1.1 to 1.5 times as long
+// (docs/notes/step.md).
 constexpr int64_t STREAMED = 1 << 20;
 
-// Rows in bands: `rows` in each, the last may have fewer.
+// A division of rows into bands: `rows` in each, the last may have fewer.
 struct Bands {
   int64_t rows, count;
-  Bands(int64_t height, int64_t wanted) : rows(at_most(height, wanted)), count(quotient_up(height, rows)) {}
+  Bands(int64_t height, int64_t most) : rows(at_most(height, most)), count(quotient_up(height, rows)) {}
   int64_t begin(int64_t band) const { return band * rows; }
   int64_t end(int64_t band, int64_t height) const { return at_most(height, (band + 1) * rows); }
 };
@@ -40,12 +41,10 @@ struct Tile {
   typedef T Vector __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T))));
 
   static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
-
-  // Every loop over the sums is unrolled, or the compiler keeps them in memory before and after the loop over r.
   static void store(T* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 
-  // Past the caches, for what is larger than they are: nothing is read before it is overwritten, and what is worked on
-  // stays.  `to` is aligned to a vector; fence() before another thread may read.
+  // Writes past the caches, for outputs larger than these: no line is read before it is overwritten, and the operands
+  // stay in the caches.  `to` must be aligned to a vector, and fence() must come before another thread reads.
   static bool aligned(const T* to) { return reinterpret_cast<uintptr_t>(to) % sizeof(Vector) == 0; }
   static void stream(T* to, const Vector& value) {
 #if defined(__x86_64__)
@@ -66,7 +65,7 @@ struct Tile {
 #endif
   }
 
-  // Of all lanes, halves first.
+  // The sum of all lanes: the two halves are added first.
   static T sum(const Vector& v) { return sum_halves<LANES / 2>(v, std::make_integer_sequence<int, LANES>()); }
   template <int S, int... I>
   static T sum_halves(const Vector& v, std::integer_sequence<int, I...> lanes) {
@@ -77,7 +76,7 @@ struct Tile {
       return both[0];
   }
 
-  // a[0] b[0] a[1] b[1] ..., in two vectors.
+  // a[0] b[0] a[1] b[1] ..., as two vectors.
   template <int... I>
   static void interleave(const Vector& a, const Vector& b, Vector* out, std::integer_sequence<int, I...>) {
     out[0] = __builtin_shufflevector(a, b, (I % 2 * LANES + I / 2)...);
@@ -87,6 +86,8 @@ struct Tile {
     interleave(a, b, out, std::make_integer_sequence<int, LANES>());
   }
 
+  // A tile of exactly ROWS rows.  Every loop over the sums is unrolled; otherwise the compiler keeps them in memory
+  // before and after the loop over r.
   template <int ROWS>
   __attribute__((noinline)) static void only(int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo,
                                              bool accumulate, int64_t ldb) {
@@ -116,6 +117,7 @@ struct Tile {
       }
   }
 
+  // A tile of `rows` <= MR rows.
   template <int ROWS = MR>
   static void upto(int rows, int64_t depth, const T* a, int64_t lda, const T* b, T* out, int64_t ldo, bool accumulate,
                    int64_t ldb = NR) {
@@ -125,7 +127,7 @@ struct Tile {
       upto<ROWS - 1>(rows, depth, a, lda, b, out, ldo, accumulate, ldb);
   }
 
-  // LANES x LANES elements, rows `ldi` apart, to columns: exchanges halves, then quarters, and so on down to elements.
+  // Transposes LANES x LANES elements: exchanges halves, then quarters, and so on down to elements.
   static void transpose(const T* in, int64_t ldi, T* out, int64_t ldo) {
     Vector v[LANES];
 #pragma GCC unroll 16
@@ -147,37 +149,40 @@ struct Tile {
     if constexpr (S > 1) exchange<S / 2>(v, lanes);
   }
 
-  // `rows` in tiles of MR at most, as even as can be.
+  // The division of `rows` into tiles of at most MR rows, as even as possible.
   static int64_t tiles(int64_t rows) { return (rows + MR - 1) / MR; }
   static int64_t tile_begin(int64_t rows, int64_t tile) { return rows * tile / tiles(rows); }
 };
 
-// The distance of the nine slots of fields with `count` elements each.  80 more, as at a multiple of 4096 bytes all
-// nine would fall on the same eight places of the first-level cache.
+// The distance between two fields of `count` elements each.  80 elements are added because fields a multiple of 4096
+// bytes apart would all compete for the same eight lines of the first-level cache.
 static inline int64_t field_slot(int64_t count) { return count + 80; }
 
-// Into the first-level cache.  Channels lie planes apart, which no hardware foresees: each transform asks for the rows
-// that it needs two channels later.
+// Prefetches `count` elements into the first-level cache.  Channels lie planes apart, which the hardware does not
+// foresee; each transform prefetches the rows that it will read two channels later.
 template <class T>
 static inline void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
-// out[slot][row - begin][site] = sum over d of weight[slot][row][d] * panel[slot][site / NR][d][site % NR] for one tile
-// of rows and the nine slots 3a + b, or only those whose bit a is in `wanted`.  With out_slot = 0 all are summed in one
-// place.
+// For one tile of rows and the nine slots 3a + b, computes
 //
-// A tile of the weights, 6 x 64 floats, stays in the first-level cache while the panels pass.  Sums of more than CHAIN
-// terms are added up from parts, which rounds less: with 128 the error of nearest would be 1.6 times that of PyTorch's
-// layers on AVX-512, and that of the data gradient, whose nine terms partly cancel, 1.56 times on AVX2.
+//   out[slot][row - begin][site] = sum over d of weight[slot][row][d] * panel[slot][site / NR][d][site % NR]
+//
+// `mask` has a bit for each of the a whose slots are computed.  With out_slot = 0 the products of all slots are added
+// up in one place.
+//
+// A tile of the weights, 6 x 64 floats, stays in the first-level cache while the panels are read.  Sums of more than
+// CHAIN terms are added up from parts, which rounds less: with 128 terms the error of nearest would be 1.6 times that
+// of PyTorch's layers on AVX-512, and that of the data gradient, whose nine terms partly cancel, 1.56 times on AVX2.
 constexpr int64_t CHAIN = 64;
 
 template <class Tile, class T = typename Tile::T>
 static void nine_products(const T* weight, int64_t rows, int64_t depth, const T* panel, int64_t panels, int64_t tile,
-                          T* out, int64_t out_slot, int wanted = 7) {
+                          T* out, int64_t out_slot, int mask = 7) {
   const int64_t row = Tile::tile_begin(rows, tile), count = Tile::tile_begin(rows, tile + 1) - row;
   for (int slot = 0; slot < 9; ++slot) {
-    if ((wanted >> slot / 3 & 1) == 0) continue;
+    if ((mask >> slot / 3 & 1) == 0) continue;
     const T* b = panel + slot * field_slot(panels * depth * Tile::NR);
     for (int64_t d = 0; d < depth; d += CHAIN)
       for (int64_t p = 0; p < panels; ++p)

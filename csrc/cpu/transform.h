@@ -1,4 +1,4 @@
-// The transforms: what the nine products are taken of.  Adds only; borders are dealt with here and nowhere else.
+// The transforms: they make the operands (fields) of the nine products.  They only add, and they alone handle borders.
 //
 // One dimension, nearest, a site i of the low-resolution image, taps w0 w1 w2, S = w0 + w1 + w2, D[i] = x[i] - x[i-1]:
 //
@@ -14,18 +14,20 @@
 //
 // with x[-1] and x[H] the nearest pixel (reflect and replicate are the same after upsampling by two) or zero.
 //
-// Gradients, g = dL/dy.  As each x[i] is in the fields of three sites, its gradient is moved from the products' results
-// to their operands, and is then one sum of nine products with no neighbours:
+// Gradients, g = dL/dy.  Each x[i] is in the fields of three sites, so its gradient would be a sum over the results of
+// neighbouring sites.  With the differences taken of the operands instead, it is one sum of nine products of its own
+// site:
 //
 //   dx[i] = S (g[2i] + g[2i+1]) - w0 (g[2i] - g[2i+2]) + w2 (g[2i-1] - g[2i+1])
 //
-// with g zero outside of the image; where D[0] and D[W] are zero by padding, g[0] and g[2W-1] are left out of the
-// second and third.  The weights' gradients are products of the fields of x with g[2i] + g[2i+1], g[2i] and g[2i+1].
+// with g zero outside of the image.  Where the padding makes D[0] and D[H] zero, g[0] is left out of the second term
+// and g[2H-1] of the third.  The weights' gradients are the products of the fields of x with g[2i] + g[2i+1], g[2i] and
+// g[2i+1].
 //
 // Bilinear is nearest with replicated borders, blurred along H and W by [1 2 1]/4 with replicated borders.  The blur is
 // its own adjoint, so gradients are blurred while they are loaded.
 //
-// Sites of a region are numbered along its rows; a panel holds NR of them: [slot][panel][channel][NR].
+// The sites of a region are numbered along its rows; a panel holds NR of them: [slot][panel][channel][NR].
 #pragma once
 
 #include "tile.h"
@@ -60,13 +62,13 @@ static inline void copy(const T* from, int64_t count, T* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = from[i];
 }
 
-// A pixel beyond the border: zero, or as its neighbour.
+// Sets a pixel beyond the border: to zero, or to its neighbour in the image.
 template <class T>
 static inline void border(T* out, const T* neighbour, int64_t count, bool zeros) {
   for (int64_t i = 0; i < count; ++i) out[i] = zeros ? 0 : neighbour[i];
 }
 
-// Zeros in what the last panel of each slot has beyond `sites`.
+// Fills the last panel of each slot with zeros if `sites` do not fill it.
 template <int NR, class T>
 static inline void clear_last_panel(int64_t sites, int64_t channels, T* out) {
   const int64_t panels = (sites + NR - 1) / NR;
@@ -74,9 +76,10 @@ static inline void clear_last_panel(int64_t sites, int64_t channels, T* out) {
     fill_zero(out + slot * field_slot(panels * channels * NR) + (panels - 1) * channels * NR, channels * NR);
 }
 
-// Nine fields of `length` elements from three lines, whose neighbours along W lie `step` to either side.
+// Makes nine fields of `length` elements from three lines, in which the neighbours along W are `step` elements away.
 template <class T, class Length, class Step>
-static inline void fields_of(const T* up, const T* mid, const T* down, Length length, Step step, T* out, int64_t slot) {
+static inline void nine_fields(const T* up, const T* mid, const T* down, Length length, Step step, T* out,
+                               int64_t slot) {
 #pragma omp simd
   for (int64_t t = 0; t < length; ++t) {
     const int64_t left = t - step, right = t + step;
@@ -93,8 +96,8 @@ static inline void fields_of(const T* up, const T* mid, const T* down, Length le
   }
 }
 
-// Calls f(panel, lane, t, length) for the parts of a stretch that lie in one panel each; `length` is a constant for
-// whole panels.
+// Divides a stretch of sites by panels and calls f(panel, lane, t, length) for each part; `length` is a compile-time
+// constant for whole panels.
 template <int NR, class F>
 static inline void each_panel(int64_t site, int64_t length, F f) {
   for (int64_t t = 0; t < length;) {
@@ -110,7 +113,7 @@ static inline void each_panel(int64_t site, int64_t length, F f) {
   }
 }
 
-// The fields of the sites first .. last of a region of one image (C, H, W); the last panel is filled up with zeros.
+// Makes the fields of the sites first .. last of a region of one image (C, H, W), the last panel filled up with zeros.
 template <int NR, class T>
 static void input_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
@@ -125,8 +128,8 @@ static void input_fields(const T* image, const Shape& s, const Region& region, i
         prefetch(mid + 2 * plane + r * s.W, length);
       const T *up = top ? (zeros ? nothing + 1 : mid) : mid - s.W,
               *down = bottom ? (zeros ? nothing + 1 : mid) : mid + s.W;
-      // Neighbours beyond the left and right border are read from the rows around, and put right below; only at the two
-      // ends of the image is there nothing to read.
+      // Neighbours beyond the left and the right border are read from the rows before and after, and corrected below;
+      // only at the two ends of the image would these reads leave its memory.
       T padded[3][MAX_BLOCK + 2];
       if ((c == 0 && i <= 1) || (c == s.C - 1 && i >= s.H - 2)) {
         const T* rows[3] = {up, mid, down};
@@ -139,29 +142,29 @@ static void input_fields(const T* image, const Shape& s, const Region& region, i
       }
       T* channel = out + c * NR;
       each_panel<NR>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
-        fields_of(up + t, mid + t, down + t, part, Constant<1>(), channel + panel * s.C * NR + lane, slot);
+        nine_fields(up + t, mid + t, down + t, part, Constant<1>(), channel + panel * s.C * NR + lane, slot);
       });
-      const auto border = [&](int64_t t, int at, T sign) {
+      const auto correct = [&](int64_t t, int at, T sign) {
         const int64_t lane = site - first + t;
         T* o = channel + lane / NR * s.C * NR + lane % NR;
         for (int a = 0; a < 3; ++a) o[(3 * a + at) * slot] = zeros ? sign * o[3 * a * slot] : 0;
       };
-      if (j == 0) border(0, 1, 1);
-      if (j + length == s.W) border(length - 1, 2, -1);
+      if (j == 0) correct(0, 1, 1);
+      if (j + length == s.W) correct(length - 1, 2, -1);
     }
   });
 }
 
 // The gradient of one channel, (2H, 2W), about the sites j - 1 .. j + length of row i, already combined along H: three
-// lines of the even columns and three of the odd ones.  Bilinear: blurred along both.  Zero outside of the image.
+// lines of the even columns and three of the odd ones, zero outside of the image, for bilinear blurred along H and W.
 template <class T>
 struct GradientLines {
-  T even[3][MAX_BLOCK + 2], odd[3][MAX_BLOCK + 2];  // [0]: of site j - 1, whose even column is not to be read
+  T even[3][MAX_BLOCK + 2], odd[3][MAX_BLOCK + 2];  // element 0 is site j - 1, whose even column is not set
 };
 
-// With b[r] the rows of the gradient, blurred along H for bilinear, `combine` makes the three lines of b[2i-1] ..
-// b[2i+2]; those outside of the image come as zero.  As blurring along W commutes with that, three lines are blurred,
-// not four.
+// With b[r] the rows of the gradient (bilinear: blurred along H), `combine` makes the three lines from b[2i-1] ..
+// b[2i+2], which are zero outside of the image.  Blurring along W commutes with that, so three lines are blurred, not
+// four.
 template <class T, class Combine>
 static inline void gradient_lines(const T* grad, const Shape& s, int64_t i, int64_t j, int64_t length, Combine combine,
                                   GradientLines<T>& lines) {
@@ -209,7 +212,7 @@ static inline void gradient_lines(const T* grad, const Shape& s, int64_t i, int6
   }
 }
 
-// The part of one channel's gradient that gradient_lines will read.
+// Prefetches the part of one channel's gradient that gradient_lines will read.
 template <class T>
 static inline void prefetch_gradient(const T* grad, const Shape& s, int64_t first, int64_t last, int64_t col,
                                      int64_t count) {
@@ -217,7 +220,7 @@ static inline void prefetch_gradient(const T* grad, const Shape& s, int64_t firs
   for (int64_t r = first > 0 ? first : 0; r < last && r < 2 * s.H; ++r) prefetch(grad + r * 2 * s.W + col, count);
 }
 
-// The operands of the data gradient, in panels over the output channels, for the sites first .. last of a region.
+// Makes the operands of the data gradient, in panels over the output channels, for the sites first .. last of a region.
 template <int NR, class T>
 static void gradient_fields(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last, T* out) {
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
@@ -260,7 +263,7 @@ static void gradient_fields(const T* grad, const Shape& s, const Region& region,
   });
 }
 
-// The gradients of the nine products of sites first .. last of a region, by rows: [slot][k][site].
+// Makes the gradients of the nine products of the sites first .. last of a region, by rows: [slot][k][site].
 template <class T>
 static void product_gradients(const T* grad, const Shape& s, const Region& region, int64_t first, int64_t last,
                               T* out) {
@@ -292,9 +295,9 @@ static void product_gradients(const T* grad, const Shape& s, const Region& regio
   }
 }
 
-// A line of `count` pixels of C channels, `plane` apart, turned into pixels of channels: [pixel][row], zero from C on.
+// Transposes a line of `count` pixels of C channels, which are `plane` apart, to [pixel][row], zero from channel C on.
 template <class Tile, class T = typename Tile::T>
-static void turn_line(const T* in, int64_t plane, int64_t C, int64_t count, int64_t row, T* out) {
+static void transpose_line(const T* in, int64_t plane, int64_t C, int64_t count, int64_t row, T* out) {
   constexpr int64_t LANES = Tile::LANES;
   const int64_t whole_c = C / LANES * LANES, whole_t = count / LANES * LANES;
   for (int64_t c = 0; c < whole_c; c += LANES)
@@ -306,40 +309,40 @@ static void turn_line(const T* in, int64_t plane, int64_t C, int64_t count, int6
 }
 
 // input_fields with the channels as vectors, for products that sum over the sites: [slot][channel / NR][site][NR].
-// Three lines are turned, `turned` holds 3 (MAX_BLOCK + 2) pixels, and nine fields made of them.
+// Three lines are transposed into `transposed`, which holds 3 (MAX_BLOCK + 2) pixels, and nine fields made of them.
 template <class Tile, class T = typename Tile::T>
-static void turned_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last, T* turned,
-                          T* out) {
+static void transposed_fields(const T* image, const Shape& s, const Region& region, int64_t first, int64_t last,
+                              T* transposed, T* out) {
   constexpr int64_t NR = Tile::NR;
   const bool zeros = s.padding == Padding::zeros && !s.bilinear;
   const int64_t row = rounded_up(s.C, NR), sites = last - first, slot = field_slot(row * sites), plane = s.H * s.W;
   each_stretch(region, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
     const int64_t line = (length + 2) * row;
     for (int64_t r = 0; r < 3; ++r) {  // lines i - 1, i, i + 1 of the columns j - 1 .. j + length
-      T* to = turned + r * line;
+      T* to = transposed + r * line;
       const int64_t at = i + r - 1;
       if (at < 0 || at >= s.H) {
         if (zeros)
           fill_zero(to, line);
         else if (r == 2)
-          copy(turned + line, line, to);  // of the line above; that of the line below follows when it is there
+          copy(transposed + line, line, to);  // line i; for r = 0 it is copied below, once line i is made
         continue;
       }
       const int64_t from = j > 0 ? j - 1 : j, until = j + length < s.W ? j + length + 1 : j + length;
-      turn_line<Tile>(image + at * s.W + from, plane, s.C, until - from, row, to + (from - (j - 1)) * row);
+      transpose_line<Tile>(image + at * s.W + from, plane, s.C, until - from, row, to + (from - (j - 1)) * row);
       if (j == 0) border(to, to + row, row, zeros);
       if (j + length == s.W) border(to + (length + 1) * row, to + length * row, row, zeros);
-      if (r == 1 && i == 0 && !zeros) copy(to, line, turned);
+      if (r == 1 && i == 0 && !zeros) copy(to, line, transposed);
     }
     for (int64_t c = 0; c < row; c += NR)
       for (int64_t t = 0; t < length; ++t) {
-        const T *up = turned + (t + 1) * row + c, *mid = up + line, *down = mid + line;
-        fields_of(up, mid, down, Constant<NR>(), row, out + (c / NR * sites + site - first + t) * NR, slot);
+        const T *up = transposed + (t + 1) * row + c, *mid = up + line, *down = mid + line;
+        nine_fields(up, mid, down, Constant<NR>(), row, out + (c / NR * sites + site - first + t) * NR, slot);
       }
   });
 }
 
-// The nine weights (9, K, C), or (9, C, K) transposed, of a weight (K, C, 3, 3), for the output channels k0 .. k1.
+// Packs the nine weights of a weight (K, C, 3, 3) for the output channels k0 .. k1: (9, K, C), or (9, C, K) transposed.
 template <class T>
 static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, int64_t k0, int64_t k1, T* out) {
   const int64_t slot = K * C, step = transposed ? K : 1;
@@ -370,8 +373,8 @@ static void pack_weight(const T* weight, int64_t K, int64_t C, bool transposed, 
     }
 }
 
-// The adjoint of pack_weight: the sums (9, K, ldc) of the products' gradients give the gradient (K, C, 3, 3), for k0 ..
-// k1.
+// The adjoint of pack_weight: from the sums (9, K, ldc) of the products' gradients to the gradient (K, C, 3, 3), for
+// the output channels k0 .. k1.
 template <class T>
 static void unpack_weight_gradient(const T* sums, int64_t K, int64_t C, int64_t ldc, int64_t k0, int64_t k1,
                                    T* grad_weight) {

@@ -1,4 +1,4 @@
-// From tensors to pointers: checks, allocation, threads, registration.
+// The operator upsample_conv2d on a CPU: checks, allocation, sharing among threads, registration.
 #include "upsample_conv2d.h"
 
 #include <ATen/ATen.h>
@@ -13,13 +13,11 @@ namespace {
 
 using at::Tensor;
 
-constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
-
 Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view mode, c10::string_view padding_mode) {
   Shape shape{};
   shape.threads = thread_count();
   shape.bilinear = is_bilinear(mode);
-  shape.padding = padding_of(padding_mode, 2, 2);  // the upsampled image is no smaller
+  shape.padding = padding_of(padding_mode, 2, 2);  // any upsampled image is large enough for reflection
   on_cpu.check_upsampled(input, weight);
   shape.N = input.size(0), shape.C = input.size(1), shape.H = input.size(2), shape.W = input.size(3);
   shape.K = weight.size(0);
@@ -30,16 +28,16 @@ Shape checked_shape(const Tensor& input, const Tensor& weight, c10::string_view 
 
 template <class T>
 void forward(const Shape& shape, const T* input, const T* weight, const T* bias, T* output) {
-  const Kernels<T>& kernel = kernels<T>();
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   const Buffer<T> packed = packed_weight(shape, weight, false);
   for_each_item<T>(kernel.forward_items(shape), kernel.forward_scratch(shape, -1), [&](int64_t item, T* scratch) {
     kernel.forward(shape, input, packed.get(), bias, output, item, scratch, nullptr, nullptr);
   });
 }
 
-// ---- registered
+// ---- the operators
 
-// bfloat16 and float16 are computed in float32.
+// Converts to the dtype of the computation: float32 for bfloat16 and float16.
 Tensor to_compute(const Tensor& tensor) {
   return tensor.to(tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
 }
@@ -72,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor> upsample_conv2d_backward(const Tensor& grad, 
   const Shape shape = checked_shape(input, weight, mode, padding_mode);
   on_cpu.check_upsampled_gradient(grad, input, weight);
   const Tensor g = to_compute(grad), x = to_compute(input), w = to_compute(weight);
-  const auto empty = [&](bool wanted, at::IntArrayRef sizes) {
-    return at::empty(wanted ? sizes : at::IntArrayRef({0}), x.options());
+  const auto empty = [&](bool needed, at::IntArrayRef sizes) {
+    return at::empty(needed ? sizes : at::IntArrayRef({0}), x.options());
   };
   const Tensor grad_input = empty(mask[0], x.sizes()), grad_weight = empty(mask[1], w.sizes()),
                grad_bias = empty(mask[2], {shape.K});

@@ -1,34 +1,23 @@
-// The passes of upsample_conv2d shared among threads, for one dtype; all pointers are of contiguous tensors.
+// The passes of upsample_conv2d, shared among threads, for one dtype.  All pointers are of contiguous tensors.
 #pragma once
 
-#include <type_traits>
-
-#include "kernels.h"
+#include "dispatch.h"
 #include "threads.h"
 
 namespace dip_fast::cpu {
 
 template <class T>
-const Kernels<T>& kernels() {
-  if constexpr (std::is_same_v<T, float>)
-    return *level().float32;
-  else
-    return *level().float64;
-}
-
-template <class T>
 Buffer<T> packed_weight(const Shape& shape, const T* weight, bool transposed) {
-  const Kernels<T>& kernel = kernels<T>();
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   Buffer<T> packed(kernel.packed_size(shape));
-  for_each_stretch(shape.K, 16, [&](int64_t begin, int64_t end) {
-    kernel.pack(shape, weight, transposed, begin, end, packed.get());
-  });
+  for_each_range(shape.K, 16,
+                 [&](int64_t begin, int64_t end) { kernel.pack(shape, weight, transposed, begin, end, packed.get()); });
   return packed;
 }
 
 template <class T>
 void data_gradient(const Shape& shape, const T* grad, const T* weight, T* grad_input) {
-  const Kernels<T>& kernel = kernels<T>();
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   const Buffer<T> packed = packed_weight(shape, weight, true);
   for_each_item<T>(
       kernel.data_gradient_items(shape), kernel.data_gradient_scratch(shape),
@@ -37,13 +26,13 @@ void data_gradient(const Shape& shape, const T* grad, const T* weight, T* grad_i
 
 template <class T>
 void weight_gradient(const Shape& shape, const T* grad, const T* input, T* grad_weight, T* grad_bias) {
-  const Kernels<T>& kernel = kernels<T>();
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   const int64_t size = kernel.sums_size(shape), items = kernel.weight_gradient_items(shape);
   const Buffer<T> total(size);
   sum_items<T>(items, size, kernel.weight_gradient_scratch(shape), total.get(), [&](int64_t item, T* sums, T* scratch) {
     kernel.weight_gradient(shape, grad, input, sums, item, scratch);
   });
-  for_each_stretch(shape.K, 16, [&](int64_t begin, int64_t end) {
+  for_each_range(shape.K, 16, [&](int64_t begin, int64_t end) {
     kernel.finish(shape, total.get(), begin, end, grad_weight, grad_bias);
   });
 }

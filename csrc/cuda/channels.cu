@@ -1,6 +1,8 @@
-// What is done to single channels: statistics, the affine maps of batch norms, and the way back through them.
+// Reductions over the pixels of each channel: statistics, the gradients of batch norms and biases, and the way back
+// through norm and activation.
 //
-// Sums over pixels come in parts, a thread's own run of pixels each, and parts are joined in their order, in double.
+// A sum over pixels comes in parts, one for each thread's run of pixels.  A second kernel merges the parts in their
+// order, in double: the bits depend on the shape alone.
 #include "kernels.cuh"
 #include "product.cuh"
 
@@ -9,21 +11,22 @@ namespace {
 
 constexpr int RUN = 64;  // pixels of a part
 
-// Threads of a block side by side have neighbouring channels, as many as there are up to 128.
+// How channels and pixels are distributed: neighbouring threads of a block have neighbouring channels, up to 128, and
+// each thread has one channel of a run of pixels.
 struct Runs {
-  int channels, across;  // across: a power of two
+  int channels, across;  // across: threads side by side, a power of two
   int64_t pixels;
 
   Runs(int channels_, int64_t pixels_) : channels(channels_), across(1), pixels(pixels_) {
     while (across < channels && across < 128) across *= 2;
   }
   DIP_FAST_HD int64_t count() const { return int64_t(blocks()) * (THREADS / across); }
-  DIP_FAST_HD int blocks() const { return quotient_up(pixels, int64_t(RUN) * (THREADS / across)); }
-  dim3 grid() const { return dim3(blocks(), quotient_up(channels, across)); }
+  DIP_FAST_HD int blocks() const { return ceil_div(pixels, int64_t(RUN) * (THREADS / across)); }
+  dim3 grid() const { return dim3(blocks(), ceil_div(channels, across)); }
 
   DIP_FAST_D int channel() const { return int(blockIdx.y) * across + int(threadIdx.x) % across; }
   DIP_FAST_D int64_t part() const { return int64_t(blockIdx.x) * (THREADS / across) + threadIdx.x / across; }
-  // The part's pixels are as far apart as the block has parts, so that threads read what lies side by side.
+  // The parts of a block interleave their pixels, so that the threads of a warp read contiguous memory.
   template <class Use>
   DIP_FAST_D void each(const Use& use) const {
     const int lines = THREADS / across;
@@ -32,61 +35,60 @@ struct Runs {
   }
 };
 
-// ---- joining parts: a block for each column, a thread for a stretch of parts, then the threads in pairs
+// ---- merging parts: a block merges one column.  Each of its threads adds a stretch of parts, then a tree adds the
+// results of the threads
 
-struct Total {
+struct MergedSum {
   double sum = 0;
-  DIP_FAST_D void add(const Total& other) { sum += other.sum; }
+  DIP_FAST_D void add(const MergedSum& other) { sum += other.sum; }
 };
 
 // T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance", 1983.
-// The mean is `near` + `offset`: where all values are alike their differences are exact.
-struct Whole {
+// The mean is `near` + `offset`, with `near` that of the first part: where all values are alike, differences are exact.
+struct MergedMoment {
   double count = 0, near = 0, offset = 0, squares = 0;
-  DIP_FAST_D void add(const Whole& other) {
+  DIP_FAST_D void add(const MergedMoment& other) {
     if (other.count == 0) return;
     if (count == 0) {
       *this = other;
       return;
     }
-    const double all = count + other.count, apart = (other.near - near) + (other.offset - offset);
-    offset += apart * other.count / all;
-    squares += other.squares + apart * apart * count * other.count / all;
+    const double all = count + other.count, difference = (other.near - near) + (other.offset - offset);
+    offset += difference * other.count / all;
+    squares += other.squares + difference * difference * count * other.count / all;
     count = all;
   }
 };
 
-DIP_FAST_D Total as_whole(double x) { return {x}; }
-template <class Sum>
-DIP_FAST_D Whole as_whole(const Moment<Sum>& x) {
-  return {double(x.count), double(x.mean), double(x.rest), double(x.squares)};
-}
-template <class To>
-DIP_FAST_D void put(const Total& total, To* to, int) {
-  *to = To(total.sum);
-}
-DIP_FAST_D void put(const Whole& whole, double* to, int pitch) {
-  to[0] = whole.near + whole.offset;
-  const double variance = whole.squares / whole.count;
-  to[pitch] = variance < 0 ? 0 : variance;  // what is not a number stays so
-}
-
-template <class Part, class To>
-struct Join {
-  const Part* parts;  // (count, columns)
-  int64_t count;
-  int columns, pitch;
-  To* to;
+// A pair of sums: of t, and of t (x - mean).
+struct MergedPair {
+  double sum = 0, moment = 0;
+  DIP_FAST_D void add(const MergedPair& other) { sum += other.sum, moment += other.moment; }
 };
 
-// The whole of `count` parts, in the first thread: a stretch of them for each thread, then the threads in pairs.
-template <class All, class Read>
-DIP_FAST_D All whole_of(int64_t count, const Read& read) {
+DIP_FAST_D MergedSum merged(double part) { return {part}; }
+template <class Sum>
+DIP_FAST_D MergedMoment merged(const Moment<Sum>& part) {
+  return {double(part.count), double(part.mean), double(part.mean_low), double(part.squares)};
+}
+template <class To>
+DIP_FAST_D void store(const MergedSum& all, To* to, int) {
+  *to = To(all.sum);
+}
+DIP_FAST_D void store(const MergedMoment& all, double* to, int pitch) {
+  to[0] = all.near + all.offset;
+  const double variance = all.squares / all.count;
+  to[pitch] = variance < 0 ? 0 : variance;  // written so that a NaN stays one
+}
+
+// Merges `count` parts; the result is valid in thread 0.
+template <class Merged, class Read>
+DIP_FAST_D Merged merge_in_block(int64_t count, const Read& read) {
   const int64_t each = (count + THREADS - 1) / THREADS, begin = each * threadIdx.x,
                 end = begin + each < count ? begin + each : count;
-  All all;
+  Merged all;
   for (int64_t i = begin; i < end; ++i) all.add(read(i));
-  All* shared = shared_memory<All>();
+  Merged* shared = shared_memory<Merged>();
   for (int stride = 1; stride < THREADS; stride *= 2) {
     shared[threadIdx.x] = all;
     barrier();
@@ -97,57 +99,63 @@ DIP_FAST_D All whole_of(int64_t count, const Read& read) {
 }
 
 template <class Part, class To>
-__global__ void __launch_bounds__(THREADS, 1) join_kernel(Join<Part, To> a) {
+struct Merge {
+  const Part* parts;  // (count, columns)
+  int64_t count;
+  int columns, pitch;
+  To* to;
+};
+
+template <class Part, class To>
+__global__ void __launch_bounds__(THREADS, 1) merge_kernel(Merge<Part, To> a) {
   const int column = blockIdx.x;
-  const auto all = whole_of<decltype(as_whole(Part{}))>(
-      a.count, [&](int64_t i) { return as_whole(a.parts[i * a.columns + column]); });
-  if (threadIdx.x == 0) put(all, a.to + column, a.pitch);
+  const auto all = merge_in_block<decltype(merged(Part{}))>(
+      a.count, [&](int64_t i) { return merged(a.parts[i * a.columns + column]); });
+  if (threadIdx.x == 0) store(all, a.to + column, a.pitch);
 }
 
 template <class Part, class To>
-void join(const Part* parts, int64_t count, int columns, To* to, int pitch, Stream stream) {
-  launch<true>(join_kernel<Part, To>, dim3(columns), THREADS, THREADS * int(sizeof(Whole)), stream,
-               Join<Part, To>{parts, count, columns, pitch, to});
+void merge(const Part* parts, int64_t count, int columns, To* to, int pitch, Stream stream) {
+  launch<true>(merge_kernel<Part, To>, dim3(columns), THREADS, THREADS * int(sizeof(MergedMoment)), stream,
+               Merge<Part, To>{parts, count, columns, pitch, to});
 }
 
-// ---- sums of t and t (x - mean), and what a norm makes of them
-
-struct Two {
-  double total = 0, moment = 0;
-  DIP_FAST_D void add(const Two& other) { total += other.total, moment += other.moment; }
-};
+// ---- gradients of a batch norm: with u = gamma r (x - m) + beta and t = dL/du
+//
+//   dbeta = sum t    dgamma = r sum t (x - m)    dm = -gamma r sum t    dv = -gamma r^3 sum t (x - m) / 2
 
 template <class K>
-struct Sums {
+struct NormSums {
   const typename K::Sum* parts;  // (count, 2, channels)
   int64_t count;
   int channels;
   double* sums;
-  NormGradient<K> norm;
+  NormGrad<K> norm;
 };
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) back_kernel(Sums<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) norm_grad_kernel(NormSums<K> a) {
   using Sum = typename K::Sum;
   const int c = blockIdx.x, C = a.channels;
-  const Two all = whole_of<Two>(
-      a.count, [&](int64_t i) { return Two{double(a.parts[2 * i * C + c]), double(a.parts[(2 * i + 1) * C + c])}; });
+  const MergedPair all = merge_in_block<MergedPair>(a.count, [&](int64_t i) {
+    return MergedPair{double(a.parts[2 * i * C + c]), double(a.parts[(2 * i + 1) * C + c])};
+  });
   if (threadIdx.x > 0) return;
-  if (a.sums != nullptr) a.sums[c] = all.total, a.sums[C + c] = all.moment;
-  if (a.norm.prepared == nullptr) return;
-  const double r = a.norm.prepared[3 * C + c], gamma = a.norm.weight[c];
-  a.norm.to_bias[c] = Sum(all.total);
+  if (a.sums != nullptr) a.sums[c] = all.sum, a.sums[C + c] = all.moment;
+  if (a.norm.coefficients == nullptr) return;
+  const double r = a.norm.coefficients[3 * C + c], gamma = a.norm.weight[c];
+  a.norm.to_bias[c] = Sum(all.sum);
   a.norm.to_weight[c] = Sum(r * all.moment);
   if (a.norm.to_statistics == nullptr) return;
-  a.norm.to_statistics[c] = -gamma * r * all.total;
+  a.norm.to_statistics[c] = -gamma * r * all.sum;
   a.norm.to_statistics[C + c] = -0.5 * gamma * r * r * r * all.moment;
 }
 
-// ---- statistics of what is read
+// ---- statistics of an image as it is read
 
 template <class K>
 struct Moments {
-  Pixels<K> from;
+  NormActImage<K> source;
   Runs runs;
   bool bilinear;
   Moment<typename K::Sum>* parts;
@@ -158,11 +166,12 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
   using Sum = typename K::Sum;
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
-  const auto of = a.from.template channels<1>(channel);
+  const auto source = a.source.template channels<1>(channel);
   const auto read = [&](int64_t pixel) -> Sum {
-    if (!a.bilinear) return of.at(pixel).at[0];
-    const int width = 2 * a.from.image.width;
-    return upsampled<Sum>(of, int(pixel) / width, int(pixel) % width, a.from.image.height, a.from.image.width).at[0];
+    if (!a.bilinear) return source.at(pixel).at[0];
+    const auto& image = a.source.image;
+    const int width = 2 * image.width;
+    return upsampled<Sum>(source, int(pixel) / width, int(pixel) % width, image.height, image.width).at[0];
   };
   Sum count = 0, total = 0;
   a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
@@ -170,89 +179,108 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
       moment_of(count, total, [&](auto use) { a.runs.each([&](int64_t pixel) { use(read(pixel)); }); });
 }
 
-// ---- back through the norm between and what is read before it
+// ---- the way back through the norm after a concatenation, and through an image's own norm and activation
 //
-// With e the gradient of the norm's output brought back to the small image, a what is read, U its upsampled image of n
-// pixels, m and r of the norm between, and A the adjoint of upsampling, A 1 = f (4, or 1 where nothing is upsampled):
+// Let a be an image after its own norm and activation, U the image upsampled from it, of n pixels, and A the adjoint of
+// upsampling: A 1 = f, where f = 4, or 1 without upsampling.  The norm after the concatenation has mean m, deviation
+// 1/r and weight gamma.  With e = A dL/dz, the gradient of its output z brought back to the resolution of a,
 //
 //   da = gamma r (e - f sum(e) / n - r^2 sum(e (a - m)) / n A(U - m))
 //
-// A(U) is f a to the nearest, and bilinearly a stencil of (3, 10, 3) / 8 either way, with the border's pixels repeated.
+// A U is f a for nearest-neighbour upsampling and without upsampling.  For bilinear upsampling it is the stencil
+// (3, 10, 3) / 8 in both directions, with border pixels repeated.
+//
+// The image's own norm and activation follow: t = leaky'(u) da, and dx = scale t.
 
 template <class K>
-struct Through {
-  BackThrough<K> call;
+struct NormActBackwardParts {
+  NormActBackward<K> call;
   Runs runs;
-  typename K::Sum* parts;  // (parts, 2, C); null: not wanted
+  typename K::Sum* parts;  // (parts, 2, C), sums of t and t (x - mean); null: the image has no norm of its own
 };
 
+// The terms of da that a channel's pixels share.
+template <class Sum>
+struct MidNormTerms {
+  Sum scale = 1, mean = 0, constant = 0, by_value = 0;
+};
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) through_kernel(Through<K> a) {
+DIP_FAST_D MidNormTerms<typename K::Sum> mid_norm_terms(const NormActBackward<K>& call, typename K::Sum f,
+                                                        int64_t pixels, int channel, int C) {
   using Sum = typename K::Sum;
-  const BackThrough<K>& call = a.call;
+  if (call.mid_norm == nullptr) return {};
+  const double n = double(pixels) * f, r = call.mid_norm[3 * C + channel];
+  return {call.mid_norm[channel], call.mid_norm[2 * C + channel], Sum(f * call.mid_norm_sums[channel] / n),
+          Sum(r * r * call.mid_norm_sums[C + channel] / n)};
+}
+
+// A(U - m) at one pixel.  read(pixel): a.
+template <class K, class Read>
+DIP_FAST_D typename K::Sum adjoint_of_upsampled(const NormActBackward<K>& call, typename K::Sum f, typename K::Sum mean,
+                                                int64_t pixel, const Read& read) {
+  using Sum = typename K::Sum;
+  if (!call.bilinear) return f * (read(pixel) - mean);
+  const auto& image = call.image.image;
+  const int row = int(pixel) / image.width, column = int(pixel) % image.width;
+  Sum sum = 0;
+  for (int e = 0; e < 9; ++e) {
+    const int64_t r = padded_index(row + e / 3 - 1, image.height, Padding::replicate),
+                  c = padded_index(column + e % 3 - 1, image.width, Padding::replicate);
+    sum += (e / 3 == 1 ? Sum(1.25) : Sum(0.375)) * (e % 3 == 1 ? Sum(1.25) : Sum(0.375)) *
+           (read(r * image.width + c) - mean);
+  }
+  return sum;
+}
+
+template <class K>
+__global__ void __launch_bounds__(THREADS, 1) norm_act_backward_kernel(NormActBackwardParts<K> a) {
+  using Sum = typename K::Sum;
+  const NormActBackward<K>& call = a.call;
   const auto& image = call.image.image;
   const int channel = a.runs.channel(), C = a.runs.channels;
   if (channel >= C) return;
-  Sum scale = 1, mean = 0, constant = 0, by_value = 0;
-  const Sum factor = call.upsampled ? 4 : 1;
-  if (call.between != nullptr) {
-    const double n = double(a.runs.pixels) * factor, r = call.between[3 * C + channel];
-    scale = call.between[channel];
-    mean = call.between[2 * C + channel];
-    constant = Sum(factor * call.between_sums[channel] / n);
-    by_value = Sum(r * r * call.between_sums[C + channel] / n);
-  }
-  const Sum* own = call.own.prepared;
+  const Sum f = call.upsampled ? 4 : 1;
+  const MidNormTerms<Sum> mid = mid_norm_terms(call, f, a.runs.pixels, channel, C);
+  const Sum* own = call.own_norm.coefficients;
   const Sum own_scale = own == nullptr ? Sum(1) : own[channel], own_shift = own == nullptr ? Sum(0) : own[C + channel],
             own_mean = own == nullptr ? Sum(0) : own[2 * C + channel];
-  const auto of = call.image.template channels<1>(channel);
-  const auto read = [&](int64_t pixel) { return of.at(pixel).at[0]; };
+  const auto source = call.image.template channels<1>(channel);
+  const auto read = [&](int64_t pixel) { return source.at(pixel).at[0]; };
   Sum total = 0, moment = 0;
   a.runs.each([&](int64_t pixel) {
-    Sum da = widened(call.grad[pixel * C + channel]);
-    if (call.between != nullptr) {
-      Sum apart = 0;
-      if (call.bilinear) {
-        const int row = int(pixel) / image.width, column = int(pixel) % image.width;
-        for (int e = 0; e < 9; ++e) {
-          const int64_t r = padded(row + e / 3 - 1, image.height, Padding::replicate),
-                        c = padded(column + e % 3 - 1, image.width, Padding::replicate);
-          apart += (e / 3 == 1 ? Sum(1.25) : Sum(0.375)) * (e % 3 == 1 ? Sum(1.25) : Sum(0.375)) *
-                   (read(r * image.width + c) - mean);
-        }
-      } else {
-        apart = factor * (read(pixel) - mean);
-      }
-      da = scale * (da - constant - by_value * apart);
-    }
+    Sum grad = widened(call.grad[pixel * C + channel]);
+    if (call.mid_norm != nullptr)
+      grad = mid.scale * (grad - mid.constant - mid.by_value * adjoint_of_upsampled(call, f, mid.mean, pixel, read));
     if (own != nullptr) {
       const Sum x = widened(image.data[pixel * C + channel]), u = x * own_scale + own_shift;
-      if (u <= 0) da *= call.image.reading.slope;
-      total += da;
-      moment += da * (x - own_mean);
-      da *= own_scale;
+      if (u <= 0) grad *= call.image.norm_act.slope;
+      total += grad;
+      moment += grad * (x - own_mean);
+      grad *= own_scale;
     }
-    call.to[pixel * C + channel] = narrowed<typename K::Stored>(da);
+    call.to[pixel * C + channel] = narrowed<typename K::Stored>(grad);
   });
   if (a.parts == nullptr) return;
   a.parts[2 * a.runs.part() * C + channel] = total;
   a.parts[(2 * a.runs.part() + 1) * C + channel] = moment;
 }
 
+// ---- gradients of biases
+
 template <class K>
-struct Columns {
-  Arriving<K> arriving;
+struct ChannelSums {
+  OutputGrad<K> output_grad;
   Runs runs;
-  double* parts;  // few channels are summed so: those of a head
+  double* parts;  // double costs little here: only the few channels of an output layer have a bias
 };
 
 template <class K>
-__global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
+__global__ void __launch_bounds__(THREADS, 1) channel_sums_kernel(ChannelSums<K> a) {
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
-  const auto of = a.arriving.template channels<1>(channel);
+  const auto output_grad = a.output_grad.template channels<1>(channel);
   double total = 0;
-  a.runs.each([&](int64_t pixel) { total += of.at(pixel).at[0]; });
+  a.runs.each([&](int64_t pixel) { total += output_grad.at(pixel).at[0]; });
   a.parts[a.runs.part() * a.runs.channels + channel] = total;
 }
 
@@ -261,50 +289,52 @@ __global__ void __launch_bounds__(THREADS, 1) columns_kernel(Columns<K> a) {
 template <class K>
 void merge_moments(const Moment<typename K::Sum>* parts, int64_t count, int channels, double* statistics, int pitch,
                    Stream stream) {
-  join(parts, count, channels, statistics, pitch, stream);
+  merge(parts, count, channels, statistics, pitch, stream);
 }
 
 template <class K>
-void sums_back(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGradient<K>& norm,
-               Stream stream) {
-  launch<true>(back_kernel<K>, dim3(channels), THREADS, THREADS * int(sizeof(Two)), stream,
-               Sums<K>{parts, count, channels, sums, norm});
+void merge_norm_sums(const typename K::Sum* parts, int64_t count, int channels, double* sums, const NormGrad<K>& norm,
+                     Stream stream) {
+  launch<true>(norm_grad_kernel<K>, dim3(channels), THREADS, THREADS * int(sizeof(MergedPair)), stream,
+               NormSums<K>{parts, count, channels, sums, norm});
 }
 
 template <class K>
-void moments(const Pixels<K>& pixels, bool bilinear, double* statistics, int pitch, const Context& context) {
-  const auto& image = pixels.image;
+void moments(const NormActImage<K>& source, bool bilinear, double* statistics, int pitch, const Context& context) {
+  const auto& image = source.image;
   const Runs runs(image.channels, image.pixels() * (bilinear ? 4 : 1));
   auto* parts = context.take<Moment<typename K::Sum>>(runs.count() * image.channels);
-  launch<false>(moments_kernel<K>, runs.grid(), THREADS, 0, context.stream, Moments<K>{pixels, runs, bilinear, parts});
-  join(parts, runs.count(), image.channels, statistics, pitch, context.stream);
+  launch<false>(moments_kernel<K>, runs.grid(), THREADS, 0, context.stream, Moments<K>{source, runs, bilinear, parts});
+  merge(parts, runs.count(), image.channels, statistics, pitch, context.stream);
 }
 
 template <class K>
-void back_through(const BackThrough<K>& call, const Context& context) {
+void norm_act_backward(const NormActBackward<K>& call, const Context& context) {
   using Sum = typename K::Sum;
   const auto& image = call.image.image;
   const Runs runs(image.channels, image.pixels());
-  Sum* parts = call.own.prepared == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
-  launch<false>(through_kernel<K>, runs.grid(), THREADS, 0, context.stream, Through<K>{call, runs, parts});
-  if (parts != nullptr) sums_back<K>(parts, runs.count(), image.channels, nullptr, call.own, context.stream);
+  Sum* parts = call.own_norm.coefficients == nullptr ? nullptr : context.take<Sum>(2 * runs.count() * image.channels);
+  launch<false>(norm_act_backward_kernel<K>, runs.grid(), THREADS, 0, context.stream,
+                NormActBackwardParts<K>{call, runs, parts});
+  if (parts != nullptr) merge_norm_sums<K>(parts, runs.count(), image.channels, nullptr, call.own_norm, context.stream);
 }
 
 template <class K>
-void column_sums(const Arriving<K>& arriving, typename K::Sum* to, const Context& context) {
-  const int K_ = arriving.grad.channels;
-  const Runs runs(K_, arriving.grad.pixels());
-  double* parts = context.take<double>(runs.count() * K_);
-  launch<false>(columns_kernel<K>, runs.grid(), THREADS, 0, context.stream, Columns<K>{arriving, runs, parts});
-  join(parts, runs.count(), K_, to, 0, context.stream);
+void channel_sums(const OutputGrad<K>& output_grad, typename K::Sum* to, const Context& context) {
+  const int channels = output_grad.grad.channels;
+  const Runs runs(channels, output_grad.grad.pixels());
+  double* parts = context.take<double>(runs.count() * channels);
+  launch<false>(channel_sums_kernel<K>, runs.grid(), THREADS, 0, context.stream,
+                ChannelSums<K>{output_grad, runs, parts});
+  merge(parts, runs.count(), channels, to, 0, context.stream);
 }
 
-#define INSTANTIATE(K)                                                                              \
-  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);        \
-  template void sums_back<K>(const K::Sum*, int64_t, int, double*, const NormGradient<K>&, Stream); \
-  template void moments<K>(const Pixels<K>&, bool, double*, int, const Context&);                   \
-  template void back_through<K>(const BackThrough<K>&, const Context&);                             \
-  template void column_sums<K>(const Arriving<K>&, K::Sum*, const Context&);
+#define INSTANTIATE(K)                                                                                \
+  template void merge_moments<K>(const Moment<K::Sum>*, int64_t, int, double*, int, Stream);          \
+  template void merge_norm_sums<K>(const K::Sum*, int64_t, int, double*, const NormGrad<K>&, Stream); \
+  template void moments<K>(const NormActImage<K>&, bool, double*, int, const Context&);               \
+  template void norm_act_backward<K>(const NormActBackward<K>&, const Context&);                      \
+  template void channel_sums<K>(const OutputGrad<K>&, K::Sum*, const Context&);
 DIP_FAST_EACH_KIND(INSTANTIATE)
 
 }  // namespace dip_fast::cuda

@@ -1,7 +1,11 @@
-// Convolutions as products of matrices that are never made: the left factor, sites by taps and channels, is read,
-// normalised, activated, padded and upsampled on its way into shared memory.
+// The convolution kernel: an implicit matrix product.
 //
-// Instantiated by the convolve_*.cu, one for each operand.
+//   Y[site][k] = sum over (tap, c) of A[site][(tap, c)] B[k][(tap, c)]
+//
+// A is the operand: it is read, normalised, activated, padded and upsampled on its way into shared memory and never
+// exists in global memory.  B is the packed weight.  The epilogue then goes over Y channel by channel.
+//
+// Each convolve_*.cu instantiates the kernel for the operands of one use.
 #pragma once
 
 #include "kernels.cuh"
@@ -10,64 +14,68 @@
 namespace dip_fast::cuda {
 namespace {
 
-template <class K, class Operand, class Finish>
+template <class K, class Operand, class Epilogue>
 struct Convolve {
   Operand operand;
   Sites sites;
   const typename K::Factor* factors;  // (phases, rows, pitch)
   Depths depths;
   int rows, channels;
-  Finish finish;
+  Epilogue epilogue;
 };
 
-// Sites of a tile, one after the other.
-struct Walk {
+// Steps through consecutive sites without a division for each.
+struct SiteWalk {
   int row, column, columns;
-  DIP_FAST_D Walk(int64_t site, int columns_)
+  DIP_FAST_D SiteWalk(int64_t site, int columns_)
       : row(int(site / columns_)), column(int(site % columns_)), columns(columns_) {}
   DIP_FAST_D void next() {
     if (++column == columns) column = 0, ++row;
   }
 };
 
-// y = sum + bias, written, and the moments of what was written.
+// ---- epilogues.  A thread has one channel of a run of sites, which are one part of the sums over pixels; `each`
+// visits them as (sum, pixel)
+
+// y = sum + bias, stored, and the moment of the stored values.
 template <class K, class Each>
-DIP_FAST_D void finish_column(const Raw<K>& raw, int channel, int64_t part, int channels, const Each& each) {
+DIP_FAST_D void epilogue_column(const StoreEpilogue<K>& to, int channel, int64_t part, int channels, const Each& each) {
   using Sum = typename K::Sum;
-  const Sum bias = raw.bias == nullptr ? Sum(0) : raw.bias[channel];
+  const Sum bias = to.bias == nullptr ? Sum(0) : to.bias[channel];
   Sum count = 0, total = 0;
   each([&](Sum& sum, int64_t pixel) {
     const auto stored = narrowed<typename K::Stored>(sum + bias);
-    raw.output[pixel * channels + channel] = stored;
+    to.output[pixel * channels + channel] = stored;
     sum = widened(stored);
     total += sum;
     count += 1;
   });
-  if (raw.parts == nullptr) return;
-  raw.parts[part * channels + channel] =
+  if (to.parts == nullptr) return;
+  to.parts[part * channels + channel] =
       moment_of(count, total, [&](auto use) { each([&](Sum& sum, int64_t) { use(sum); }); });
 }
 
-// An image blurred by (1, 2, 1) / 4 either way, one channel of it; pixels one after the other take three loads each.
+// One channel of BlurEpilogue's deep image: `nearest` blurred by (1, 2, 1) / 4 in both directions, and `border` on the
+// border.  The vertical sums of two columns are kept, so a pixel that follows its left neighbour takes three loads.
 template <class K>
 struct Blur {
   using Sum = typename K::Sum;
-  const Blurred<K>& of;
+  const BlurEpilogue<K>& source;
   int channel, channels;
   int64_t next = -1;
   Sum left = 0, centre = 0;
 
   DIP_FAST_D Sum column_sum(int row, int column) const {
-    const auto* from = of.nearest + (int64_t(row) * of.width + column) * channels + channel;
-    const int64_t line = int64_t(of.width) * channels;
+    const auto* from = source.nearest + (int64_t(row) * source.width + column) * channels + channel;
+    const int64_t line = int64_t(source.width) * channels;
     return Sum(0.5) * widened(*from) + Sum(0.25) * (widened(*(from - line)) + widened(*(from + line)));
   }
 
   DIP_FAST_D Sum at(int64_t pixel) {
-    const int row = int(pixel) / of.width, column = int(pixel) % of.width;
-    const Border border = border_of(row, column, of.height, of.width);
+    const int row = int(pixel) / source.width, column = int(pixel) % source.width;
+    const Border border = border_of(row, column, source.height, source.width);
     if (border.side >= 0)
-      return widened(of.border[(int64_t(border.side) * of.longest + border.at) * channels + channel]);
+      return widened(source.border[(int64_t(border.side) * source.longest + border.at) * channels + channel]);
     if (pixel != next) left = column_sum(row, column - 1), centre = column_sum(row, column);
     const Sum right = column_sum(row, column + 1), result = Sum(0.5) * centre + Sum(0.25) * (left + right);
     left = centre, centre = right, next = pixel + 1;
@@ -76,30 +84,33 @@ struct Blur {
 };
 
 template <class K, class Each>
-DIP_FAST_D void finish_column(const Blurred<K>& blurred, int channel, int64_t part, int channels, const Each& each) {
+DIP_FAST_D void epilogue_column(const BlurEpilogue<K>& blurred, int channel, int64_t part, int channels,
+                                const Each& each) {
   Blur<K> blur{blurred, channel, channels};
   each([&](typename K::Sum& sum, int64_t pixel) { sum += blur.at(pixel); });
-  finish_column(blurred.raw, channel, part, channels, each);
+  epilogue_column(blurred.store, channel, part, channels, each);
 }
 
+// See BackwardEpilogue for what is stored and summed.
 template <class K, class Each>
-DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, int channels, const Each& each) {
+DIP_FAST_D void epilogue_column(const BackwardEpilogue<K>& back, int channel, int64_t part, int channels,
+                                const Each& each) {
   using Sum = typename K::Sum;
-  const auto& reading = back.image.reading;
+  const auto& norm_act = back.image.norm_act;
   const bool summed = back.image.image.data != nullptr;
-  const Sum scale = reading.scale == nullptr ? Sum(1) : reading.scale[channel],
-            shift = reading.scale == nullptr ? Sum(0) : reading.shift[channel],
-            centre = summed ? back.centre[channel] : Sum(0);
+  const Sum scale = norm_act.scale == nullptr ? Sum(1) : norm_act.scale[channel],
+            shift = norm_act.scale == nullptr ? Sum(0) : norm_act.shift[channel],
+            mean = summed ? back.mean[channel] : Sum(0);
   Sum total = 0, moment = 0;
   each([&](Sum& sum, int64_t pixel) {
     Sum t = sum, value = sum;
     if (summed) {
       const Sum x = widened(back.image.image.data[pixel * channels + channel]), u = x * scale + shift;
-      if (back.through && u <= 0) t *= reading.slope;
+      if (back.through && u <= 0) t *= norm_act.slope;
       value = back.through ? t * scale : t;
-      const Sum read = back.through ? x : u > 0 ? u : reading.slope * u;
+      const Sum value_read = back.through ? x : u > 0 ? u : norm_act.slope * u;
       total += t;
-      moment += t * (read - centre);
+      moment += t * (value_read - mean);
     }
     back.output[pixel * channels + channel] = narrowed<typename K::Stored>(value);
   });
@@ -108,20 +119,23 @@ DIP_FAST_D void finish_column(const Back<K>& back, int channel, int64_t part, in
   back.parts[(2 * part + 1) * channels + channel] = moment;
 }
 
-// A thread's share of the factors of a step on their way into shared memory: some lines of both, four numbers of each.
+// ---- the main loop
+
+// What one thread loads of each step: four neighbouring numbers of the depth, of LEFT rows of the left matrix and RIGHT
+// rows of the right one.
 template <class K, class T>
-struct Feed {
+struct TileLoader {
   using Factor = typename K::Factor;
   using P = Product<Factor, T>;
-  static constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = quotient_up(T::M, ROWS),
-                       RIGHT = quotient_up(T::N, ROWS);
+  static constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = ceil_div(T::M, ROWS),
+                       RIGHT = ceil_div(T::N, ROWS);
   int line, quad, pitch;
   const Factor* factors;
-  int place[LEFT];  // row and column of a site in 16 bits each; -1: none
+  int sites_at[LEFT];  // row and column of each site, 16 bits each; -1: no site
   Quad<Factor> left[LEFT];
 
-  // Of the sites of a phase from `first` on, and of the rows of the right factor from `row` on.
-  DIP_FAST_D Feed(const Sites& sites, int phase, int64_t first, const Factor* row, int pitch_)
+  // For the sites of a phase from `first` on, and the rows of the packed weight from `row` on.
+  DIP_FAST_D TileLoader(const Sites& sites, int phase, int64_t first, const Factor* row, int pitch_)
       : line(threadIdx.x / QUADS), quad(threadIdx.x % QUADS), pitch(pitch_) {
     factors = row + int64_t(line) * pitch + 4 * quad;
     const int columns = sites.columns(phase);
@@ -130,63 +144,66 @@ struct Feed {
     for (int i = 0; i < LEFT; ++i) {
       const int64_t site = first + line + i * ROWS;
       if (site >= total || line + i * ROWS >= T::M) {
-        place[i] = -1;
+        sites_at[i] = -1;
         continue;
       }
       const int row = int(site / columns) * sites.step + phase / sites.step,
                 column = int(site % columns) * sites.step + phase % sites.step;
-      place[i] = row << 16 | column;
+      sites_at[i] = row << 16 | column;
     }
   }
 
-  // The left factor goes through registers, as it is not what lies in memory; the right one does.
+  // Starts the loads of a step.  The left numbers are computed, so they go through registers until `commit`; the right
+  // ones are copied asynchronously.
   template <class Read>
   DIP_FAST_D void fetch(int depth, Factor* step, const Read& read) {
     Factor* to = step + P::BEGIN + line * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < RIGHT; ++i)
       if (line + i * ROWS < T::N)
-        copy_quad<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * pitch + depth);
+        copy_quad_async<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * pitch + depth);
 #pragma unroll
     for (int i = 0; i < LEFT; ++i) {
-      Some<typename K::Sum, 4> values;
-      if (place[i] >= 0) values = read(place[i] >> 16, place[i] & 0xffff);
+      Vec<typename K::Sum, 4> values;
+      if (sites_at[i] >= 0) values = read(sites_at[i] >> 16, sites_at[i] & 0xffff);
 #pragma unroll
       for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
     }
   }
 
-  DIP_FAST_D void keep(Factor* step) {
+  // Completes the step in shared memory; a barrier must follow before other threads read it.
+  DIP_FAST_D void commit(Factor* step) {
     Factor* to = step + line * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < LEFT; ++i)
-      if (line + i * ROWS < T::M) put_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
-    copies_done();
+      if (line + i * ROWS < T::M) store_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
+    wait_for_copies();
   }
 };
 
-// A tile's sums, of the sites of a phase from `first` on, out of shared memory: each thread has a run of one channel.
-template <class K, class T, class Finish>
-DIP_FAST_D void finish_tile(typename K::Sum* sums, const Sites& sites, int phase, int64_t first, int channel,
-                            int channels, const Finish& finish) {
+// Runs the epilogue on a tile's sums in shared memory, of the sites of a phase from `first` on.  Each thread takes one
+// channel of T::M / PARTS consecutive sites, which are a part; the order of parts depends on the shape alone.
+template <class K, class T, class Epilogue>
+DIP_FAST_D void run_epilogue(typename K::Sum* sums, const Sites& sites, int phase, int64_t first, int channel,
+                             int channels, const Epilogue& epilogue) {
   constexpr int PARTS = THREADS / T::N, HEIGHT = T::M / PARTS, PITCH = Shared<typename K::Factor, T>::PITCH;
   const int own = threadIdx.x % T::N, part = threadIdx.x / T::N, columns = sites.columns(phase);
   if (channel + own >= channels) return;
   const int64_t begin = first + part * HEIGHT;
-  const int count = int(sites_of_part(begin / HEIGHT, HEIGHT, int64_t(sites.rows(phase)) * columns));
+  const int count = int(sites_in_part(begin / HEIGHT, HEIGHT, int64_t(sites.rows(phase)) * columns));
   typename K::Sum* at = sums + part * HEIGHT * PITCH + own;
   const int64_t index = (int64_t(phase) * gridDim.x + blockIdx.x) * PARTS + part;
-  finish_column(finish, channel + own, index, channels, [&](auto use) {
-    if (count == 0) return;  // and perhaps no columns
-    Walk walk(begin, columns);
+  epilogue_column(epilogue, channel + own, index, channels, [&](auto use) {
+    if (count == 0) return;  // SiteWalk divides by the columns, which may be 0
+    SiteWalk walk(begin, columns);
     for (int i = 0; i < count; ++i, walk.next())
       use(at[i * PITCH], int64_t(walk.row * sites.step + phase / sites.step) * sites.width + walk.column * sites.step +
                              phase % sites.step);
   });
 }
 
-template <class K, class T, int width, class Operand, class Finish>
-__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Finish> a) {
+template <class K, class T, int width, class Operand, class Epilogue>
+__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Epilogue> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;
@@ -194,17 +211,17 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
   const int phase = blockIdx.z, channel = blockIdx.y * T::N, end = a.depths.of(phase);
   const int64_t first = int64_t(blockIdx.x) * T::M;
   Factor* shared = shared_memory<Factor>();
-  Feed<K, T> feed(a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch,
-                  a.depths.pitch);
+  TileLoader<K, T> loader(a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch,
+                          a.depths.pitch);
   const auto fetch = [&](int depth, Factor* step) {
-    const auto four = four_from<width>(a.operand, depth + 4 * feed.quad, phase);
-    feed.fetch(depth, step, [&](int row, int column) { return four.at(row, column); });
+    const auto reader = vec4_reader<width>(a.operand, depth + 4 * loader.quad, phase);
+    loader.fetch(depth, step, [&](int row, int column) { return reader.at(row, column); });
   };
 
   P product;
   if (end > 0) {
     fetch(0, shared);
-    feed.keep(shared);
+    loader.commit(shared);
   }
   barrier();
   for (int depth = 0, at = 0; depth < end; depth += P::DEPTH, at ^= 1) {
@@ -212,29 +229,29 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
     Factor *current = shared + at * S::STEP, *next = shared + (at ^ 1) * S::STEP;
     if (more) fetch(depth + P::DEPTH, next);
     product.step(current);
-    if (more) feed.keep(next);
+    if (more) loader.commit(next);
     barrier();
   }
 
   Sum* sums = shared_memory<Sum>();
-  product.put(sums, S::PITCH);
+  product.store(sums, S::PITCH);
   barrier();
-  finish_tile<K, T>(sums, a.sites, phase, first, channel, a.channels, a.finish);
+  run_epilogue<K, T>(sums, a.sites, phase, first, channel, a.channels, a.epilogue);
 }
 
 }  // namespace
 
-template <class K, class Operand, class Finish>
-void convolve(const Operand& operand, const Work& work, const typename K::Factor* factors, const Depths& depths,
-              const Finish& finish, Stream stream) {
-  const Sites& sites = work.sites;
-  with_tile<typename K::Factor>(sites.most() * sites.phases(), work.channels, work.quads, [&]<class T>(T) {
-    const int rows = rounded_up(work.channels, T::N);
-    const dim3 grid(quotient_up(sites.most(), T::M), rows / T::N, sites.phases());
-    const Convolve<K, Operand, Finish> call{operand, sites, factors, depths, rows, work.channels, finish};
-    auto kernel = convolve_kernel<K, T, 4, Operand, Finish>;
-    if constexpr (!FOURS_ALONE<typename K::Factor, T>)
-      if (!work.quads) kernel = convolve_kernel<K, T, 1, Operand, Finish>;
+template <class K, class Operand, class Epilogue>
+void convolve(const Operand& operand, const ConvShape& shape, const typename K::Factor* factors, const Depths& depths,
+              const Epilogue& epilogue, Stream stream) {
+  const Sites& sites = shape.sites;
+  with_tile<typename K::Factor>(sites.per_phase() * sites.phases(), shape.channels, shape.vec4, [&]<class T>(T) {
+    const int rows = round_up(shape.channels, T::N);
+    const dim3 grid(ceil_div(sites.per_phase(), T::M), rows / T::N, sites.phases());
+    const Convolve<K, Operand, Epilogue> call{operand, sites, factors, depths, rows, shape.channels, epilogue};
+    auto kernel = convolve_kernel<K, T, 4, Operand, Epilogue>;
+    if constexpr (!VEC4_ONLY<typename K::Factor, T>)
+      if (!shape.vec4) kernel = convolve_kernel<K, T, 1, Operand, Epilogue>;
     launch<true>(kernel, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream, call);
   });
 }

@@ -1,7 +1,8 @@
-// The operators of whole layers in CUDA, as the bindings call them: pointers, sizes, a stream and scratch memory;
-// nothing of PyTorch.  csrc/cpu/norm_conv2d.cpp states the algebra.
+// The fused layers in CUDA, as the bindings call them: pointers, sizes, a stream and scratch memory, without PyTorch.
+// csrc/cpu/norm_conv2d.cpp states the algebra.
 //
-// Images are stored channels last, (H, W, C), one after the other where there are several.  Nothing waits for the GPU.
+// An image is channels last, (H, W, C).  It is kept as its convolution wrote it; its batch norm and activation are
+// applied whenever it is read.  The functions only launch kernels: they never wait for the GPU.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 #include "padding.h"
 
 #ifndef DIP_FAST_EMULATED
-struct CUstream_st;  // of CUDA, behind a cudaStream_t
+struct CUstream_st;  // CUDA's type behind cudaStream_t
 #endif
 
 namespace dip_fast::cuda {
@@ -21,7 +22,7 @@ using Stream = void*;
 using Stream = CUstream_st*;
 #endif
 
-// Memory of one call, given back by whoever made it.
+// Scratch memory of one call; its owner frees it after the call.
 class Scratch {
  public:
   virtual ~Scratch() = default;
@@ -46,25 +47,27 @@ struct Image {
   int64_t pixels() const { return int64_t(height) * width; }
 };
 
-// A raw image with its batch norm; without statistics it is read as it is.
+// An image that a layer reads, with the batch norm to apply before the activation.  Without statistics there is neither
+// norm nor activation.
 template <class K>
-struct Given {
+struct NormedInput {
   Image<typename K::Stored> image;
-  const double* statistics = nullptr;  // (2, C)
+  const double* statistics = nullptr;  // (2, C): mean and variance
   const typename K::Sum *weight = nullptr, *bias = nullptr;
 };
 
-// What goes back to it; null where not wanted.
+// Where the gradients of a NormedInput go; null: not computed.
 template <class K>
-struct GivenGradient {
+struct NormedInputGrad {
   typename K::Stored* image = nullptr;
   double* statistics = nullptr;
   typename K::Sum *weight = nullptr, *bias = nullptr;
 };
 
-// Raw output with its statistics, and the gradients of both; no statistics: nobody asks for them.
+// The output that the forward pass wrote, its statistics, and the gradients of both.  Without grad_statistics the
+// statistics take no part in the loss.
 template <class K>
-struct Output {
+struct OutputWithGrads {
   const typename K::Stored *grad, *output = nullptr;
   const double *statistics = nullptr, *grad_statistics = nullptr;
 };
@@ -78,38 +81,45 @@ struct Options {
 
 // weight: (K, C, taps, taps).  output: (ceil(H / stride), ceil(W / stride), K).
 template <class K>
-void norm_conv2d(const Given<K>& input, const typename K::Sum* weight, const typename K::Sum* bias, int outputs,
+void norm_conv2d(const NormedInput<K>& input, const typename K::Sum* weight, const typename K::Sum* bias, int outputs,
                  int taps, const Options& options, typename K::Stored* output, double* statistics,
                  const Context& context);
 
-// to_weight and to_bias may be null, and so may to.image: then all of `to` is.
+// A null grad_weight, grad_bias or grad_input.image is not computed; without grad_input.image nothing of grad_input is.
 template <class K>
-void norm_conv2d_backward(const Output<K>& output, const Given<K>& input, const typename K::Sum* weight, int outputs,
-                          int taps, const Options& options, const GivenGradient<K>& to, typename K::Sum* to_weight,
-                          typename K::Sum* to_bias, const Context& context);
+void norm_conv2d_backward(const OutputWithGrads<K>& output, const NormedInput<K>& input, const typename K::Sum* weight,
+                          int outputs, int taps, const Options& options, const NormedInputGrad<K>& grad_input,
+                          typename K::Sum* grad_weight, typename K::Sum* grad_bias, const Context& context);
 
-// The batch norm between concatenation and convolution; null: none.
+// The batch norm between the concatenation and the convolution of norm_upsample_conv2d; null: none.  Its statistics are
+// those of what it reads, so the layer computes them.
 template <class K>
-struct Between {
+struct MidNorm {
   const typename K::Sum *weight = nullptr, *bias = nullptr;
 };
 
-// weight: (K, S + C, 3, 3).  output: (2H, 2W, K).  A skip of no data is none.
 template <class K>
-void norm_upsample_conv2d(const Given<K>& deep, const Given<K>& skip, const Between<K>& norm,
+struct MidNormGrad {
+  typename K::Sum *weight = nullptr, *bias = nullptr;
+};
+
+// The convolution of the concatenation of skip, (2H, 2W, S), and of deep, (H, W, C), upsampled by two.
+// weight: (K, S + C, 3, 3).  output: (2H, 2W, K).  skip.image.data may be null: no skip image.
+template <class K>
+void norm_upsample_conv2d(const NormedInput<K>& deep, const NormedInput<K>& skip, const MidNorm<K>& norm,
                           const typename K::Sum* weight, const typename K::Sum* bias, int outputs,
                           const Options& options, typename K::Stored* output, double* statistics,
                           const Context& context);
 
 template <class K>
-void norm_upsample_conv2d_backward(const Output<K>& output, const Given<K>& deep, const Given<K>& skip,
-                                   const Between<K>& norm, const typename K::Sum* weight, int outputs,
-                                   const Options& options, const GivenGradient<K>& to_deep,
-                                   const GivenGradient<K>& to_skip, typename K::Sum* to_norm_weight,
-                                   typename K::Sum* to_norm_bias, typename K::Sum* to_weight, typename K::Sum* to_bias,
-                                   const Context& context);
+void norm_upsample_conv2d_backward(const OutputWithGrads<K>& output, const NormedInput<K>& deep,
+                                   const NormedInput<K>& skip, const MidNorm<K>& norm, const typename K::Sum* weight,
+                                   int outputs, const Options& options, const NormedInputGrad<K>& grad_deep,
+                                   const NormedInputGrad<K>& grad_skip, const MidNormGrad<K>& grad_norm,
+                                   typename K::Sum* grad_weight, typename K::Sum* grad_bias, const Context& context);
 
-// z / divisor plus noise, see csrc/cpu/perturb_kernel.h; the step is read where it lies.  Z: float, uint8_t or int8_t.
+// output = z / divisor + deviation * noise, see csrc/cpu/perturb_kernel.h.  `step` is read on the GPU, so a captured
+// CUDA graph sees its current value; null: step_value.  Z: float, uint8_t or int8_t.
 template <class Z>
 void perturb(const Z* z, int64_t size, float deviation, float divisor, uint64_t seed, const int64_t* step,
              uint64_t step_value, float* output, Stream stream);

@@ -1,119 +1,33 @@
-// Where the left factor of a product comes from: rows are sites, and the depth goes over taps and channels, channels
-// first.  Each operand gives `width` neighbouring numbers of a row, four where channels come in fours.
+// Operands: how the left matrix of an implicit matrix product is read from images.
+//
+// The left matrix has a row for each site (an output pixel) and a column for each (tap, channel); the channels of a tap
+// are contiguous.  It never exists in memory: an operand computes its numbers when a tile is loaded.
+//
+//   operand.reader<width>(depth, phase)  what all sites of a phase share: the tap and the scales of the channels behind
+//                                        `width` numbers of a row, from column `depth` of the matrix on
+//   reader.at(row, column)               these numbers for one site
+//
+// width is 4 where the channels are a multiple of 4, so that loads are vector loads, else 1.
 #pragma once
 
-#include "index.cuh"
+#include "images.cuh"
 
 namespace dip_fast::cuda {
 
-template <class Sum, int width>
-struct Some {
-  Sum at[width] = {};
-};
+// i / divisor for quotients 0, 1 and 2, without a division.
+DIP_FAST_HD int quotient_below_3(int i, int divisor) { return int(i >= divisor) + int(i >= 2 * divisor); }
 
-template <int width, class Stored>
-DIP_FAST_D auto load(const Stored* from) {
-  Some<decltype(widened(Stored{})), width> result;
-  if constexpr (width == 4) {
-    const auto values = *reinterpret_cast<const Quad<Stored>*>(from);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) result.at[i] = widened(values.at[i]);
-  } else {
-    result.at[0] = widened(*from);
-  }
-  return result;
-}
-
-template <int width, class Stored, class Sum>
-DIP_FAST_D void store(Stored* to, const Some<Sum, width>& values) {
-  if constexpr (width == 4) {
-    Quad<Stored> quad;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) quad.at[i] = narrowed<Stored>(values.at[i]);
-    *reinterpret_cast<Quad<Stored>*>(to) = quad;
-  } else {
-    *to = narrowed<Stored>(values.at[0]);
-  }
-}
-
-// What is done to an image where it is read: scale x + shift and LeakyReLU, then another affine map.  Null: nothing.
-template <class Sum>
-struct Reading {
-  const Sum *scale = nullptr, *shift = nullptr;
-  Sum slope = 1;
-  const Sum *scale2 = nullptr, *shift2 = nullptr;
-};
-
-template <class K>
-struct Pixels {
-  using Sum = typename K::Sum;
-  Image<typename K::Stored> image;
-  Reading<Sum> reading;
-
-  // Some neighbouring channels, with what is done to them.
-  template <int width>
-  struct Channels {
-    const Pixels& of;
-    int first;
-    Some<Sum, width> scale, shift, scale2, shift2;
-
-    DIP_FAST_D Some<Sum, width> at(int64_t pixel) const {
-      auto x = load<width>(of.image.data + pixel * of.image.channels + first);
-      if (of.reading.scale != nullptr) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) {
-          const Sum u = x.at[i] * scale.at[i] + shift.at[i];
-          x.at[i] = u > 0 ? u : of.reading.slope * u;
-        }
-      }
-      if (of.reading.scale2 != nullptr) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) x.at[i] = x.at[i] * scale2.at[i] + shift2.at[i];
-      }
-      return x;
-    }
-  };
-
-  template <int width>
-  DIP_FAST_D Channels<width> channels(int first) const {
-    Channels<width> result{*this, first, {}, {}, {}, {}};
-    if (reading.scale != nullptr)
-      result.scale = load<width>(reading.scale + first), result.shift = load<width>(reading.shift + first);
-    if (reading.scale2 != nullptr)
-      result.scale2 = load<width>(reading.scale2 + first), result.shift2 = load<width>(reading.shift2 + first);
-    return result;
-  }
-};
-
-// Of an image upsampled by two, bilinearly.
-template <class Sum, class Channels>
-DIP_FAST_D auto upsampled(const Channels& of, int row, int column, int height, int width) {
-  const int other_row = padded((row >> 1) + (row & 1 ? 1 : -1), height, Padding::replicate),
-            other_column = padded((column >> 1) + (column & 1 ? 1 : -1), width, Padding::replicate);
-  const int64_t near = int64_t(row >> 1) * width, far = int64_t(other_row) * width;
-  auto a = of.at(near + (column >> 1));
-  const auto b = of.at(near + other_column), c = of.at(far + (column >> 1)), d = of.at(far + other_column);
-#pragma unroll
-  for (int i = 0; i < int(sizeof(a.at) / sizeof(Sum)); ++i)
-    a.at[i] = Sum(0.75) * (Sum(0.75) * a.at[i] + Sum(0.25) * b.at[i]) +
-              Sum(0.25) * (Sum(0.75) * c.at[i] + Sum(0.25) * d.at[i]);
-  return a;
-}
-
-// i / by where that is 0, 1 or 2.
-DIP_FAST_HD int third(int i, int by) { return int(i >= by) + int(i >= 2 * by); }
-
-// An operand's `from<width>(depth, phase)` is what all sites of a phase share in reading `width` numbers of a row from
-// `depth` on; its `at(row, column)` reads them.  Here four of them, one by one where channels do not come in fours.
+// Four consecutive numbers of a row.  width: 4, or 1 where the channels are no multiple of 4 and the four may belong to
+// different taps.
 template <class Sum, class Reader, int width>
-struct Four {
+struct Vec4Reader {
   Reader readers[4 / width];
 
-  DIP_FAST_D Some<Sum, 4> at(int row, int column) const {
+  DIP_FAST_D Vec<Sum, 4> at(int row, int column) const {
     if constexpr (width == 4) {
       return readers[0].at(row, column);
     } else {
-      Some<Sum, 4> result;
+      Vec<Sum, 4> result;
 #pragma unroll
       for (int i = 0; i < 4; ++i) result.at[i] = readers[i].at(row, column).at[0];
       return result;
@@ -121,122 +35,125 @@ struct Four {
   }
 };
 template <int width, class Operand>
-DIP_FAST_D auto four_from(const Operand& operand, int depth, int phase) {
-  using Reader = decltype(operand.template from<width>(depth, phase));
+DIP_FAST_D auto vec4_reader(const Operand& operand, int depth, int phase) {
+  using Reader = decltype(operand.template reader<width>(depth, phase));
   if constexpr (width == 4)
-    return Four<typename Operand::Sum, Reader, 4>{{operand.template from<4>(depth, phase)}};
+    return Vec4Reader<typename Operand::Sum, Reader, 4>{{operand.template reader<4>(depth, phase)}};
   else
-    return Four<typename Operand::Sum, Reader, 1>{
-        {operand.template from<1>(depth, phase), operand.template from<1>(depth + 1, phase),
-         operand.template from<1>(depth + 2, phase), operand.template from<1>(depth + 3, phase)}};
+    return Vec4Reader<typename Operand::Sum, Reader, 1>{
+        {operand.template reader<1>(depth, phase), operand.template reader<1>(depth + 1, phase),
+         operand.template reader<1>(depth + 2, phase), operand.template reader<1>(depth + 3, phase)}};
 }
 
-inline bool in_fours(int channels) { return channels % 4 == 0; }
+inline bool multiple_of_4(int channels) { return channels % 4 == 0; }
 
-// The pixels that output (row, column) of a convolution reads.
+// Which pixels output (row, column) of a convolution reads.
 //
-// Folded: of the image upsampled to the nearest, an output reads 2 x 2 different pixels, row (row >> 1) - 1 + (row & 1)
-// first, and a tap is the sum of those that meet there.  Bilinear: 3 x 3 of the upsampled image.
-enum class Form { window, folded, bilinear };
+//   direct    those of its window in the image
+//   folded    the image is upsampled by nearest neighbour.  Its 3 x 3 window then holds 2 x 2 different pixels; the
+//             first is at row (row >> 1) - 1 + (row & 1), and the taps that read the same pixel are added beforehand
+//   bilinear  those of its 3 x 3 window in the image upsampled by two bilinearly
+enum class Sampling { direct, folded, bilinear };
 
-template <class K, Form form>
+template <class K, Sampling sampling>
 struct Patch {
   using Sum = typename K::Sum;
-  Pixels<K> image;
-  int taps = 1, stride = 1;  // taps: of a side
+  NormActImage<K> source;
+  int taps = 1, stride = 1;  // the window is taps x taps
   Padding padding = Padding::zeros;
 
-  DIP_FAST_HD int depth() const { return taps * taps * image.image.channels; }
-  DIP_FAST_HD int channels() const { return image.image.channels; }
-  bool quads() const { return in_fours(channels()); }
+  DIP_FAST_HD int depth() const { return taps * taps * channels(); }
+  DIP_FAST_HD int channels() const { return source.image.channels; }
+  bool vec4() const { return multiple_of_4(channels()); }
 
   template <int width>
   struct Reader {
     const Patch& patch;
-    bool there;
-    int down, across;
-    typename Pixels<K>::template Channels<width> channels;
+    bool valid;  // false: zeros fill the depth to a whole step
+    int tap_row, tap_column;
+    typename NormActImage<K>::template Channels<width> channels;
 
-    DIP_FAST_D Some<Sum, width> at(int row, int column) const {
-      if (!there) return {};
-      const int height = patch.image.image.height, columns = patch.image.image.width;
+    DIP_FAST_D Vec<Sum, width> at(int row, int column) const {
+      if (!valid) return {};
+      const int height = patch.source.image.height, columns = patch.source.image.width;
       int r, c;
-      if constexpr (form == Form::window) {
-        r = padded(row * patch.stride + down - patch.taps / 2, height, patch.padding);
-        c = padded(column * patch.stride + across - patch.taps / 2, columns, patch.padding);
-      } else if constexpr (form == Form::folded) {
+      if constexpr (sampling == Sampling::direct) {
+        r = padded_index(row * patch.stride + tap_row - patch.taps / 2, height, patch.padding);
+        c = padded_index(column * patch.stride + tap_column - patch.taps / 2, columns, patch.padding);
+      } else if constexpr (sampling == Sampling::folded) {
         const Padding padding = patch.padding == Padding::zeros ? Padding::zeros : Padding::replicate;
-        r = padded((row >> 1) - 1 + (row & 1) + down, height, padding);
-        c = padded((column >> 1) - 1 + (column & 1) + across, columns, padding);
+        r = padded_index((row >> 1) - 1 + (row & 1) + tap_row, height, padding);
+        c = padded_index((column >> 1) - 1 + (column & 1) + tap_column, columns, padding);
       } else {
-        r = padded(row + down - 1, 2 * height, patch.padding);
-        c = padded(column + across - 1, 2 * columns, patch.padding);
+        r = padded_index(row + tap_row - 1, 2 * height, patch.padding);
+        c = padded_index(column + tap_column - 1, 2 * columns, patch.padding);
       }
       if (r < 0 || c < 0) return {};
-      if constexpr (form == Form::bilinear) return upsampled<Sum>(channels, r, c, height, columns);
+      if constexpr (sampling == Sampling::bilinear) return upsampled<Sum>(channels, r, c, height, columns);
       return channels.at(int64_t(r) * columns + c);
     }
   };
 
   template <int width>
-  DIP_FAST_D Reader<width> from(int depth, int) const {
-    const int tap = depth / (channels() > 0 ? channels() : 1), down = third(tap, taps);  // no image has no taps
-    const bool there = tap < taps * taps;
-    return {*this, there, down, tap - down * taps,
-            image.template channels<width>(there ? depth - tap * channels() : 0)};
+  DIP_FAST_D Reader<width> reader(int depth, int) const {
+    const int tap = depth / (channels() > 0 ? channels() : 1),  // a patch without channels has taps = 0
+        tap_row = quotient_below_3(tap, taps);
+    const bool valid = tap < taps * taps;
+    return {*this, valid, tap_row, tap - tap_row * taps,
+            source.template channels<width>(valid ? depth - tap * channels() : 0)};
   }
 };
 
-// The image upsampled to the nearest, then the thin one beside it, from `begin` of the depth on.
+// The deep image, upsampled by nearest neighbour, and from depth `skip_begin` on the skip image.
 template <class K>
-struct Joined {
+struct ConcatPatch {
   using Sum = typename K::Sum;
-  Patch<K, Form::folded> deep;
-  Patch<K, Form::window> thin;
-  int begin;
+  Patch<K, Sampling::folded> deep;
+  Patch<K, Sampling::direct> skip;
+  int skip_begin;
 
   template <int width>
   struct Reader {
-    bool of_deep;
-    typename Patch<K, Form::folded>::template Reader<width> deep;
-    typename Patch<K, Form::window>::template Reader<width> thin;
+    bool is_deep;
+    typename Patch<K, Sampling::folded>::template Reader<width> deep;
+    typename Patch<K, Sampling::direct>::template Reader<width> skip;
 
-    DIP_FAST_D Some<Sum, width> at(int row, int column) const {
-      return of_deep ? deep.at(row, column) : thin.at(row, column);
+    DIP_FAST_D Vec<Sum, width> at(int row, int column) const {
+      return is_deep ? deep.at(row, column) : skip.at(row, column);
     }
   };
 
   template <int width>
-  DIP_FAST_D Reader<width> from(int depth, int phase) const {
-    // Both, as choosing one of two references would put the operand into local memory.
-    const bool of_deep = depth < begin;
-    return {of_deep, deep.template from<width>(of_deep ? depth : 0, phase),
-            thin.template from<width>(of_deep ? 0 : depth - begin, phase)};
+  DIP_FAST_D Reader<width> reader(int depth, int phase) const {
+    // Both readers are made: choosing between two references would put the operand into local memory.
+    const bool is_deep = depth < skip_begin;
+    return {is_deep, deep.template reader<width>(is_deep ? depth : 0, phase),
+            skip.template reader<width>(is_deep ? 0 : depth - skip_begin, phase)};
   }
 };
 
-// What the nine products of an image upsampled to the nearest read of each of its pixels x: in either direction the
-// difference of the one before from x, x, and that of the one after.  Then the thin image beside it.
+// The operand of the nine products of convolve_nine.cu: for each pixel of the deep image and each direction, product
+// 0 reads x[i-1] - x[i], product 1 reads x[i], and product 2 reads x[i+1] - x[i].  The skip image is read after them.
 template <class K>
-struct Nine {
+struct DifferencePatch {
   using Sum = typename K::Sum;
-  Pixels<K> deep;
+  NormActImage<K> deep;
   Padding padding;
-  Patch<K, Form::window> thin;
+  Patch<K, Sampling::direct> skip;
 
   struct Reader {
-    const Nine& all;
-    bool there;
-    int down, across;
-    typename Pixels<K>::template Channels<4> channels;
+    const DifferencePatch& patch;
+    bool valid;
+    int row_offset, column_offset;  // -1, 0 or 1; 0: no difference in this direction
+    typename NormActImage<K>::template Channels<4> channels;
 
-    DIP_FAST_D Some<Sum, 4> at(int row, int column) const {
-      if (!there) return {};
-      const auto& image = all.deep.image;
-      const Padding padding = all.padding == Padding::zeros ? Padding::zeros : Padding::replicate;
-      const int other_row = padded(row + down, image.height, padding),
-                other_column = padded(column + across, image.width, padding);
-      Some<Sum, 4> result;
+    DIP_FAST_D Vec<Sum, 4> at(int row, int column) const {
+      if (!valid) return {};
+      const auto& image = patch.deep.image;
+      const Padding padding = patch.padding == Padding::zeros ? Padding::zeros : Padding::replicate;
+      const int other_row = padded_index(row + row_offset, image.height, padding),
+                other_column = padded_index(column + column_offset, image.width, padding);
+      Vec<Sum, 4> result;
       const auto add = [&](int r, int c, Sum sign) {
         if (r < 0 || c < 0) return;
         const auto x = channels.at(int64_t(r) * image.width + c);
@@ -244,108 +161,78 @@ struct Nine {
         for (int i = 0; i < 4; ++i) result.at[i] += sign * x.at[i];
       };
       add(other_row, other_column, 1);
-      if (across != 0) add(other_row, column, -1);
-      if (down == 0) return result;
+      if (column_offset != 0) add(other_row, column, -1);
+      if (row_offset == 0) return result;
       add(row, other_column, -1);
-      if (across != 0) add(row, column, 1);
+      if (column_offset != 0) add(row, column, 1);
       return result;
     }
   };
 
-  DIP_FAST_D Reader from(int product, int depth) const {
-    const bool there = depth < deep.image.channels;
-    const int down = third(product, 3);
-    return {*this, there, down - 1, product - 3 * down - 1, deep.template channels<4>(there ? depth : 0)};
+  DIP_FAST_D Reader reader(int product, int depth) const {
+    const bool valid = depth < deep.image.channels;
+    const int down = quotient_below_3(product, 3);
+    return {*this, valid, down - 1, product - 3 * down - 1, deep.template channels<4>(valid ? depth : 0)};
   }
 };
 
-// The outputs at the border of the image, each side a row of sites.
+// The outputs on the border of the image: site (side, at) is an output, see `Border`.
 template <class K>
-struct Bordering {
+struct BorderPatch {
   using Sum = typename K::Sum;
-  Patch<K, Form::bilinear> patch;
+  Patch<K, Sampling::bilinear> patch;
 
   template <int width>
   struct Reader {
-    typename Patch<K, Form::bilinear>::template Reader<width> own;
+    typename Patch<K, Sampling::bilinear>::template Reader<width> reader;
 
-    DIP_FAST_D Some<Sum, width> at(int side, int at) const {
-      const int height = 2 * own.patch.image.image.height, columns = 2 * own.patch.image.image.width;
-      const Place place = at_border(side, at, height, columns);
-      if (place.row >= height || place.column >= columns) return {};
-      return own.at(place.row, place.column);
+    DIP_FAST_D Vec<Sum, width> at(int side, int at) const {
+      const int height = 2 * reader.patch.source.image.height, columns = 2 * reader.patch.source.image.width;
+      const Position position = border_position(side, at, height, columns);
+      if (position.row >= height || position.column >= columns) return {};  // shorter sides have sites to spare
+      return reader.at(position.row, position.column);
     }
   };
 
   template <int width>
-  DIP_FAST_D Reader<width> from(int depth, int phase) const {
-    return {patch.template from<width>(depth, phase)};
+  DIP_FAST_D Reader<width> reader(int depth, int phase) const {
+    return {patch.template reader<width>(depth, phase)};
   }
 };
 
-// The gradient of a raw image: grad + constant + factor output for each channel; no output: grad alone.
+// The operand of the transposed convolution, which gives the gradient of the input: for input pixel (row, column) and a
+// tap, the sum of G over the outputs that read the pixel through the tap.  The pixels of one phase, (row, column)
+// modulo the stride, are all read through the same taps; only these are part of the depth.
 template <class K>
-struct Arriving {
+struct TransposedPatch {
   using Sum = typename K::Sum;
-  Image<typename K::Stored> grad;
-  const typename K::Stored* output = nullptr;
-  const Sum *constant = nullptr, *factor = nullptr;
-
-  template <int width>
-  struct Channels {
-    const Arriving& of;
-    int first;
-    Some<Sum, width> constant, factor;
-
-    DIP_FAST_D Some<Sum, width> at(int64_t pixel) const {
-      const int64_t place = pixel * of.grad.channels + first;
-      auto g = load<width>(of.grad.data + place);
-      if (of.output == nullptr) return g;
-      const auto y = load<width>(of.output + place);
-#pragma unroll
-      for (int i = 0; i < width; ++i) g.at[i] += constant.at[i] + factor.at[i] * y.at[i];
-      return g;
-    }
-  };
-
-  template <int width>
-  DIP_FAST_D Channels<width> channels(int first) const {
-    Channels<width> result{*this, first, {}, {}};
-    if (output != nullptr) result.constant = load<width>(constant + first), result.factor = load<width>(factor + first);
-    return result;
-  }
-};
-
-// The outputs that read pixel (row, column) of a convolution's input, through the taps that any pixel of its phase,
-// (row, column) modulo the stride, is read through.
-template <class K>
-struct Readers2d {
-  using Sum = typename K::Sum;
-  Arriving<K> arriving;
+  OutputGrad<K> output_grad;
   int height, width;  // of the input
   int taps, stride;
   Padding padding;
-  Digits row_taps[2], column_taps[2];  // of each phase
+  TapList row_taps[2], column_taps[2];  // of even and odd rows and columns
 
-  bool quads() const { return in_fours(arriving.grad.channels); }
+  bool vec4() const { return multiple_of_4(output_grad.grad.channels); }
 
   template <int count>
   struct Reader {
-    const Readers2d& all;
-    bool there;
-    int down, across;
-    typename Arriving<K>::template Channels<count> channels;
+    const TransposedPatch& patch;
+    bool valid;
+    int tap_row, tap_column;
+    typename OutputGrad<K>::template Channels<count> channels;
 
-    DIP_FAST_D Some<Sum, count> at(int row, int column) const {
-      if (!there) return {};
-      const auto& grad = all.arriving.grad;
-      const Readers r = readers(row, down, all.height, grad.height, all.stride, all.taps / 2, all.padding),
-                    c = readers(column, across, all.width, grad.width, all.stride, all.taps / 2, all.padding);
-      Some<Sum, count> result;
+    DIP_FAST_D Vec<Sum, count> at(int row, int column) const {
+      if (!valid) return {};
+      const auto& grad = patch.output_grad.grad;
+      const OutputPair r = outputs_reading(row, tap_row, patch.height, grad.height, patch.stride, patch.taps / 2,
+                                           patch.padding),
+                       c = outputs_reading(column, tap_column, patch.width, grad.width, patch.stride, patch.taps / 2,
+                                           patch.padding);
+      Vec<Sum, count> result;
       if (r.first >= 0 && c.first >= 0) result = channels.at(int64_t(r.first) * grad.width + c.first);
       if (r.second < 0 && c.second < 0) return result;
 #pragma unroll 1
-      for (int e = 1; e < 4; ++e) {  // at borders alone
+      for (int e = 1; e < 4; ++e) {  // reached only next to borders
         const int i = e / 2 ? r.second : r.first, j = e % 2 ? c.second : c.first;
         if (i < 0 || j < 0) continue;
         const auto g = channels.at(int64_t(i) * grad.width + j);
@@ -357,13 +244,13 @@ struct Readers2d {
   };
 
   template <int count>
-  DIP_FAST_D Reader<count> from(int depth, int phase) const {
-    const Digits rows = phase < stride ? row_taps[0] : row_taps[1],
-                 columns = phase % stride == 0 ? column_taps[0] : column_taps[1];
-    const int tap = depth / arriving.grad.channels, down = third(tap, int(columns.count));
-    const bool there = tap < int(rows.count * columns.count);
-    return {*this, there, rows.at(there ? down : 0), columns.at(there ? tap - down * int(columns.count) : 0),
-            arriving.template channels<count>(there ? depth - tap * arriving.grad.channels : 0)};
+  DIP_FAST_D Reader<count> reader(int depth, int phase) const {
+    const TapList rows = phase < stride ? row_taps[0] : row_taps[1],
+                  columns = phase % stride == 0 ? column_taps[0] : column_taps[1];
+    const int tap = depth / output_grad.grad.channels, down = quotient_below_3(tap, int(columns.count));
+    const bool valid = tap < int(rows.count * columns.count);
+    return {*this, valid, rows.at(valid ? down : 0), columns.at(valid ? tap - down * int(columns.count) : 0),
+            output_grad.template channels<count>(valid ? depth - tap * output_grad.grad.channels : 0)};
   }
 };
 

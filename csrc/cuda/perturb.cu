@@ -1,12 +1,13 @@
-// Normal noise that depends on seed, step and place alone: csrc/cpu/perturb_kernel.h says how, and has the same words.
-// The normal values differ from those by rounding, as the functions of the GPU's library do.
+// Adds normal noise that is a function of seed, step and place: the counter-based generator Philox 4x32-10 and the
+// Box-Muller transform, as csrc/cpu/perturb_kernel.h describes.  The random words are those of the CPU's kernel, the
+// normal values differ by rounding, because the logarithm, sine and cosine of CUDA's library do.
 #include "layers.h"
 #include "product.cuh"
 
 namespace dip_fast::cuda {
 namespace {
 
-constexpr int GROUP = 64, BLOCKS = 16;  // values drawn together, blocks of four words
+constexpr int GROUP = 64, BLOCKS = 16;  // a group of 64 values takes 16 of the generator's blocks of four words
 
 template <class Z>
 struct Perturb {
@@ -14,7 +15,7 @@ struct Perturb {
   int64_t size;
   float deviation, divisor;
   uint64_t seed;
-  const int64_t* step;  // null: the value
+  const int64_t* step;  // null: step_value
   uint64_t step_value;
   float* output;
 };
@@ -32,7 +33,20 @@ DIP_FAST_D void philox(uint32_t (&c)[4], uint64_t seed) {
   }
 }
 
-// A thread draws one block of words, for four values that are 16 apart.
+// Two normal values from two random words, as Box and Muller do.
+DIP_FAST_D void normal_pair(uint32_t radius_word, uint32_t angle_word, float (&pair)[2]) {
+  const float uniform = float(radius_word >> 1) * 0x1p-31f + 0x1p-32f;  // in (0, 1]
+  const float radius = sqrtf(-2 * logf(uniform));
+  // The angle is the nearest quarter turn, which is exact, and a rest of at most an eighth of a turn, which a float
+  // holds with the least rounding.
+  const uint32_t shifted = angle_word + 0x20000000u, quarter = shifted >> 30;
+  const float rest = float(int32_t((shifted << 2) ^ 0x80000000u)) * 0x1p-33f;  // in half turns
+  const float c = cospif(rest), s = sinpif(rest), x = quarter & 1 ? -s : c, y = quarter & 1 ? c : s;
+  pair[0] = radius * (quarter & 2 ? -x : x);
+  pair[1] = radius * (quarter & 2 ? -y : y);
+}
+
+// A thread computes one block of words, for four values of a group that are 16 apart.
 template <class Z>
 __global__ void perturb_kernel(Perturb<Z> a) {
   const int64_t block = int64_t(blockIdx.x) * THREADS + threadIdx.x;
@@ -41,22 +55,13 @@ __global__ void perturb_kernel(Perturb<Z> a) {
   const uint64_t step = a.step == nullptr ? a.step_value : uint64_t(*a.step);
   uint32_t words[4] = {uint32_t(block), uint32_t(uint64_t(block) >> 32), uint32_t(step), uint32_t(step >> 32)};
   philox(words, a.seed);
-  float noise[4];
-#pragma unroll
-  for (int pair = 0; pair < 4; pair += 2) {
-    const float uniform = float(words[pair] >> 1) * 0x1p-31f + 0x1p-32f;  // in (0, 1]
-    const float radius = sqrtf(-2 * logf(uniform));
-    // The nearest quarter turn, exactly, and a rest of an eighth at most, of which a float loses least.
-    const uint32_t shifted = words[pair + 1] + 0x20000000u, quarter = shifted >> 30;
-    const float rest = float(int32_t((shifted << 2) ^ 0x80000000u)) * 0x1p-33f;  // in half turns
-    const float c = cospif(rest), s = sinpif(rest), x = quarter & 1 ? -s : c, y = quarter & 1 ? c : s;
-    noise[pair] = radius * (quarter & 2 ? -x : x);
-    noise[pair + 1] = radius * (quarter & 2 ? -y : y);
-  }
+  float noise[2][2];
+  normal_pair(words[0], words[1], noise[0]);
+  normal_pair(words[2], words[3], noise[1]);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const int64_t i = first + j * BLOCKS;
-    if (i < a.size) a.output[i] = float(a.z[i]) / a.divisor + a.deviation * noise[j];
+    if (i < a.size) a.output[i] = float(a.z[i]) / a.divisor + a.deviation * noise[j / 2][j % 2];
   }
 }
 

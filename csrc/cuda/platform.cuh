@@ -1,5 +1,5 @@
-// What the kernels need of the machine that runs them: a GPU, or the CPU that emulates one (DIP_FAST_EMULATED,
-// csrc/test/simt.h), where the same sources are compiled by a C++ compiler and checked against float64.
+// The hardware that the kernels run on: a GPU, or with DIP_FAST_EMULATED a CPU that emulates one (csrc/test/simt.h).
+// There a C++ compiler compiles the same sources, and tests compare the results with float64.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ T* shared_memory() {
   return reinterpret_cast<T*>(simt::shared_memory());
 }
 
-using simt::copies_done;
+using simt::wait_for_copies;
 template <int BYTES>
 void copy_async(void* shared, const void* from) {
   simt::copy_async(shared, from, BYTES);
@@ -40,14 +40,15 @@ void copy_async(void* shared, const void* from) {
 
 DIP_FAST_D void barrier() { __syncthreads(); }
 
-// Into shared memory without a detour through registers; there for the thread after copies_done.  BYTES: 4, 8 or 16.
+// Copies from global to shared memory without going through registers.  The calling thread may read the copy after
+// wait_for_copies, the other threads of the block after a barrier that follows it.  BYTES: 4, 8 or 16.
 template <int BYTES>
 DIP_FAST_D void copy_async(void* shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(shared))), "l"(from),
                "n"(BYTES)
                : "memory");
 }
-DIP_FAST_D void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DIP_FAST_D void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 template <class T>
 DIP_FAST_D T* shared_memory() {
@@ -57,13 +58,14 @@ DIP_FAST_D T* shared_memory() {
 
 #endif
 
-// Starts a kernel of one argument.  `together`: its threads meet at barriers, or in a warp.
-template <bool together, class Arguments>
+// Launches a kernel of one argument.  `synchronizes`: its threads use barriers or warp-wide instructions, so the
+// emulator must run them as fibers.
+template <bool synchronizes, class Arguments>
 void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
             const Arguments& arguments) {
 #ifdef DIP_FAST_EMULATED
   (void)stream;
-  simt::run<together>([&] { kernel(arguments); }, grid, threads, shared_bytes);
+  simt::run<synchronizes>([&] { kernel(arguments); }, grid, threads, shared_bytes);
 #else
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024)
@@ -76,7 +78,7 @@ void launch(void (*kernel)(Arguments), dim3 grid, int threads, int shared_bytes,
 #endif
 }
 
-// ---- numbers of 16 bits, as they are stored
+// ---- conversions between numbers in memory or in a product and the type of sums
 
 DIP_FAST_D float widened(float x) { return x; }
 DIP_FAST_D double widened(double x) { return x; }
@@ -95,7 +97,7 @@ DIP_FAST_D float widened(Half x) {
 #endif
 }
 
-// To the nearest, ties away from zero, as cvt.rna does.
+// Rounds to the nearest, ties away from zero, as cvt.rna does.
 DIP_FAST_D float rounded_to_tf32(float x) {
 #ifdef DIP_FAST_EMULATED
   return x - x == 0 ? simt::as_float((simt::as_bits(x) + 0x1000) & ~0x1fffu) : x;
@@ -125,7 +127,9 @@ DIP_FAST_D To narrowed(float x) {
 #endif
 }
 
-// ---- four neighbouring channels
+// ---- vector loads and stores
+
+// Four neighbouring channels: one load of 8 or 16 bytes, or two of 16 for float64.
 
 template <class T>
 struct alignas(sizeof(T) < 4 ? 4 * sizeof(T) : 16) Quad {

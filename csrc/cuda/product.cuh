@@ -1,5 +1,5 @@
-// A tile of a matrix product in a block of 256 threads: M x N sums, over a depth that comes in steps through shared
-// memory.
+// A tile of a matrix product, computed by a block of 256 threads: M x N sums.  The depth goes through shared memory in
+// steps of DEPTH; a step holds M rows of the left matrix and N rows of the (transposed) right one.
 #pragma once
 
 #include "platform.cuh"
@@ -13,19 +13,20 @@ struct Tile {
   static constexpr int M = M_, N = N_, WARPS_DOWN = WARPS_DOWN_, WARPS_ACROSS = THREADS / WARP / WARPS_DOWN_;
 };
 
-// How the factors of a step lie in shared memory: the depth of each row side by side, or the rows of each depth.
-enum class Order { rows, depths };
+// The layout of a step in shared memory.  Convolutions read along the depth, gradients of weights along the rows, and
+// each stores a step as it reads it.
+enum class Layout { depth_contiguous, rows_contiguous };
 
-// Numbers of the depth that are kept together in 32 bits.
+// A 32-bit word of shared memory: the numbers of one row that are neighbours along the depth.
 template <class Factor>
 struct alignas(sizeof(Factor) < 4 ? 4 : sizeof(Factor)) Word {
   static constexpr int COUNT = sizeof(Factor) < 4 ? int(4 / sizeof(Factor)) : 1;
   Factor at[COUNT];
 };
 
-// Four neighbours into shared memory, at once where the rows keep them aligned.
+// Stores four neighbours to shared memory, as one vector where the pitch keeps them aligned.
 template <int PITCH, class Factor>
-DIP_FAST_D void put_quad(Factor* to, const Quad<Factor>& quad) {
+DIP_FAST_D void store_quad(Factor* to, const Quad<Factor>& quad) {
   if constexpr (PITCH % 4 == 0) {
     *reinterpret_cast<Quad<Factor>*>(to) = quad;
   } else {
@@ -34,27 +35,30 @@ DIP_FAST_D void put_quad(Factor* to, const Quad<Factor>& quad) {
   }
 }
 
-// The same from memory, not waiting for it.
+// Copies four neighbours from global to shared memory asynchronously, see copy_async.
 template <int PITCH, class Factor>
-DIP_FAST_D void copy_quad(Factor* to, const Factor* from) {
+DIP_FAST_D void copy_quad_async(Factor* to, const Factor* from) {
   constexpr int AT_ONCE = PITCH % 4 != 0 || sizeof(Factor) > 4 ? 1 : 4;
 #pragma unroll
   for (int i = 0; i < 4; i += AT_ONCE) copy_async<AT_ONCE* int(sizeof(Factor))>(to + i, from + i);
 }
 
-// ---- by multiplications and additions, for float32 and float64: thread (i, j) of 16 x 16 has rows i + 16 r
+// ---- float32 and float64, with ordinary multiplications and additions: thread (i, j) of 16 x 16 owns the sums of rows
+// i + 16 r and columns j + 16 c
 
-template <class Factor, class T, Order order = Order::rows>
+template <class Factor, class T, Layout layout = Layout::depth_contiguous>
 struct Product {
   using Sum = Factor;
   static constexpr int DEPTH = 16, WORDS = DEPTH, DOWN = T::M / 16, ACROSS = T::N / 16;
-  // From row to row and from word to word; the right factor follows the left one.
-  static constexpr int PITCH = DEPTH + 1, ROW = order == Order::rows ? PITCH : 1,
-                       LEFT = order == Order::rows ? 1 : T::M, RIGHT = order == Order::rows ? 1 : T::N,
-                       BEGIN = order == Order::rows ? T::M * PITCH : DEPTH * T::M, SIZE = BEGIN / T::M * (T::M + T::N);
+  // ROW: from row to row.  LEFT, RIGHT: from word to word of either matrix.  BEGIN: where the right matrix begins.
+  static constexpr int PITCH = DEPTH + 1, ROW = layout == Layout::depth_contiguous ? PITCH : 1,
+                       LEFT = layout == Layout::depth_contiguous ? 1 : T::M,
+                       RIGHT = layout == Layout::depth_contiguous ? 1 : T::N,
+                       BEGIN = layout == Layout::depth_contiguous ? T::M * PITCH : DEPTH * T::M,
+                       SIZE = BEGIN / T::M * (T::M + T::N);
   Sum sums[DOWN][ACROSS] = {};
 
-  // A step is summed by itself, which rounds less than one long chain would.
+  // The sums of a step are formed apart and added at its end: this rounds less than one long chain of additions.
   DIP_FAST_D void step(const Factor* factors) {
     const int i = threadIdx.x / 16, j = threadIdx.x % 16;
     const Factor *a = factors + i * ROW, *b = factors + BEGIN + j * ROW;
@@ -77,7 +81,7 @@ struct Product {
       for (int c = 0; c < ACROSS; ++c) sums[r][c] += own[r][c];
   }
 
-  DIP_FAST_D void put(Sum* to, int pitch) const {
+  DIP_FAST_D void store(Sum* to, int pitch) const {
     const int i = threadIdx.x / 16, j = threadIdx.x % 16;
 #pragma unroll
     for (int r = 0; r < DOWN; ++r)
@@ -86,10 +90,11 @@ struct Product {
   }
 };
 
-// ---- on tensor cores: words of 32 bits are one factor (TF32) or two neighbours, and fragments are the same in words
+// ---- tensor cores.  A word is one TF32 number or two 16-bit ones; counted in words, the fragments of all three
+// formats are the same
 
-// d += a b, of 16 x 8 sums; lane 4 g + t has of a the words t and t + 4 of rows g and g + 8, of b those of row g, and
-// of d the columns 2 t and 2 t + 1 of rows g and g + 8.
+// d += a b, with 16 x 8 sums for each of DOWN x ACROSS fragments.  Lane 4 g + t of the warp holds words t and t + 4 of
+// rows g and g + 8 of a, the same words of row g of b, and columns 2 t and 2 t + 1 of rows g and g + 8 of d.
 template <class Factor, int DOWN, int ACROSS>
 DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (&a)[DOWN][4],
                                    const uint32_t (&b)[ACROSS][2]) {
@@ -102,7 +107,7 @@ DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (
   auto* own = reinterpret_cast<Fragments*>(simt::warp_slot());
   std::memcpy(own->a, a, sizeof a);
   std::memcpy(own->b, b, sizeof b);
-  simt::meet();
+  simt::sync_warp();
   const auto value = [](uint32_t word, int part) -> float {
     if constexpr (std::is_same_v<Factor, TF32>)
       return part == 0 ? simt::as_float(word & ~0x1fffu) : 0;
@@ -118,7 +123,7 @@ DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (
           const uint32_t x = left->a[i][2 * (word / 4) + e / 2], y = right->b[j][word / 4];
           d[i][j][e] += value(x, 0) * value(y, 0) + value(x, 1) * value(y, 1);
         }
-  simt::meet();
+  simt::sync_warp();
 #else
 #pragma unroll
   for (int i = 0; i < DOWN; ++i)
@@ -141,18 +146,19 @@ DIP_FAST_D void multiply_fragments(float (&d)[DOWN][ACROSS][4], const uint32_t (
 #endif
 }
 
-template <class Factor, class T, Order order>
+template <class Factor, class T, Layout layout>
 struct TensorProduct {
   using Sum = float;
   static constexpr int DEPTH = 32, PER_WORD = Word<Factor>::COUNT, WORDS = DEPTH / PER_WORD;
-  // As above, in words.  Four words more to a row, or eight rows more to a word, and the eight rows and four words of a
-  // fragment lie in different banks.
-  static constexpr int ROW = order == Order::rows ? WORDS + 4 : 1, LEFT = order == Order::rows ? 1 : T::M + 8,
-                       RIGHT = order == Order::rows ? 1 : T::N + 8, PITCH = ROW * PER_WORD;
-  static_assert(order == Order::rows || (LEFT % 16 == 8 && RIGHT % 16 == 8));
-  // In factors.
-  static constexpr int BEGIN = (order == Order::rows ? T::M * ROW : WORDS * LEFT) * PER_WORD,
-                       SIZE = BEGIN + (order == Order::rows ? T::N * ROW : WORDS * RIGHT) * PER_WORD;
+  // As above, but counted in words.  Padding of four words a row, or of eight rows a word, puts the eight rows by four
+  // words that a fragment loads into 32 different banks.
+  static constexpr int ROW = layout == Layout::depth_contiguous ? WORDS + 4 : 1,
+                       LEFT = layout == Layout::depth_contiguous ? 1 : T::M + 8,
+                       RIGHT = layout == Layout::depth_contiguous ? 1 : T::N + 8, PITCH = ROW * PER_WORD;
+  static_assert(layout == Layout::depth_contiguous || (LEFT % 16 == 8 && RIGHT % 16 == 8));
+  // Counted in factors.
+  static constexpr int BEGIN = (layout == Layout::depth_contiguous ? T::M * ROW : WORDS * LEFT) * PER_WORD,
+                       SIZE = BEGIN + (layout == Layout::depth_contiguous ? T::N * ROW : WORDS * RIGHT) * PER_WORD;
   static constexpr int ROWS = T::M / T::WARPS_DOWN, COLUMNS = T::N / T::WARPS_ACROSS, DOWN = ROWS / 16,
                        ACROSS = COLUMNS / 8;
   float sums[DOWN][ACROSS][4] = {};
@@ -186,7 +192,7 @@ struct TensorProduct {
         for (int e = 0; e < 4; ++e) sums[i][j][e] += other.sums[i][j][e];
   }
 
-  DIP_FAST_D void put(Sum* to, int pitch) const {
+  DIP_FAST_D void store(Sum* to, int pitch) const {
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     float* from = to + (warp / T::WARPS_ACROSS * ROWS + g) * pitch + warp % T::WARPS_ACROSS * COLUMNS + 2 * t;
 #pragma unroll
@@ -198,63 +204,66 @@ struct TensorProduct {
   }
 };
 
-template <class T, Order order>
-struct Product<TF32, T, order> : TensorProduct<TF32, T, order> {};
-template <class T, Order order>
-struct Product<BFloat16, T, order> : TensorProduct<BFloat16, T, order> {};
-template <class T, Order order>
-struct Product<Half, T, order> : TensorProduct<Half, T, order> {};
+template <class T, Layout layout>
+struct Product<TF32, T, layout> : TensorProduct<TF32, T, layout> {};
+template <class T, Layout layout>
+struct Product<BFloat16, T, layout> : TensorProduct<BFloat16, T, layout> {};
+template <class T, Layout layout>
+struct Product<Half, T, layout> : TensorProduct<Half, T, layout> {};
 
-// Both factors twice, one step being filled while the other is read; then the sums, in their place.
-template <class Factor, class T, Order order = Order::rows>
+// Shared memory of a block: two steps, of which one is filled while the other is multiplied; after the last step the
+// sums take their place.
+template <class Factor, class T, Layout layout = Layout::depth_contiguous>
 struct Shared {
-  using P = Product<Factor, T, order>;
-  static constexpr int PITCH = T::N + 4;  // of the sums
+  using P = Product<Factor, T, layout>;
+  static constexpr int PITCH = T::N + 4;  // from row to row of the sums
   static constexpr int STEP = P::SIZE;
   static constexpr int FACTOR_BYTES = 2 * STEP * int(sizeof(Factor)),
                        SUM_BYTES = T::M * PITCH * int(sizeof(typename P::Sum)),
                        BYTES = FACTOR_BYTES > SUM_BYTES ? FACTOR_BYTES : SUM_BYTES;
 };
 
-// The tiles of a kind of factor: for many sites and channels, for few sites, for few channels; and for nine products.
+// The tiles of each factor type.  Wide: many sites and channels.  Small: few sites.  Narrow: few channels.
+// NineProducts: for convolve_nine.cu.
 template <class Factor>
 struct Tiles {
-  using Nine = Tile<64, 128, 2>;
+  using NineProducts = Tile<64, 128, 2>;
   using Wide = Tile<128, 128, 2>;
   using Small = Tile<32, 64, 2>;
-  using Thin = Tile<128, 16, 8>;
+  using Narrow = Tile<128, 16, 8>;
 };
 template <>
 struct Tiles<float> {
   using Wide = Tile<128, 128, 2>;
   using Small = Tile<64, 64, 2>;
-  using Thin = Tile<128, 16, 8>;
+  using Narrow = Tile<128, 16, 8>;
 };
 template <>
 struct Tiles<double> {
   using Wide = Tile<64, 64, 2>;
   using Small = Wide;
-  using Thin = Tile<128, 16, 8>;
+  using Narrow = Tile<128, 16, 8>;
 };
 
 #ifdef DIP_FAST_EMULATED
-constexpr int BUSY = 1;  // so that small tests see wide tiles
+constexpr int WIDE_TILES_TO_FILL = 1;  // so that small tests reach wide tiles
 #else
-constexpr int BUSY = 96;  // wide tiles: most of a GPU, a guess that no GPU has been asked about yet
+constexpr int WIDE_TILES_TO_FILL = 96;  // as many keep most of a GPU busy: a guess, not measured on any GPU
 #endif
 
-// Whether a tile is in use for channels that come in fours alone.
+// Whether a tile is only ever chosen for channels that are a multiple of 4.
 template <class Factor, class T>
-constexpr bool FOURS_ALONE =
+constexpr bool VEC4_ONLY =
     std::is_same_v<T, typename Tiles<Factor>::Wide> && !std::is_same_v<T, typename Tiles<Factor>::Small>;
 
-// Calls `use` with the tile for so many sites and channels: small ones where wide ones would leave most of a GPU idle,
-// or what is read comes number by number.
+// Calls `use` with the tile for a product of this size: small tiles where wide ones would leave most of a GPU idle, or
+// where the channels that are read are no multiple of 4.
 template <class Factor, class Use>
-auto with_tile(int64_t sites, int channels, bool quads, Use use) {
+auto with_tile(int64_t sites, int channels, bool vec4, Use use) {
   using All = Tiles<Factor>;
-  if (channels <= All::Thin::N) return use(typename All::Thin{});
-  if (!quads || sites * channels < int64_t(BUSY) * All::Wide::M * All::Wide::N) return use(typename All::Small{});
+  if (channels <= All::Narrow::N) return use(typename All::Narrow{});
+  if (!vec4 || sites * channels < int64_t(WIDE_TILES_TO_FILL) * All::Wide::M * All::Wide::N)
+    return use(typename All::Small{});
   return use(typename All::Wide{});
 }
 

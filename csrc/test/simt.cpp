@@ -17,7 +17,7 @@ bool reversed = false;
 namespace {
 
 constexpr size_t STACK = 128 * 1024;
-constexpr int MOST = 1024, WARP = 32;
+constexpr int MAX_THREADS = 1024, WARP = 32;
 enum class State { ready, at_barrier, at_warp, done };
 
 struct Copy {
@@ -26,7 +26,7 @@ struct Copy {
   int bytes;
 };
 
-// A fiber is entered by its context once; from then on by _longjmp, which asks nothing of the kernel.
+// A fiber starts through its context and continues by _longjmp, which, unlike swapcontext, makes no system call.
 struct Fiber {
   std::vector<Copy> copies;
   ucontext_t context;
@@ -37,7 +37,7 @@ struct Fiber {
   alignas(16) char slot[256];
 };
 
-std::vector<Fiber> fibers(MOST);
+std::vector<Fiber> fibers(MAX_THREADS);
 ucontext_t outside;
 jmp_buf scheduler;
 int current = 0;
@@ -70,11 +70,12 @@ void resume(int thread) {
   swapcontext(&outside, &fiber.context);
 }
 
-// Each thread of [begin, end) up to where it waits next; all of them have to wait alike.
+// Runs each thread of [begin, end) up to where it waits next, which must be the same kind of place for all.
 State phase(int begin, int end) {
   for (int i = begin; i < end; ++i) resume(reversed ? begin + end - 1 - i : i);
   for (int i = begin; i < end; ++i)
-    if (fibers[i].state == State::done && !fibers[i].copies.empty()) fail("a thread leaves copies behind");
+    if (fibers[i].state == State::done && !fibers[i].copies.empty())
+      fail("a thread ends before its copies have finished");
   for (int i = begin; i < end; ++i)
     if (fibers[i].state != fibers[begin].state) fail("the threads of a block or warp wait at different places");
   return fibers[begin].state;
@@ -119,29 +120,29 @@ void each_block(dim3 grid, Block block) {
 }  // namespace
 
 void barrier() { wait(State::at_barrier); }
-void meet() { wait(State::at_warp); }
+void sync_warp() { wait(State::at_warp); }
 char* warp_slot() { return fibers[current].slot; }
 char* warp_slot(int lane) { return fibers[current / WARP * WARP + lane].slot; }
 char* shared_memory() { return shared.get(); }
 
 void copy_async(void* to, const void* from, int bytes) { fibers[current].copies.push_back({to, from, bytes}); }
-void copies_done() {
+void wait_for_copies() {
   for (const Copy& copy : fibers[current].copies) std::memcpy(copy.to, copy.from, copy.bytes);
   fibers[current].copies.clear();
 }
 
-void run_together(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes) {
-  if (threads % WARP != 0 || threads > MOST) fail("a block must be of whole warps, 1024 threads at most");
+void run_synchronized(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes) {
+  if (threads % WARP != 0 || threads > MAX_THREADS) fail("a block must be of whole warps, 1024 threads at most");
   body = &thread;
   block_dim = dim3(threads);
-  shared.reset(new char[shared_bytes]);  // of this size exactly, so that a sanitizer sees what is beside it
+  shared.reset(new char[shared_bytes]);  // of exactly this size, so that a sanitizer sees accesses beyond it
   each_block(grid, [&] {
-    std::memset(shared.get(), 0xff, shared_bytes);  // not a number, in every format
+    std::memset(shared.get(), 0xff, shared_bytes);  // NaN in every format
     run_block(threads);
   });
 }
 
-void run_alone(const std::function<void()>& thread, dim3 grid, int threads) {
+void run_independent(const std::function<void()>& thread, dim3 grid, int threads) {
   block_dim = dim3(threads);
   each_block(grid, [&] {
     for (int i = 0; i < threads; ++i) {
@@ -165,9 +166,9 @@ uint16_t to_half(float x) {
   if (magnitude >= 65520) return uint16_t(sign | 0x7c00);
   int exponent = 0;
   std::frexp(magnitude, &exponent);
-  const int unit = std::max(exponent - 11, -24);  // of the last place
+  const int unit = std::max(exponent - 11, -24);  // the exponent of the last bit
   const auto steps = uint32_t(std::nearbyint(std::ldexp(magnitude, -unit)));
-  // Of a normal number the first of 11 bits is not stored; what rounds up to 2048 carries into the exponent.
+  // A normal number does not store the first of its 11 bits; rounding up to 2048 carries into the exponent.
   return uint16_t(sign | (unit == -24 ? steps : steps + ((unit + 24) << 10)));
 }
 

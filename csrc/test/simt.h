@@ -1,8 +1,8 @@
-// A GPU for tests: blocks of threads as fibers of one thread of the CPU, one block after the other.
+// An emulated GPU for tests.  The threads of a block are fibers of one CPU thread; blocks run one after the other.
 //
-// The threads of a block run in turn, each until it meets a barrier or its warp; which one is first changes from phase
-// to phase (`reversed`), so that a result depends on it where a barrier is missing.  A block that not all threads of
-// leave a phase in the same way is an error, as it would hang a GPU.
+// The threads of a block run in turn, each until its next barrier or warp-wide instruction.  `reversed` reverses their
+// order: a result that depends on it shows that a barrier is missing.  If the threads of a block or warp do not all
+// stop at the same kind of place, the emulator aborts, as a GPU would hang.
 #pragma once
 
 #include <cmath>
@@ -27,26 +27,26 @@ using cudaStream_t = void*;
 namespace simt {
 
 extern dim3 grid_dim, block_dim, block_idx, thread_idx;
-extern bool reversed;  // the order of threads within a phase
+extern bool reversed;  // the order in which threads run between two barriers
 
-void barrier();     // of the block
-void meet();        // of the warp
-char* warp_slot();  // 256 bytes of the calling thread, which all of its warp may read between two meetings
+void barrier();     // __syncthreads
+void sync_warp();   // __syncwarp
+char* warp_slot();  // 256 bytes of the calling thread, which its warp may read between two calls of sync_warp
 char* warp_slot(int lane);
 char* shared_memory();
-// Done no sooner than copies_done of the same thread, as a GPU may.
+// Copies only when the same thread calls wait_for_copies: a GPU may be as late.
 void copy_async(void* to, const void* from, int bytes);
-void copies_done();
+void wait_for_copies();
 
-void run_together(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes);
-void run_alone(const std::function<void()>& thread, dim3 grid, int threads);
+void run_synchronized(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes);
+void run_independent(const std::function<void()>& thread, dim3 grid, int threads);
 
-template <bool together>
+template <bool synchronizes>
 void run(const std::function<void()>& thread, dim3 grid, int threads, int shared_bytes) {
-  if constexpr (together)
-    run_together(thread, grid, threads, shared_bytes);
+  if constexpr (synchronizes)
+    run_synchronized(thread, grid, threads, shared_bytes);
   else
-    run_alone(thread, grid, threads);
+    run_independent(thread, grid, threads);
 }
 
 inline float as_float(uint32_t bits) {
@@ -60,7 +60,8 @@ inline uint32_t as_bits(float x) {
   return result;
 }
 
-uint16_t to_bfloat16(float x);  // to the nearest, ties to even
+// Both round to the nearest, ties to even.
+uint16_t to_bfloat16(float x);
 uint16_t to_half(float x);
 float from_half(uint16_t bits);
 

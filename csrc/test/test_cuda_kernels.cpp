@@ -1,6 +1,6 @@
-// The CUDA kernels without PyTorch, emulated: the arithmetic of borders against its definition, and that no result
-// depends on which thread of a block comes first.  Built with sanitizers it checks every read and write besides: each
-// buffer is of its size exactly.
+// Tests of the CUDA kernels on an emulated GPU, without PyTorch.  They compare the index arithmetic with its definition
+// by brute force and the layers with float64, and show that no result depends on the order of a block's threads.  Each
+// buffer has exactly its size, so a build with sanitizers checks every access.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -30,35 +30,34 @@ void expect(bool holds, const std::string& what) {
 
 // ---- borders
 
-// The line of outputs that a convolution with one tap t set makes, for a line that is 1 at i: what `readers` inverts.
-void test_readers() {
+// outputs_reading against the definition: every output, with what it reads through each tap.
+void test_outputs_reading() {
   for (const Padding padding : {Padding::zeros, Padding::reflect, Padding::replicate})
     for (int size = 1; size <= 7; ++size)
       for (int taps : {1, 3})
         for (int stride = 1; stride <= (taps == 3 ? 2 : 1); ++stride) {
           if (padding == Padding::reflect && size == 1) continue;
-          const int outputs = quotient_up(size, stride), pad = taps / 2;
+          const int outputs = ceil_div(size, stride), pad = taps / 2;
           for (int i = 0; i < size; ++i)
             for (int t = 0; t < taps; ++t) {
-              const Readers by = readers(i, t, size, outputs, stride, pad, padding);
+              const OutputPair by = outputs_reading(i, t, size, outputs, stride, pad, padding);
               for (int o = 0; o < outputs; ++o) {
                 const int at = o * stride + t - pad;
-                const int reads = (pad == 0 ? at : padded(at, size, padding)) == i,
-                          said = (by.first == o) + (by.second == o);
-                expect(reads == said, "readers of " + std::to_string(i) + " of " + std::to_string(size) + " at " +
+                const int wanted = (pad == 0 ? at : padded_index(at, size, padding)) == i,
+                          got = (by.first == o) + (by.second == o);
+                expect(wanted == got, "outputs_reading " + std::to_string(i) + " of " + std::to_string(size) + " at " +
                                           std::to_string(o) + " through " + std::to_string(t));
               }
             }
         }
 }
 
-// field_weight against the matrix of upsampling and padding, and that it is zero outside of the window that is looked
-// at.
-void test_fields() {
+// tap_grad_weight against the matrix of upsampling and padding; and it is zero outside the window that tap_grads reads.
+void test_tap_grad_weight() {
   for (const bool bilinear : {false, true})
     for (const Padding padding : {Padding::zeros, Padding::reflect, Padding::replicate})
       for (int size = 1; size <= 7; ++size) {
-        // Pixel r of the upsampled line, from its centre (r + 1/2) / 2 - 1/2 in the small one.
+        // The weight of pixel i in pixel r of the upsampled line; that pixel's centre is at (r + 1/2) / 2 - 1/2.
         const auto upsampled = [&](int r, int i) -> float {
           if (!bilinear) return r / 2 == i;
           const float centre = std::min(std::max((r + 0.5f) / 2 - 0.5f, 0.f), size - 1.f);
@@ -72,9 +71,9 @@ void test_fields() {
               if (padding == Padding::reflect) r = r < 0 ? 1 : r == 2 * size ? 2 * size - 2 : r;
               if (padding == Padding::replicate) r = std::min(std::max(r, 0), 2 * size - 1);
               if (r >= 0 && r < 2 * size) wanted = upsampled(r, i);
-              expect(field_weight(o, i, t, size, bilinear, padding) == wanted, "field_weight");
+              expect(tap_grad_weight(o, i, t, size, bilinear, padding) == wanted, "tap_grad_weight");
               const int reach = bilinear ? 2 : 1;
-              expect(wanted == 0 || (o >= 2 * i - reach && o <= 2 * i + 1 + reach), "the window of fields");
+              expect(wanted == 0 || (o >= 2 * i - reach && o <= 2 * i + 1 + reach), "the window of tap_grads");
             }
       }
 }
@@ -88,8 +87,9 @@ void test_borders() {
           const bool inside = row > 0 && column > 0 && row < height - 1 && column < width - 1;
           expect(inside == (border.side < 0), "border_of");
           if (inside) continue;
-          const Place place = at_border(border.side, border.at, height, width);
-          expect(place.row == row && place.column == column && border.at < std::max(height, width), "at_border");
+          const Position position = border_position(border.side, border.at, height, width);
+          expect(position.row == row && position.column == column && border.at < std::max(height, width),
+                 "border_position");
         }
     }
 }
@@ -120,8 +120,10 @@ class Heap : public Scratch {
   std::vector<std::shared_ptr<char>> taken_;
 };
 
-template <class K, class Of>
-class Case {  // random numbers that `Of` has too, and results, each in a buffer of its own
+// The inputs and results of one layer, each in a buffer of its own.  The inputs are random numbers that both K and
+// `Common` represent exactly, so that runs in both formats get the same.
+template <class K, class Common>
+class Case {
  public:
   using Stored = typename K::Stored;
   using Sum = typename K::Sum;
@@ -131,14 +133,14 @@ class Case {  // random numbers that `Of` has too, and results, each in a buffer
   const Stored* image(int64_t count) {
     Stored* to = taken<Stored>(count);
     for (int64_t i = 0; i < count; ++i) {
-      const auto x = narrowed<typename Of::Stored>(typename Of::Sum(normal()));
+      const auto x = narrowed<typename Common::Stored>(typename Common::Sum(normal()));
       to[i] = narrowed<Stored>(Sum(widened(x)));
     }
     return to;
   }
   const Sum* parameters(int64_t count) {
     Sum* to = taken<Sum>(count);
-    for (int64_t i = 0; i < count; ++i) to[i] = Sum(typename Of::Sum(normal()));
+    for (int64_t i = 0; i < count; ++i) to[i] = Sum(typename Common::Sum(normal()));
     return to;
   }
   const double* statistics(int channels) {
@@ -146,7 +148,7 @@ class Case {  // random numbers that `Of` has too, and results, each in a buffer
     for (int c = 0; c < channels; ++c) to[c] = normal(), to[channels + c] = 0.5 + std::fabs(normal());
     return to;
   }
-  Given<K> given(int H, int W, int C) {
+  NormedInput<K> normed_input(int H, int W, int C) {
     if (C == 0) return {};
     return {{image(int64_t(H) * W * C), H, W, C}, statistics(C), parameters(C), parameters(C)};
   }
@@ -160,7 +162,7 @@ class Case {  // random numbers that `Of` has too, and results, each in a buffer
     });
     return to;
   }
-  GivenGradient<K> gradient(int H, int W, int C) {
+  NormedInputGrad<K> gradient(int H, int W, int C) {
     if (C == 0) return {};
     return {result<Stored>(int64_t(H) * W * C), result<double>(2 * C), result<Sum>(C), result<Sum>(C)};
   }
@@ -181,8 +183,8 @@ class Case {  // random numbers that `Of` has too, and results, each in a buffer
   std::vector<std::function<std::vector<double>()>> results_;
 };
 
-struct Form {
-  int taps, stride;  // taps 0: upsampled
+struct Layer {
+  int taps, stride;  // taps 0: norm_upsample_conv2d
   bool bilinear;
   Padding padding;
 };
@@ -191,43 +193,44 @@ struct Size {
   int C, S, K, H, W;
 };
 
-template <class K, class Of = K>
-std::vector<std::vector<double>> run(const Form& form, const Size& size) {
+template <class K, class Common = K>
+std::vector<std::vector<double>> run(const Layer& layer, const Size& size) {
   using Sum = typename K::Sum;
-  Case<K, Of> data(7);
-  const Options options{0.2, 1e-5, form.stride, form.padding, form.bilinear};
+  Case<K, Common> data(7);
+  const Options options{0.2, 1e-5, layer.stride, layer.padding, layer.bilinear};
   const Context context = data.context();
   const int k = size.K;
-  if (form.taps > 0) {
-    const int h = quotient_up(size.H, form.stride), w = quotient_up(size.W, form.stride),
-              weights = k * size.C * form.taps * form.taps;
-    const Given<K> input = data.given(size.H, size.W, size.C);
+  if (layer.taps > 0) {
+    const int h = ceil_div(size.H, layer.stride), w = ceil_div(size.W, layer.stride),
+              weights = k * size.C * layer.taps * layer.taps;
+    const NormedInput<K> input = data.normed_input(size.H, size.W, size.C);
     const Sum *weight = data.parameters(weights), *bias = data.parameters(k);
     auto* output = data.template result<typename K::Stored>(int64_t(h) * w * k);
     double* statistics = data.template result<double>(2 * k);
-    norm_conv2d<K>(input, weight, bias, k, form.taps, options, output, statistics, context);
+    norm_conv2d<K>(input, weight, bias, k, layer.taps, options, output, statistics, context);
     norm_conv2d_backward<K>({data.image(int64_t(h) * w * k), output, statistics, data.statistics(k)}, input, weight, k,
-                            form.taps, options, data.gradient(size.H, size.W, size.C),
+                            layer.taps, options, data.gradient(size.H, size.W, size.C),
                             data.template result<Sum>(weights), data.template result<Sum>(k), context);
   } else {
     const int all = size.S + size.C;
     const int64_t outputs = int64_t(4) * size.H * size.W * k;
-    const Given<K> deep = data.given(size.H, size.W, size.C), skip = data.given(2 * size.H, 2 * size.W, size.S);
-    const Between<K> norm{data.parameters(all), data.parameters(all)};
+    const NormedInput<K> deep = data.normed_input(size.H, size.W, size.C),
+                         skip = data.normed_input(2 * size.H, 2 * size.W, size.S);
+    const MidNorm<K> norm{data.parameters(all), data.parameters(all)};
     const Sum *weight = data.parameters(9 * all * k), *bias = data.parameters(k);
     auto* output = data.template result<typename K::Stored>(outputs);
     double* statistics = data.template result<double>(2 * k);
     norm_upsample_conv2d<K>(deep, skip, norm, weight, bias, k, options, output, statistics, context);
     norm_upsample_conv2d_backward<K>({data.image(outputs), output, statistics, data.statistics(k)}, deep, skip, norm,
                                      weight, k, options, data.gradient(size.H, size.W, size.C),
-                                     data.gradient(2 * size.H, 2 * size.W, size.S), data.template result<Sum>(all),
-                                     data.template result<Sum>(all), data.template result<Sum>(9 * all * k),
-                                     data.template result<Sum>(k), context);
+                                     data.gradient(2 * size.H, 2 * size.W, size.S),
+                                     {data.template result<Sum>(all), data.template result<Sum>(all)},
+                                     data.template result<Sum>(9 * all * k), data.template result<Sum>(k), context);
   }
   return data.results();
 }
 
-// The largest difference of each result from float64's, in units of its largest value.
+// For each result the largest difference from the exact one, relative to its largest value.
 std::vector<double> differences(const std::vector<std::vector<double>>& results,
                                 const std::vector<std::vector<double>>& exact) {
   std::vector<double> all;
@@ -235,39 +238,39 @@ std::vector<double> differences(const std::vector<std::vector<double>>& results,
     double largest = 0, difference = 0;
     for (size_t j = 0; j < results[i].size(); ++j) {
       largest = std::max(largest, std::fabs(exact[i][j]));
-      const double apart = std::fabs(results[i][j] - exact[i][j]);
-      if (!(apart <= difference)) difference = apart;
+      const double here = std::fabs(results[i][j] - exact[i][j]);
+      if (!(here <= difference)) difference = here;  // a NaN counts
     }
     all.push_back(largest > 0 ? difference / largest : difference);
   }
   return all;
 }
 
-// limit: of the differences from float64, in units of rounding; 0: those are for the tests in Python to compare.
-// few: for a sanitizer, which takes its time over each change of fibers.
+// limit: of the differences from float64, in units of rounding; 0: not compared here, the Python tests do.
+// few: a small selection for sanitizers, which are slow at each switch of fibers.
 template <class K>
 void test_layers(const char* kind, double unit, double limit, bool few) {
-  const Form forms[] = {{1, 1, false, Padding::zeros},     {3, 1, false, Padding::reflect},
-                        {3, 2, false, Padding::replicate}, {3, 2, false, Padding::reflect},
-                        {0, 1, false, Padding::zeros},     {0, 1, false, Padding::reflect},
-                        {0, 1, true, Padding::zeros},      {0, 1, true, Padding::reflect}};
-  // Few pixels, channels that do not come in fours, several tiles of sites, of channels and of depth.
+  const Layer layers[] = {{1, 1, false, Padding::zeros},     {3, 1, false, Padding::reflect},
+                          {3, 2, false, Padding::replicate}, {3, 2, false, Padding::reflect},
+                          {0, 1, false, Padding::zeros},     {0, 1, false, Padding::reflect},
+                          {0, 1, true, Padding::zeros},      {0, 1, true, Padding::reflect}};
+  // Few pixels; channels that are no multiple of 4; several tiles of sites, of channels and of depth.
   const Size sizes[] = {{1, 0, 1, 2, 2}, {3, 1, 2, 7, 5}, {4, 4, 132, 9, 16}, {68, 0, 20, 3, 5}};
-  for (const Form& form : forms)
+  for (const Layer& layer : layers)
     for (const Size& size : sizes) {
       simt::reversed = false;
       if (few) {
-        if (size.K <= 20) run<K>(form, size);
+        if (size.K <= 20) run<K>(layer, size);
         continue;
       }
-      const std::string name = std::string(kind) + ", taps " + std::to_string(form.taps) + ", stride " +
-                               std::to_string(form.stride) + (form.bilinear ? ", bilinear" : "") + ", C " +
+      const std::string name = std::string(kind) + ", taps " + std::to_string(layer.taps) + ", stride " +
+                               std::to_string(layer.stride) + (layer.bilinear ? ", bilinear" : "") + ", C " +
                                std::to_string(size.C);
-      const auto forwards = run<K>(form, size);
+      const auto forwards = run<K>(layer, size);
       simt::reversed = true;
-      expect(forwards == run<K>(form, size), name + ": bits depend on the order of threads");
-      if (limit == 0 || size.K <= 16) continue;  // sums of few may be near 0
-      const std::vector<double> all = differences(forwards, run<Float64, K>(form, size));
+      expect(forwards == run<K>(layer, size), name + ": bits depend on the order of threads");
+      if (limit == 0 || size.K <= 16) continue;  // with few channels the largest value may be near 0
+      const std::vector<double> all = differences(forwards, run<KindFloat64, K>(layer, size));
       expect(all[0] < 3 * unit, name + ": the output is off by " + std::to_string(all[0] / unit) + " units");
       for (size_t i = 1; i < all.size(); ++i)
         expect(all[i] < limit * unit,
@@ -279,16 +282,17 @@ void test_layers(const char* kind, double unit, double limit, bool few) {
 
 int main(int count, char**) {
   const bool few = count > 1;
-  test_readers();
-  test_fields();
+  test_outputs_reading();
+  test_tap_grad_weight();
   test_borders();
   test_numbers();
-  test_layers<Float64>("float64", 0x1p-53, 0, few);
-  test_layers<Float32>("float32", 0x1p-24, 0, few);
-  // Outputs are off by 1.7 units at most, other results by 2.0, 16.9 and 22.7: those of norms, where much cancels.
-  test_layers<Tensor32>("TF32", 0x1p-11, 4, few);
-  test_layers<Brain16>("bfloat16", 0x1p-8, 32, few);
-  test_layers<Half16>("float16", 0x1p-11, 32, few);
+  test_layers<KindFloat64>("float64", 0x1p-53, 0, few);
+  test_layers<KindFloat32>("float32", 0x1p-24, 0, few);
+  // Measured: outputs are off by at most 1.7 units, other results by 2.0, 16.9 and 22.7.  The largest are gradients of
+  // norms, where terms cancel.
+  test_layers<KindTF32>("TF32", 0x1p-11, 4, few);
+  test_layers<KindBFloat16>("bfloat16", 0x1p-8, 32, few);
+  test_layers<KindHalf>("float16", 0x1p-11, 32, few);
   std::printf("%s\n", failures == 0 ? "the emulated CUDA kernels are right" : "there are failures");
   return failures == 0 ? 0 : 1;
 }

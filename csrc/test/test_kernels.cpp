@@ -1,5 +1,5 @@
-// Transforms, micro-kernel and epilogue, each for itself, against the formulas of csrc/cpu in float64.  Compiled once
-// for each instruction set.  Exit code 0: passed, 1: failed, 77: the CPU lacks the instructions.
+// Tests of the transforms, the micro-kernel and the epilogue, each alone, against the formulas of csrc/cpu in float64.
+// Compiled once for each instruction set.  Exit code 0: passed, 1: failed, 77: the CPU lacks the instructions.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -37,11 +37,11 @@ std::vector<T> nans(int64_t count) {
 }
 
 template <class T>
-bool near(T got, double wanted, double scale = 8) {
-  return std::abs(double(got) - wanted) <= 64 * scale * std::numeric_limits<T>::epsilon();
+bool near(T got, double expected, double scale = 8) {
+  return std::abs(double(got) - expected) <= 64 * scale * std::numeric_limits<T>::epsilon();
 }
 
-// Full and ragged tiles leave nothing of what was there, and touch nothing beside.
+// Full and ragged tiles overwrite all of their outputs, which begin as NaN, and write nothing outside of them.
 template <class T>
 void test_micro_kernel() {
   using Tile = TileOf<T>;
@@ -58,10 +58,10 @@ void test_micro_kernel() {
         Tile::upto(rows, depth, a.data(), lda, b.data(), out.data(), ldo, accumulate);
         for (int64_t i = 0; i <= rows; ++i)
           for (int64_t j = 0; j < ldo; ++j) {
-            double wanted = accumulate || i == rows || j >= NR ? double(before[i * ldo + j]) : 0;
+            double expected = accumulate || i == rows || j >= NR ? double(before[i * ldo + j]) : 0;
             for (int64_t r = 0; i < rows && j < NR && r < depth; ++r)
-              wanted += double(a[i * lda + r]) * double(b[r * NR + j]);
-            check(near(out[i * ldo + j], wanted), "micro-kernel", rows, i, j);
+              expected += double(a[i * lda + r]) * double(b[r * NR + j]);
+            check(near(out[i * ldo + j], expected), "micro-kernel", rows, i, j);
           }
       }
 }
@@ -72,12 +72,12 @@ void test_nine_products() {
   constexpr int64_t NR = Tile::NR, rows = Tile::MR + 3, depth = CHAIN + 5, panels = 2, width = panels * NR;
   const auto weight = noise<T>(9 * rows * depth), panel = noise<T>(9 * field_slot(panels * depth * NR));
   for (bool sum : {false, true})
-    for (int wanted : {7, 5, 3})
+    for (int mask : {7, 5, 3})
       for (int64_t tile = 0; tile < Tile::tiles(rows); ++tile) {
         const int64_t row = Tile::tile_begin(rows, tile), count = Tile::tile_begin(rows, tile + 1) - row;
         auto out = nans<T>(9 * count * width);
         nine_products<Tile>(weight.data(), rows, depth, panel.data(), panels, tile, out.data(), sum ? 0 : count * width,
-                            sum ? 7 : wanted);
+                            sum ? 7 : mask);
         for (int64_t i = 0; i < count; ++i)
           for (int64_t site = 0; site < width; ++site) {
             double total = 0;
@@ -88,7 +88,7 @@ void test_nine_products() {
                     double(weight[(slot * rows + row + i) * depth + d]) *
                     double(panel[slot * field_slot(panels * depth * NR) + (site / NR * depth + d) * NR + site % NR]);
               total += product;
-              if (!sum && (wanted >> slot / 3 & 1) != 0)
+              if (!sum && (mask >> slot / 3 & 1) != 0)
                 check(near(out[(slot * count + i) * width + site], product), "nine products", slot, i, site);
             }
             if (sum) check(near(out[i * width + site], total, 24), "sum of nine products", tile, i, site);
@@ -112,18 +112,18 @@ void test_shuffles() {
     for (int64_t count : {int64_t(1), L, 2 * L + 3}) {
       const int64_t row = rounded_up(C, Tile::NR);
       const auto line = noise<T>(C * (count + 2));
-      auto turned = nans<T>(count * row);
-      turn_line<Tile>(line.data(), count + 2, C, count, row, turned.data());
+      auto transposed = nans<T>(count * row);
+      transpose_line<Tile>(line.data(), count + 2, C, count, row, transposed.data());
       for (int64_t t = 0; t < count; ++t)
         for (int64_t c = 0; c < row; ++c)
-          check(turned[t * row + c] == (c < C ? line[c * (count + 2) + t] : 0), "turn_line", C, t, c);
+          check(transposed[t * row + c] == (c < C ? line[c * (count + 2) + t] : 0), "transpose_line", C, t, c);
     }
 }
 
 const int64_t SIZES[][2] = {{1, 1}, {1, 5}, {4, 1}, {5, 7}, {3, 80}, {2, 130}, {6, 50}};
 const Padding PADDINGS[] = {Padding::zeros, Padding::reflect, Padding::replicate};
 
-// Functional a of transform.h along one axis: coefficients of x[i-1], x[i], x[i+1].
+// Functional a of transform.h along one axis: the coefficients of x[i-1], x[i], x[i+1].
 const double FIELD[3][3] = {{0, 1, 0}, {-1, 1, 0}, {0, -1, 1}};
 
 template <class T>
@@ -142,26 +142,28 @@ void test_fields() {
       const Region region{0, 0, H, W};
       for (int64_t first = 0; first < H * W; first += BLOCK - 1) {
         const int64_t last = at_most(H * W, first + BLOCK - 1), count = last - first, panels = quotient_up(count, NR);
-        const int64_t slot = field_slot(panels * C * NR), turned_slot = field_slot(NR * count);
-        auto fields = nans<T>(9 * slot), turned = nans<T>(9 * turned_slot), lines = nans<T>(3 * NR * (BLOCK + 2));
+        const int64_t slot = field_slot(panels * C * NR), transposed_slot = field_slot(NR * count);
+        auto fields = nans<T>(9 * slot), transposed = nans<T>(9 * transposed_slot),
+             lines = nans<T>(3 * NR * (BLOCK + 2));
         input_fields<NR>(image.data(), s, region, first, last, fields.data());
-        turned_fields<Tile>(image.data(), s, region, first, last, lines.data(), turned.data());
+        transposed_fields<Tile>(image.data(), s, region, first, last, lines.data(), transposed.data());
         for (int a = 0; a < 9; ++a)
           for (int64_t t = 0; t < panels * NR; ++t)
             for (int64_t c = 0; c < C; ++c) {
-              double wanted = 0;
+              double expected = 0;
               const int64_t i = (first + t) / W, j = (first + t) % W;
               for (int p = 0; p < 9 && t < count; ++p)
-                wanted += FIELD[a / 3][p / 3] * FIELD[a % 3][p % 3] * at(c, i + p / 3 - 1, j + p % 3 - 1);
+                expected += FIELD[a / 3][p / 3] * FIELD[a % 3][p % 3] * at(c, i + p / 3 - 1, j + p % 3 - 1);
               const T got = fields[a * slot + (t / NR * C + c) * NR + t % NR];
-              check(near(got, wanted), "input_fields", a, first + t, c);
-              if (t < count) check(turned[a * turned_slot + t * NR + c] == got, "turned_fields", a, first + t, c);
+              check(near(got, expected), "input_fields", a, first + t, c);
+              if (t < count)
+                check(transposed[a * transposed_slot + t * NR + c] == got, "transposed_fields", a, first + t, c);
             }
       }
     }
 }
 
-// [1 2 1]/4 with replicated borders.
+// The image blurred by [1 2 1]/4 along both axes, with replicated borders.
 std::vector<double> blurred(const std::vector<double>& in, int64_t H, int64_t W) {
   std::vector<double> out(H * W);
   for (int64_t i = 0; i < H; ++i)
@@ -189,7 +191,7 @@ void test_gradient_fields() {
         const auto grad = noise<T>(4 * H * W);
         std::vector<double> g(grad.begin(), grad.end());
         if (bilinear) g = blurred(g, 2 * H, 2 * W);
-        // The four rows or columns about site i in a functional: g[2i-1] .. g[2i+2].
+        // The coefficients of functional a for the four rows or columns about site i, g[2i-1] .. g[2i+2].
         const auto functional = [&](int a, int64_t i, int64_t length, double* taps) {
           const double even = zeros || i > 0 ? 1 : 0, odd = zeros || i + 1 < length ? 1 : 0;
           const double all[3][4] = {{0, 1, 1, 0}, {0, even, 0, -1}, {1, 0, -odd, 0}};
@@ -229,10 +231,10 @@ void test_weights() {
     for (int a = 0; a < 9; ++a)
       for (int64_t k = 0; k < K; ++k)
         for (int64_t c = 0; c < C; ++c) {
-          double wanted = 0;
+          double expected = 0;
           for (int t = 0; t < 9; ++t)
-            wanted += taps[a / 3][t / 3] * taps[a % 3][t % 3] * double(weight[(k * C + c) * 9 + t]);
-          check(near(packed[a * K * C + (transposed ? c * K + k : k * C + c)], wanted, 1), "pack_weight", a, k, c);
+            expected += taps[a / 3][t / 3] * taps[a % 3][t % 3] * double(weight[(k * C + c) * 9 + t]);
+          check(near(packed[a * K * C + (transposed ? c * K + k : k * C + c)], expected, 1), "pack_weight", a, k, c);
         }
   }
   const auto sums = noise<T>(9 * K * C);
@@ -241,14 +243,14 @@ void test_weights() {
   for (int64_t k = 0; k < K; ++k)
     for (int64_t c = 0; c < C; ++c)
       for (int t = 0; t < 9; ++t) {
-        double wanted = 0;
+        double expected = 0;
         for (int a = 0; a < 9; ++a)
-          wanted += taps[a / 3][t / 3] * taps[a % 3][t % 3] * double(sums[(a * K + k) * C + c]);
-        check(near(gradient[(k * C + c) * 9 + t], wanted), "unpack_weight_gradient", k, c, t);
+          expected += taps[a / 3][t / 3] * taps[a % 3][t % 3] * double(sums[(a * K + k) * C + c]);
+        check(near(gradient[(k * C + c) * 9 + t], expected), "unpack_weight_gradient", k, c, t);
       }
 }
 
-// The nearest form from nine products, and its blur, whole or in bands and strips, by stretches.
+// The outputs of nearest from nine products, and their blur, of a whole image or of bands and strips, in stretches.
 template <class T>
 void test_epilogues() {
   using Tile = TileOf<T>;
@@ -269,12 +271,12 @@ void test_epilogues() {
       clear();
       for (int64_t i = 0; i < H; ++i)
         for (int64_t j = 0; j < W; j += 50)
-          join_products<Tile>(products.data() + i * W + j, slot, at_most(50, W - j), T(0.5),
-                              output + 2 * i * width + 2 * j, output + (2 * i + 1) * width + 2 * j, stream);
+          combine_products<Tile>(products.data() + i * W + j, slot, at_most(50, W - j), T(0.5),
+                                 output + 2 * i * width + 2 * j, output + (2 * i + 1) * width + 2 * j, stream);
       Tile::fence();
-      for (int64_t t = 0; t < plane; ++t) check(near(output[t], nearest[t]), "join_products", H, W, t);
+      for (int64_t t = 0; t < plane; ++t) check(near(output[t], nearest[t]), "combine_products", H, W, t);
 
-      const auto wanted = blurred(nearest, 2 * H, width);
+      const auto expected = blurred(nearest, 2 * H, width);
       for (int64_t rows : {H, int64_t(2)})
         for (int64_t cols : {W, int64_t(33)}) {
           clear();
@@ -286,7 +288,7 @@ void test_epilogues() {
               const Blur<Tile> blur{H,     top,  bottom, from,        until - from,          left,
                                     right, line, stream, kept.data(), kept.data() + 2 * line};
               for (int64_t i = at_least(0, top - 1); i < at_most(H, bottom + 1); ++i) {
-                // Those that products_of leaves out, of the rows beside the band, must not matter.
+                // The products that each_product leaves out, of the rows beside the band, must not matter.
                 auto known = products;
                 for (int a = 0; a < 3 && (i < top || i == bottom); ++a)
                   std::fill_n(known.data() + ((i < top ? 3 : 6) + a) * slot, slot, std::numeric_limits<T>::quiet_NaN());
@@ -296,7 +298,7 @@ void test_epilogues() {
               }
             }
           Tile::fence();
-          for (int64_t t = 0; t < plane; ++t) check(near(output[t], wanted[t]), "Blur", rows, cols, t);
+          for (int64_t t = 0; t < plane; ++t) check(near(output[t], expected[t]), "Blur", rows, cols, t);
         }
     }
 }
@@ -331,8 +333,8 @@ void test_ring() {
             const int64_t r = side.vertical ? position : beyond, c = side.vertical ? beyond : position;
             const bool inside = position >= 0 && position < 2 * side.size;
             const bool corner = !side.vertical && (position == -1 || position == 2 * side.size);
-            const double wanted = inside || corner ? (side.end ? 1 : -1) * (surround(r, c) - clamped(r, c)) : 0;
-            check(near(e[t], wanted), "ring_line", index, position, side.size);
+            const double expected = inside || corner ? (side.end ? 1 : -1) * (surround(r, c) - clamped(r, c)) : 0;
+            check(near(e[t], expected), "ring_line", index, position, side.size);
           }
         }
       }

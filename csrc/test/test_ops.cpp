@@ -1,4 +1,4 @@
-// The operators as a C++ user of libtorch has them: against ATen's layers on a grid of shapes, and what they refuse.
+// Tests of the operators in the C++ library: against ATen's layers on a grid of shapes, and with invalid arguments.
 // Exit code 0: passed, 1: failed, 77: the CPU lacks the instructions that DIP_FAST_CPU asks for.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -50,7 +50,7 @@ Tensor padded(const Tensor& image, const std::string& padding_mode) {
   return at::constant_pad_nd(image, {1, 1, 1, 1}, 0);
 }
 
-// The definition, in float64.
+// The definition of upsample_conv2d, in float64.
 Tensor reference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const std::string& mode,
                  const std::string& padding_mode) {
   const std::vector<int64_t> size = {2 * input.size(2), 2 * input.size(3)};
@@ -60,15 +60,15 @@ Tensor reference(const Tensor& input, const Tensor& weight, const std::optional<
                     bias ? std::optional(bias->to(at::kDouble)) : std::nullopt);
 }
 
-double error(const Tensor& got, const Tensor& wanted) {
-  if (got.sizes() != wanted.sizes()) return std::numeric_limits<double>::infinity();
-  if (wanted.numel() == 0) return 0;
-  return ((got.to(at::kDouble) - wanted).norm() / (wanted.norm() + 1e-30)).item<double>();
+double error(const Tensor& got, const Tensor& expected) {
+  if (got.sizes() != expected.sizes()) return std::numeric_limits<double>::infinity();
+  if (expected.numel() == 0) return 0;
+  return ((got.to(at::kDouble) - expected).norm() / (expected.norm() + 1e-30)).item<double>();
 }
 
-void compare(const std::string& name, const Tensor& got, const Tensor& wanted) {
+void compare(const std::string& name, const Tensor& got, const Tensor& expected) {
   const double limit = got.scalar_type() == at::kDouble ? 1e-13 : 2e-6;
-  const double found = error(got, wanted);
+  const double found = error(got, expected);
   if (!(found <= limit)) fail(name + ": relative error " + std::to_string(found));
 }
 
@@ -101,20 +101,20 @@ void test_against_conv2d() {
             const Tensor grad = at::randn_like(output);
             const auto [to_input, to_weight, to_bias] = backward(grad, input, weight, mode, padding_mode);
             const Tensor linear = reference(input, weight, std::nullopt, mode, padding_mode);
-            const double wanted = (linear * grad.to(at::kDouble)).sum().item<double>();
+            const double expected = (linear * grad.to(at::kDouble)).sum().item<double>();
             const double scale = linear.norm().item<double>() * grad.norm().item<double>() + 1e-30;
             const double limit = dtype == at::kDouble ? 1e-13 : 2e-6;
             const double by_input = (to_input * input).to(at::kDouble).sum().item<double>();
             const double by_weight = (to_weight * weight).to(at::kDouble).sum().item<double>();
-            if (!(std::abs(by_input - wanted) <= limit * scale)) fail(name + ": gradient of the input");
-            if (!(std::abs(by_weight - wanted) <= limit * scale)) fail(name + ": gradient of the weight");
+            if (!(std::abs(by_input - expected) <= limit * scale)) fail(name + ": gradient of the input");
+            if (!(std::abs(by_weight - expected) <= limit * scale)) fail(name + ": gradient of the weight");
             compare(name + ", gradient of the bias", to_bias, grad.to(at::kDouble).sum({0, 2, 3}));
           }
 }
 
 // ---- whole layers
 
-// Either operator with its options; `mode` is empty for norm_conv2d.
+// norm_conv2d or norm_upsample_conv2d with its options; `mode` is empty for norm_conv2d.
 struct Layer {
   int64_t taps, stride;
   std::string mode, padding_mode;
@@ -128,8 +128,8 @@ struct Layer {
   static constexpr double SLOPE = 0.2, EPS = 0.1;
 };
 
-// The tensors of a layer in the order of its operator, undefined where there are none: image, statistics, weight and
-// bias of its norm; for an upsampling the same four of skip, then weight and bias of the norm between; weight; bias.
+// The tensors of a layer in the order of its operator, undefined where absent: image, statistics, weight and bias of
+// its norm; for an upsampling the same four of skip, then weight and bias of the norm in the middle; weight; bias.
 using Tensors = std::vector<Tensor>;
 
 std::vector<Tensor> call(const std::string& name, std::vector<c10::IValue> stack) {
@@ -160,20 +160,20 @@ std::vector<Tensor> backward(const Layer& layer, const Tensors& tensors, const s
   return call(layer.operator_name() + "_backward", stack);
 }
 
-Tensor of_channels(const Tensor& values) { return values.reshape({1, -1, 1, 1}); }
+Tensor per_channel(const Tensor& values) { return values.reshape({1, -1, 1, 1}); }
 
 Tensor normalised(const Tensor& image, const Tensor& mean, const Tensor& variance, const Tensor& weight,
                   const Tensor& bias) {
   const Tensor scale = weight * (variance + Layer::EPS).rsqrt();
-  return (image - of_channels(mean)) * of_channels(scale) + of_channels(bias);
+  return (image - per_channel(mean)) * per_channel(scale) + per_channel(bias);
 }
 
 Tensor statistics_of(const Tensor& image) {
   const Tensor mean = image.mean({0, 2, 3});
-  return at::stack({mean, (image - of_channels(mean)).square().mean({0, 2, 3})});
+  return at::stack({mean, (image - per_channel(mean)).square().mean({0, 2, 3})});
 }
 
-// The definition, in float64.
+// The definition of a layer, in float64: its output and the statistics of it.
 std::vector<Tensor> defined(const Layer& layer, const Tensors& tensors) {
   const auto activated = [&](size_t at) {
     if (!tensors[at + 1].defined()) return tensors[at];
@@ -199,7 +199,7 @@ struct LayerShape {
   int64_t C, S, K, H, W;
 };
 
-// `whole`: with biases and norms, otherwise with as little as there may be.
+// If `whole`, the layer has biases and norms; otherwise all optional tensors are absent.
 Tensors tensors_of(const Layer& layer, const LayerShape& s, at::ScalarType dtype, bool whole) {
   const auto options = at::TensorOptions().dtype(dtype);
   const auto positive = [&](int64_t count) { return at::rand({count}, options) + 0.5; };
@@ -238,7 +238,7 @@ void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, b
     exact.push_back(tensor.defined() ? tensor.to(at::kDouble, false, true).set_requires_grad(true) : Tensor());
     if (tensor.defined()) leaves.push_back(exact.back());
   }
-  const std::vector<Tensor> wanted = defined(layer, exact), outputs = forward(layer, tensors);
+  const std::vector<Tensor> expected = defined(layer, exact), outputs = forward(layer, tensors);
   const double limit = dtype == at::kDouble ? 1e-12 : 5e-6;
   const auto compare = [&](const std::string& what, const Tensor& got, const Tensor& right, double scale) {
     const double off = got.sizes() != right.sizes() ? std::numeric_limits<double>::infinity()
@@ -247,14 +247,15 @@ void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, b
       fail(name + ", " + what + ": off by " + std::to_string(off) + " of " + std::to_string(scale));
   };
   const auto norm = [](const Tensor& tensor) { return tensor.norm().item<double>(); };
-  compare("output", outputs[0], wanted[0], norm(wanted[0]));
-  compare("statistics", outputs[1], wanted[1], norm(wanted[1]));
-  if (outputs[0].sizes() != wanted[0].sizes()) return;
+  compare("output", outputs[0], expected[0], norm(expected[0]));
+  compare("statistics", outputs[1], expected[1], norm(expected[1]));
+  if (outputs[0].sizes() != expected[0].sizes()) return;
 
-  // As much comes through the statistics as through the output.
-  const std::vector<Tensor> grads = {at::randn_like(outputs[0]),
-                                     at::randn_like(outputs[1]) * double(wanted[0][0][0].numel())};
-  const auto right = torch::autograd::grad(wanted, leaves, {grads[0].to(at::kDouble), grads[1]});
+  // The statistics have as large a share in the loss as the output; in a bare layer they have none, and the kernels
+  // get a null pointer in place of the output.
+  const double share = whole ? double(expected[0][0][0].numel()) : 0;
+  const std::vector<Tensor> grads = {at::randn_like(outputs[0]), at::randn_like(outputs[1]) * share};
+  const auto right = torch::autograd::grad(expected, leaves, {grads[0].to(at::kDouble), grads[1]});
   const auto got = backward(layer, tensors, outputs, grads);
   // Gradients of all but images and weights are sums over pixels, in which much cancels.
   const double sums = norm(right[0]) * std::sqrt(double(right[0][0][0].numel()));
@@ -268,12 +269,13 @@ void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, b
 }
 
 void test_layers() {
-  // Odd sides, single pixels, rows and columns, channels beside the tiles and sums of the kernels, several bands.
+  // Odd sides, single pixels, rows and columns, numbers of channels just above and below the tiles of the kernels, and
+  // several bands.
   const std::vector<LayerShape> shapes = {{1, 0, 1, 1, 1},    {3, 1, 2, 2, 2},   {2, 2, 5, 1, 9},
                                           {5, 3, 7, 7, 1},    {17, 4, 13, 9, 8}, {16, 16, 12, 8, 15},
                                           {33, 8, 31, 13, 5}, {70, 4, 66, 6, 7}, {2, 3, 3, 35, 67}};
-  // Images that go past the caches.
-  const LayerShape large = {2, 3, 33, 64, 512}, large_joint = {2, 3, 33, 32, 256};
+  // Images large enough to be written past the caches.
+  const LayerShape large = {2, 3, 33, 64, 512}, large_upsampled = {2, 3, 33, 32, 256};
   const std::vector<Layer> layers = {
       {1, 1, "", ""}, {3, 1, "", ""}, {3, 2, "", ""}, {3, 1, "nearest", ""}, {3, 1, "bilinear", ""}};
   for (Layer layer : layers) {
@@ -286,11 +288,11 @@ void test_layers() {
             if (padding_mode == "reflect" && small && layer.mode.empty() && layer.taps == 3) continue;
             test_layer(layer, s, dtype, whole);
           }
-    test_layer(layer, layer.mode.empty() ? large : large_joint, at::kFloat, true);
+    test_layer(layer, layer.mode.empty() ? large : large_upsampled, at::kFloat, true);
   }
 }
 
-// A slice of a wider tensor, transposed.
+// Inputs that are not contiguous: a slice of a wider tensor, transposed.
 void test_strides() {
   const Tensor wide = at::randn({2, 7, 12, 10});
   const Tensor input = wide.slice(1, 1, 6).slice(3, 0, 10, 2).transpose(2, 3);
@@ -300,7 +302,7 @@ void test_strides() {
 }
 
 template <class Error>
-void test_refused(const std::string& message, const std::function<void()>& call) {
+void test_rejected(const std::string& message, const std::function<void()>& call) {
   try {
     call();
   } catch (const Error& error) {
@@ -310,7 +312,7 @@ void test_refused(const std::string& message, const std::function<void()>& call)
   } catch (const std::exception& error) {
     return fail("wrong type of error for '" + message + "': " + error.what());
   }
-  fail("not refused: " + message);
+  fail("not rejected: " + message);
 }
 
 void test_bad_arguments() {
@@ -319,27 +321,28 @@ void test_bad_arguments() {
                         const std::string& mode = "nearest", const std::string& padding_mode = "zeros") {
     return [=] { upsample_conv2d(input, weight, bias, mode, padding_mode); };
   };
-  test_refused<c10::ValueError>("input must be (N, C, H, W)", call(x[0], w, b));
-  test_refused<c10::ValueError>("input must be (N, C, H, W)", call(at::ones({1, 2, 0, 4}), w, b));
-  test_refused<c10::ValueError>("weight must be (K, C, 3, 3)", call(x, at::ones({5, 3, 3, 3}), b));
-  test_refused<c10::ValueError>("weight must be (K, C, 3, 3)", call(x, at::ones({5, 2, 3, 1}), b));
-  test_refused<c10::ValueError>("bias must be (K,)", call(x, w, at::ones({4})));
-  test_refused<c10::ValueError>("mode must be nearest or bilinear, got 'bicubic'", call(x, w, b, "bicubic"));
-  test_refused<c10::ValueError>("padding_mode must be zeros, reflect or replicate",
-                                call(x, w, b, "nearest", "circular"));
-  test_refused<c10::TypeError>("input must be of dtype", call(x.to(at::kLong), w, b));
-  test_refused<c10::TypeError>("weight must have the dtype of input", call(x, w.to(at::kDouble), b));
+  test_rejected<c10::ValueError>("input must be (N, C, H, W)", call(x[0], w, b));
+  test_rejected<c10::ValueError>("input must be (N, C, H, W)", call(at::ones({1, 2, 0, 4}), w, b));
+  test_rejected<c10::ValueError>("weight must be (K, C, 3, 3)", call(x, at::ones({5, 3, 3, 3}), b));
+  test_rejected<c10::ValueError>("weight must be (K, C, 3, 3)", call(x, at::ones({5, 2, 3, 1}), b));
+  test_rejected<c10::ValueError>("bias must be (K,)", call(x, w, at::ones({4})));
+  test_rejected<c10::ValueError>("mode must be nearest or bilinear, got 'bicubic'", call(x, w, b, "bicubic"));
+  test_rejected<c10::ValueError>("padding_mode must be zeros, reflect or replicate",
+                                 call(x, w, b, "nearest", "circular"));
+  test_rejected<c10::TypeError>("input must be of dtype", call(x.to(at::kLong), w, b));
+  test_rejected<c10::TypeError>("weight must have the dtype of input", call(x, w.to(at::kDouble), b));
 
-  const Tensors joined = {x, {}, {}, {}, {}, {}, {}, {}, at::ones({2}), at::ones({2}), w, b};
-  const Layer pair{3, 1, "nearest", "circular"}, conv{3, 3, "", "zeros"};
-  test_refused<c10::ValueError>("padding_mode must be zeros, reflect or replicate", [&] { forward(pair, joined); });
-  test_refused<c10::ValueError>("stride must be 1, or 2 with 3x3 taps", [&] { forward(conv, {x, {}, {}, {}, w, b}); });
+  const Tensors upsample_inputs = {x, {}, {}, {}, {}, {}, {}, {}, at::ones({2}), at::ones({2}), w, b};
+  const Layer upsampling{3, 1, "nearest", "circular"}, conv{3, 3, "", "zeros"};
+  test_rejected<c10::ValueError>("padding_mode must be zeros, reflect or replicate",
+                                 [&] { forward(upsampling, upsample_inputs); });
+  test_rejected<c10::ValueError>("stride must be 1, or 2 with 3x3 taps", [&] { forward(conv, {x, {}, {}, {}, w, b}); });
 }
 
 void test_gradient_request() {
   const Tensor x = at::ones({1, 2, 3, 4}), w = at::ones({5, 2, 3, 3}).set_requires_grad(true);
-  test_refused<c10::NotImplementedError>("the C++ library is for inference",
-                                         [&] { upsample_conv2d(x, w, std::nullopt, "nearest", "zeros"); });
+  test_rejected<c10::NotImplementedError>("the C++ library is for inference",
+                                          [&] { upsample_conv2d(x, w, std::nullopt, "nearest", "zeros"); });
   const at::NoGradGuard guard;
   upsample_conv2d(x, w, std::nullopt, "nearest", "zeros");
 }

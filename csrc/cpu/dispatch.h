@@ -1,0 +1,41 @@
+// The levels: one for each instruction set, with all the kernels that are compiled for it.
+//
+// To add one, list kernels_<name>.cpp, layers_<name>.cpp and perturb_<name>.cpp with their flags in csrc/sources.txt,
+// declare the tables that they define (kernels.h, layers.h, perturb.h), and add an entry to LEVELS in dispatch.cpp.
+#pragma once
+
+#include <span>
+
+#include "kernels.h"
+#include "layers.h"
+#include "perturb.h"
+
+namespace dip_fast::cpu {
+
+struct Level {
+  const char* name;        // as in DIP_FAST_CPU
+  bool (*is_supported)();  // whether this CPU has the instructions
+  const BothPrecisions<UpsampleKernels>& upsample;
+  const BothPrecisions<LayerKernels>& layers;
+  const PerturbKernels& perturb;
+};
+
+std::span<const Level> levels();  // slowest first, those included that this CPU does not support
+
+// The level in use: the one that DIP_FAST_CPU or select_level names, else the fastest that this CPU supports.
+const Level& level();
+
+// Throws std::invalid_argument if no level has that name or this CPU does not support it.
+void select_level(const char* name);
+
+template <class T>
+const UpsampleKernels<T>& upsample_kernels() {
+  return level().upsample.of<T>();
+}
+
+template <class T>
+const LayerKernels<T>& layer_kernels() {
+  return level().layers.of<T>();
+}
+
+}  // namespace dip_fast::cpu

@@ -1,0 +1,287 @@
+// The operator norm_upsample_conv2d on a CPU: the deep image is upsampled by two and concatenated with the skip image;
+// a batch norm and a convolution follow.  Checks, allocation, sharing among threads, registration.
+//
+// Both images are raw; their batch norms and activations, a = leaky(u), are those of norm_conv2d.cpp.  With Up the
+// upsampling, and m and v the mean and the variance of each channel over its n pixels, r = 1 / sqrt(v + eps):
+//
+//   z = a_skip for the skip channels, Up a_deep for the deep ones      b = gamma r (z - m) + beta      y = conv(b)
+//
+// The batch norm in the middle commutes with Up, so it is applied to the small image,  conv(b) = conv(b_skip) +
+// upsample_conv2d(b_deep),  and its statistics are computed from the small image too (Channels::upsampled_moments).
+// They are functions of z, so their gradients are part of the one of z.  With h = dL/db:
+//
+//   dbeta = sum h      dgamma = r sum h (z - m)
+//   dz = gamma r h - gamma r sum h / n - gamma r^3 sum h (z - m) / n (z - m)
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "norm_act.h"
+#include "upsample_conv2d.h"
+
+namespace dip_fast::cpu {
+namespace {
+
+// ---- the batch norm in the middle
+
+// The statistics of this batch norm and the inputs of the convolution that follow from it.
+template <class T>
+struct MidNorm {
+  Shape shape{};              // of upsample_conv2d
+  PaddedCopy skip_padding{};  // of the skip image
+  double eps;
+  NormAct<T> deep;
+  std::optional<NormAct<T>> skip;
+  int64_t S;  // skip channels
+  const T *weight, *bias;
+  Buffer<T> deep_input, skip_input;       // b_deep before the upsampling, b_skip with its padding
+  std::vector<double> mean, inverse_std;  // m and r, of the skip channels first
+
+  MidNorm(const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode)
+      : eps(x.eps),
+        deep(x.deep, x.slope, x.eps),
+        S(x.skip ? x.skip->image.size(1) : 0),
+        weight(x.norm_weight.const_data_ptr<T>()),
+        bias(x.norm_bias.const_data_ptr<T>()),
+        deep_input(deep.channels * deep.count),
+        skip_input(S * (2 * deep.height + 2) * (2 * deep.width + 2)),
+        mean(S + deep.channels),
+        inverse_std(S + deep.channels) {
+    const int64_t H = deep.height, W = deep.width;
+    shape.N = 1, shape.C = deep.channels, shape.K = x.weight.size(0), shape.H = H, shape.W = W;
+    shape.bilinear = is_bilinear(mode);
+    shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
+    shape.threads = 4;  // a constant: the statistics of the output depend on where the items are cut
+    skip_padding = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, false};
+    if (x.skip) skip.emplace(*x.skip, x.slope, x.eps);
+    for_each_channel(S + deep.channels, [&](int64_t c) { c < S ? make_skip_channel(c) : make_deep_channel(c - S); });
+  }
+
+ private:
+  struct Affine {
+    T scale, shift;
+  };
+
+  // Sets the statistics of a channel of the concatenated image from its activated image a, and returns the affine map
+  // of the batch norm.
+  Affine measure(int64_t channel, const NormAct<T>& from, bool bilinear, const T* a) {
+    double variance;
+    layer_kernels<T>().upsampled_moments(from.height, from.width, bilinear, a, &mean[channel], &variance);
+    inverse_std[channel] = 1 / std::sqrt(variance + eps);
+    const double gamma = weight[channel] * inverse_std[channel];
+    return {static_cast<T>(gamma), static_cast<T>(bias[channel] - mean[channel] * gamma)};
+  }
+
+  void make_skip_channel(int64_t c) {
+    const Buffer<T> a(skip->count), line(skip_padding.cols + 64);
+    skip->activate(c, a.get());
+    const auto [scale, shift] = measure(c, *skip, false, a.get());
+    const int64_t rows = 2 * deep.height + 2;
+    layer_kernels<T>().pad(skip_padding, {0, rows}, a.get(), scale, shift, T(1),
+                           skip_input.get() + c * rows * skip_padding.cols, line.get());
+  }
+
+  void make_deep_channel(int64_t c) {
+    T* a = deep_input.get() + c * deep.count;
+    deep.activate(c, a);
+    const auto [scale, shift] = measure(S + c, deep, shape.bilinear, a);
+    layer_kernels<T>().norm_act(deep.count, a, scale, shift, T(1), a);
+  }
+};
+
+// ---- the forward pass
+
+template <class T>
+std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, c10::string_view mode,
+                                   c10::string_view padding_mode) {
+  const MidNorm<T> mid(x, mode, padding_mode);
+  const Shape& s = mid.shape;
+  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
+  Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options());
+  const Tensor deep_weight = x.weight.narrow(1, mid.S, s.C).contiguous(),
+               skip_weight = x.weight.narrow(1, 0, mid.S).contiguous();
+  const Buffer<T> weights = packed_weight(s, deep_weight.const_data_ptr<T>(), false);
+  const SkipConv<T> skip{mid.skip_input.get(), mid.S, skip_weight.const_data_ptr<T>()};
+  const int64_t items = kernel.forward_items(s);
+  std::vector<Moments> moments(items * s.K);
+  for_each_item<T>(items, kernel.forward_scratch(s, mid.S), [&](int64_t item, T* scratch) {
+    kernel.forward(s, mid.deep_input.get(), weights.get(), bias.defined() ? bias.const_data_ptr<T>() : nullptr,
+                   output.data_ptr<T>(), item, scratch, &skip, moments.data() + item * s.K);
+  });
+  return {output, statistics_of(moments, s.K)};
+}
+
+// ---- the backward pass
+
+template <class T>
+class Backward {
+ public:
+  Backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
+           const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode, bool with_bias,
+           bool overwrites)
+      : x_(x),
+        mid_(x, mode, padding_mode),
+        output_grad_(grad, output, statistics, grad_statistics),
+        with_bias_(with_bias),
+        rows_(kernel_.skip_gradient_rows(s_)),
+        items_(kernel_.skip_gradient_items(s_)),
+        pitch_(2 * s_.W + 2),
+        local_size_(mid_.S * (rows_ + 2) * pitch_),
+        locals_(items_ * local_size_),
+        grad_norm_weight_(at::empty_like(x.norm_weight)),
+        grad_norm_bias_(at::empty_like(x.norm_bias)),
+        grad_weight_(at::empty_like(x.weight)),
+        grad_bias_(at::empty({with_bias ? s_.K : 0}, x.deep.image.options())) {
+    if (output_grad_.output == nullptr) return;
+    // G differs from the gradient that was passed in; it is written over that or into memory of its own.
+    if (!overwrites) own_gradient_.emplace(output.numel());
+    full_ = overwrites ? grad.data_ptr<T>() : own_gradient_->get();
+  }
+
+  std::vector<Tensor> run() {
+    const auto options = x_.deep.image.options();
+    const Tensor deep_weight = x_.weight.narrow(1, mid_.S, s_.C).contiguous();
+    output_and_skip_gradients();
+    const T* g = full_ != nullptr ? full_ : output_grad_.grad;
+    deep_weight_gradient(g);
+
+    Tensor grad_deep = workspace::empty(x_.deep.image.sizes(), options), grad_skip = at::empty({0}, options);
+    const NormGradients<T> deep_norm(x_.deep, !mid_.deep.identity),
+        skip_norm(mid_.S > 0 ? *x_.skip : x_.deep, mid_.S > 0 && !mid_.skip->identity);
+    data_gradient<T>(s_, g, deep_weight.const_data_ptr<T>(), grad_deep.data_ptr<T>());
+    for_each_channel(s_.C, [&](int64_t c) {
+      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, grad_deep.data_ptr<T>() + c * mid_.deep.count,
+                     deep_norm);
+    });
+    if (mid_.S > 0) {
+      grad_skip = workspace::empty(x_.skip->image.sizes(), options);
+      for_each_channel(mid_.S, [&](int64_t c) {
+        T* to = grad_skip.data_ptr<T>() + c * mid_.skip->count;
+        skip_input_gradient(c, to);
+        norm_gradients(*x_.skip, *mid_.skip, 0, false, c, to, skip_norm);
+      });
+    }
+    return {grad_deep,         deep_norm.statistics, deep_norm.weight, deep_norm.bias,
+            grad_skip,         skip_norm.statistics, skip_norm.weight, skip_norm.bias,
+            grad_norm_weight_, grad_norm_bias_,      grad_weight_,     grad_bias_};
+  }
+
+ private:
+  // G, and the gradients of the skip weights, of the bias and, in `locals_`, of the padded skip image.
+  void output_and_skip_gradients() {
+    const int64_t S = mid_.S, size = kernel_.skip_gradient_sums_size(s_, S), row = size / s_.K - 1;
+    // (9 S, K): each tap of each skip channel, to all outputs.
+    const Tensor skip_weight = x_.weight.narrow(1, 0, S).reshape({s_.K, 9 * S}).t().contiguous();
+    const SkipConv<T> skip{mid_.skip_input.get(), S, skip_weight.const_data_ptr<T>()};
+    const Buffer<T> total(size);
+    sum_items<T>(items_, size, kernel_.skip_gradient_scratch(s_, S), total.get(),
+                 [&](int64_t item, T* own, T* scratch) {
+                   kernel_.skip_gradient(s_, output_grad_.raw(), skip, full_, own, locals_.get() + item * local_size_,
+                                         item, scratch);
+                 });
+    T* to = grad_weight_.data_ptr<T>();
+    for (int64_t k = 0; k < s_.K; ++k) std::copy_n(total.get() + k * row, 9 * S, to + k * 9 * (S + s_.C));
+    if (with_bias_) std::copy_n(total.get() + s_.K * row, s_.K, grad_bias_.data_ptr<T>());
+  }
+
+  void deep_weight_gradient(const T* g) {
+    const Tensor gradient = at::empty({s_.K, s_.C, 3, 3}, grad_weight_.options());
+    weight_gradient<T>(s_, g, mid_.deep_input.get(), gradient.data_ptr<T>(), nullptr);
+    grad_weight_.narrow(1, mid_.S, s_.C).copy_(gradient);
+  }
+
+  // The gradient of channel c of b_skip: adds up the parts of the items, whose rows overlap, and takes the adjoint of
+  // the padding.
+  void skip_input_gradient(int64_t c, T* to) const {
+    const int64_t height = 2 * s_.H;
+    const Buffer<T> padded((height + 2) * pitch_);
+    std::fill_n(padded.get(), (height + 2) * pitch_, T(0));
+    for (int64_t item = 0; item < items_; ++item) {
+      const int64_t top = item * rows_, count = (std::min(rows_, height - top) + 2) * pitch_;
+      const T* from = locals_.get() + item * local_size_ + c * (rows_ + 2) * pitch_;
+      for (int64_t t = 0; t < count; ++t) padded.get()[top * pitch_ + t] += from[t];
+    }
+    kernel_.pad_adjoint(mid_.skip_padding, padded.get(), pitch_, to);
+  }
+
+  // From the gradient of channel c of b, in place, to that of x: through the batch norm in the middle, where it is
+  // channel first + c, then through the activation and the batch norm of the image.
+  void norm_gradients(const NormedInput& x, const NormAct<T>& norm_act, int64_t first, bool bilinear, int64_t c,
+                      T* grad, const NormGradients<T>& norm) const {
+    const int64_t channel = first + c;
+    const Buffer<T> a(norm_act.count);
+    norm_act.activate(c, a.get());
+    double sums[2];
+    kernel_.norm_sums(norm_act.count, grad, a.get(), mid_.mean[channel], sums);
+    const double r = mid_.inverse_std[channel], gamma = mid_.weight[channel], n = static_cast<double>(norm_act.count);
+    grad_norm_bias_.data_ptr<T>()[channel] = static_cast<T>(sums[0]);
+    grad_norm_weight_.data_ptr<T>()[channel] = static_cast<T>(r * sums[1]);
+    kernel_.norm_gradient(norm_act.height, norm_act.width, bilinear, grad, a.get(), mid_.mean[channel], gamma * r,
+                          -gamma * r * sums[0] / n, -gamma * r * r * r * sums[1] / n, grad);
+    if (norm_act.identity) return;
+    norm_act.gradient(c, grad, sums);
+    norm.set(x, norm_act, c, sums);
+  }
+
+  const LayerKernels<T>& kernel_ = layer_kernels<T>();
+  const UpsampleInputs& x_;
+  const MidNorm<T> mid_;
+  const Shape& s_ = mid_.shape;
+  const OutputGrad<T> output_grad_;
+  const bool with_bias_;
+  std::optional<Buffer<T>> own_gradient_;
+  T* full_ = nullptr;                   // where G is written; null: it is the gradient that was passed in
+  const int64_t rows_, items_, pitch_;  // of the first part of the pass: rows of an item, items, columns
+  const int64_t local_size_;            // elements of the gradient of the skip image that an item computes
+  const Buffer<T> locals_;              // these gradients
+  const Tensor grad_norm_weight_, grad_norm_bias_, grad_weight_, grad_bias_;
+};
+
+// ---- the operators
+
+std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Optional& deep_statistics,
+                                                const Optional& deep_weight, const Optional& deep_bias,
+                                                const Optional& skip, const Optional& skip_statistics,
+                                                const Optional& skip_weight, const Optional& skip_bias,
+                                                const Tensor& norm_weight, const Tensor& norm_bias,
+                                                const Tensor& weight, const Optional& bias, double slope, double eps,
+                                                c10::string_view mode, c10::string_view padding_mode) {
+  const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                                  skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  if (bias.has_value()) on_cpu.check("bias", *bias, deep.scalar_type(), {weight.size(0)});
+  std::tuple<Tensor, Tensor> result;
+  AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d",
+                             [&] { result = forward<scalar_t>(x, contiguous(bias), mode, padding_mode); });
+  return result;
+}
+
+template <bool OVERWRITES>
+std::vector<Tensor> norm_upsample_conv2d_backward(
+    const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& output_statistics,
+    const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
+    const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, double slope, double eps,
+    c10::string_view mode, c10::string_view padding_mode, bool with_bias) {
+  const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
+                                                  skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, deep, weight);
+  const Tensor g = grad.contiguous(), ds = grad_statistics.contiguous(), y = output.contiguous(),
+               s = output_statistics.contiguous();
+  std::vector<Tensor> result;
+  AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d_backward", [&] {
+    result = Backward<scalar_t>(g, ds, y, s, x, mode, padding_mode, with_bias, OVERWRITES).run();
+  });
+  return result;
+}
+
+}  // namespace
+}  // namespace dip_fast::cpu
+
+TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
+  m.impl("norm_upsample_conv2d", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d));
+  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<false>));
+  m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<true>));
+}
