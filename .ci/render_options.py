@@ -32,7 +32,7 @@ def table(command: click.Command) -> str:
     lines = ["| option | effect |", "|---|---|"]
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if isinstance(parameter, click.Option) and record is not None:
+        if isinstance(parameter, click.Option) and record is not None and "--help" not in parameter.opts:
             option, effect = (" ".join(text.split()) for text in record)
             option = option.replace("[", "{").replace("|", ", ").replace("]", "}")  # a bar would end the cell
             effect = html.escape(effect, quote=False).replace("[", "(").replace("]", ")")  # it would be a link

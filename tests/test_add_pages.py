@@ -10,14 +10,9 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 from PIL import Image
-
-from dip_fast.networks import NETWORKS
-from dip_fast.registry import Registry
 
 PAGES = Path(__file__).parents[1] / "docs" / "developers"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -85,14 +80,12 @@ def test_add_a_task(noisy):
     assert size(noisy.parent / "runs" / "small" / "result.png") == (2 * 18, 2 * 16)
 
 
-@pytest.mark.xfail(not isinstance(NETWORKS, Registry), reason="networks are not in a registry yet", strict=True)
 def test_add_a_network(noisy):
     follow("add-a-network", noisy.parent)
     assert size(noisy.parent / "runs" / "noisy" / "result.png") == (18, 16)
     assert json.loads((noisy.parent / "runs" / "noisy" / "run.json").read_text())["recipe"]["network"] == "toy"
 
 
-@pytest.mark.xfail(not find_spec("dip_fast.pictures.formats"), reason="picture formats are in no registry", strict=True)
 def test_add_a_picture_format(noisy):
     with Image.open(noisy) as file:
         noisy.with_suffix(".pgm").write_bytes(b"P5\n# a comment\n18 16\n255\n" + file.tobytes())
