@@ -12,6 +12,7 @@ from pathlib import Path
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.models.formats import FORMATS
 from dip_fast.pictures import write_atomically
+from dip_fast.pictures.formats import written_suffixes
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.record import NAME, Record
 
@@ -36,16 +37,6 @@ class Folder:
     problems : list of str
         What could not be written.
     """
-
-    OWN = (
-        CHECKPOINT,
-        "result.png",
-        "result.tif",
-        "contact_sheet.png",
-        "history.csv",
-        "history.png",
-        *(f"model{format_.suffix}" for format_ in FORMATS.values()),
-    )  # besides run.json and the snapshots
 
     def __init__(self, path: Path, say: Say) -> None:
         self.path = path
@@ -95,7 +86,7 @@ class Folder:
             # What a killed process was writing aside.
             old = [*self.path.glob(".dip-fast-*.tmp"), *self.path.glob("snapshots/.dip-fast-*.tmp")]
             if fresh:
-                old += [*(self.path / name for name in self.OWN), *self.snapshots().values()]
+                old += [*(self.path / name for name in _own()), *self.snapshots().values()]
             for path in old:
                 path.unlink(missing_ok=True)
             # Last, for no checkpoint of another run may lie beside the new record.
@@ -140,6 +131,13 @@ class Folder:
             self.problems.append(str(error))
             return write_elsewhere(f"{self.path.name}-{name}", data)
         return self.path / name
+
+
+def _own() -> list[str]:
+    """List what a run may leave in its folder, besides the record and the snapshots."""
+    results = [f"result{suffix}" for suffix in written_suffixes()]
+    models = [f"model{entry.suffix}" for entry in FORMATS.values()]
+    return [CHECKPOINT, *results, *models, "contact_sheet.png", "history.csv", "history.png"]
 
 
 def write_elsewhere(name: str, data: bytes) -> Path:
