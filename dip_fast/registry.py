@@ -16,7 +16,6 @@ import difflib
 import importlib
 import threading
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any, Generic, TypeVar
 
 from dip_fast.errors import UsageError
@@ -108,6 +107,8 @@ def load_plugins() -> None:
         if _loaded:
             return
         _loaded = True  # first: a plugin's own module reads the registries
+        from importlib import metadata  # here, since it is a quarter of what `dip-fast --help` imports
+
         for point in metadata.entry_points(group=GROUP):
             try:
                 point.load()

@@ -121,7 +121,8 @@ def debug_option(function: F) -> F:
 
 def spelling(command: click.Command | None) -> Callable[[Argument], str]:
     """Make the function that spells arguments as the options of a command."""
-    params = {} if command is None else {param.name: param for param in command.params}
+    known = [] if command is None else command.get_params(click.Context(command))
+    params = {param.name: param for param in known}
 
     def spell(argument: Argument) -> str:
         if argument.name == "engine" and "fused" in params:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dip_fast.errors import UsageError
 from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dip_fast.fitting import Degradation
 
 
@@ -26,7 +26,7 @@ class Inpaint(Task):
     def read(self, name: str, source: Path | np.ndarray, image: np.ndarray) -> np.ndarray:
         """Read the mask: bool ``(H, W)``, True where the picture is known."""
         height, width = image.shape[:2]
-        if not isinstance(source, np.ndarray):
+        if isinstance(source, Path):
             from dip_fast import pictures
 
             return pictures.read_mask(source, (height, width))

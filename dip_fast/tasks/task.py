@@ -1,4 +1,7 @@
-"""What a task is: options, inputs, degradation or objective, the kind of its result, and a baseline."""
+"""What a task is: options, inputs, degradation or objective, the kind of its result, and a baseline.
+
+Needs neither numpy nor torch to be imported: the command line reads the tasks for its help.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dip_fast.errors import Argument, UsageError
 from dip_fast.presets import Recipe
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dip_fast.fitting import Degradation, Objective
     from dip_fast.pictures import Kind
 
@@ -47,7 +50,7 @@ class Option:
         """
         if isinstance(self.type, tuple):
             if value not in self.type:
-                raise UsageError(f"{self.name} must be one of {', '.join(self.type)}, got {value!r}")
+                raise UsageError(f"{self.name} must be one of {', '.join(map(str, self.type))}, got {value!r}")
         elif type(value) is not self.type and not (self.type is float and type(value) is int):
             raise UsageError(f"{self.name} must be {self.type.__name__}, got {value!r}")
 
@@ -186,6 +189,7 @@ class Task:
 
 def as_target(image: np.ndarray) -> Any:
     """Convert an image ``(H, W, C)`` to the target of a degradation, a float32 Tensor ``(1, C, H, W)``."""
+    import numpy as np
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
