@@ -1,4 +1,4 @@
-"""Whether the fused engine fits as the plain one does: curves of PSNR from the same seed, for some hundred steps.
+"""Compare how the fused and the plain engine fit: curves of PSNR from the same seed, for some hundred steps.
 
     python benchmarks/curves.py [PICTURE --reference CLEAN] [--preset paper] [--upsampling bilinear] [--plot curves.png]
 

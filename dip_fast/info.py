@@ -52,7 +52,7 @@ def collect() -> dict[str, Any]:
 
 
 def _operators(build: extension.Extension) -> dict[str, Any]:
-    """Say where the compiled operators come from and which kernels they use, or why there are none."""
+    """Describe where the compiled operators come from and which kernels they use, or why there are none."""
     if build.module is None:
         return {"build": "none", "why": build.reason}
     return {
@@ -65,7 +65,7 @@ def _operators(build: extension.Extension) -> dict[str, Any]:
 
 
 def _fused(recipe: Recipe) -> str:
-    """Say which blocks of a preset's network have a fused form; which they are shows on the meta device."""
+    """Describe which blocks of a preset's network have a fused form; the meta device shows them."""
     with torch.device("meta"):
         return engines.describe(networks.build(recipe.network, recipe.in_channels, 3, **recipe.network_options))
 

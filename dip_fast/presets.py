@@ -1,4 +1,7 @@
-"""Recipes that were measured: a network, its input, and how to fit it.  Plain data; nothing here needs torch."""
+"""Presets: recipes that were measured.  A recipe is a network, its input, and how to fit it.
+
+Plain data; nothing here needs torch.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,29 @@ class FitOptions:
     Attributes
     ----------
     iterations : int
-        Most steps.
+        The fit ends after so many steps at the latest.
     learning_rate : float
-        Adam's.
+        Learning rate of Adam.
     warmup : int
-        Steps in which it grows linearly to that; 0 for none.
+        Steps in which the learning rate grows linearly to `learning_rate`; 0 for none.
     perturbation : float, optional
-        Standard deviation of the fresh noise added to z at each step; None takes a third of the picture's own noise
-        as estimated, between 1/100 and 1/30: a noisy picture needs the larger one, a clean one is fitted sooner with
-        the smaller.
+        Standard deviation of the fresh noise added to z at each step.  None stands for a third of the picture's own
+        noise as estimated, between 1/100 and 1/30: a noisy picture needs the larger one, a clean one is fitted sooner
+        with the smaller.
     averaging : float
-        Most that the moving averages of weights and iterates keep of themselves at a step, in [0, 1).
+        The largest part of themselves that the moving averages of weights and iterates keep at a step, in [0, 1).
     averaging_window : int
-        They keep ``t / (t + averaging_window)`` at step t, while that is less: an average over the last
-        ``1 / (averaging_window + 1)`` of the steps.
+        At step t the averages keep ``t / (t + averaging_window)`` while that is less than `averaging`: an average over
+        the last ``1 / (averaging_window + 1)`` of the steps.
     stop : {"auto", "never"}
         Whether the moving variance of the iterates ends the fit and chooses the step that is the answer.
     patience : float
-        Part of the iterations to go on without a new minimum of the variance.
+        The part of the iterations that a fit goes on without a new minimum of the variance.
     consolidation : int
-        Last steps, which fit the averaged network at the unperturbed z to the averaged picture; a tenth of the
-        iterations where that is less.
+        The number of last steps, which fit the averaged network at the fixed input to the averaged picture; a tenth of
+        the iterations where that is less.
     consolidation_learning_rate : float
-        Adam's in these steps, at its highest: it grows for five steps and falls to nothing, both linearly.
+        The highest learning rate in these steps: it grows for five steps and falls to nothing, both linearly.
     """
 
     iterations: int
@@ -80,8 +83,9 @@ class Recipe:
     in_channels : int
         Channels of z.
     distribution : {"uniform", "gaussian"}
-        Of z: uniform in [0, 0.1), or N(0, 1).
+        The distribution of z: uniform in [0, 0.1), or N(0, 1).
     options : FitOptions
+        How to fit.
     """
 
     network: str

@@ -145,13 +145,13 @@ def test_compile_that_takes_too_long_is_left_out(fake):
 @pytest.mark.usefixtures("small")
 def test_fused_engine_that_is_not_available_is_left_out_unless_it_is_asked_for(fake, monkeypatch):
     def refuse(*_):
-        raise UsageError("the fused engine cannot be had: no compiler")
+        raise UsageError("the fused engine is not available: no compiler")
 
     fake()
     monkeypatch.setattr(engines, "choose", refuse)
     records, logged = measured(steps=1)
     assert [record["engine"] for record in records] == ["plain", "plain-retained", "compile"]
-    assert "left out, fused: the fused engine cannot be had: no compiler" in logged
+    assert "left out, fused: the fused engine is not available: no compiler" in logged
     with pytest.raises(UsageError, match="no compiler"):
         measured(engines=("fused", "plain"), steps=1)
 

@@ -88,7 +88,7 @@ def test_same_seed_gives_the_same_bits(precision):
 
 
 def test_callbacks_of_every_step_change_no_bit():
-    """With one the host looks after each step, without at a quarter of a second."""
+    """With one the host reads the device after each step, without after a quarter of a second."""
     seen = []
     unseen = fit(Identity(noisy()), SMALL, device="cuda", engine="fused")
     watched = fit(Identity(noisy()), SMALL, device="cuda", engine="fused", callbacks=[lambda f: seen.append(f.steps)])

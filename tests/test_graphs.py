@@ -111,7 +111,7 @@ class Recorded(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Give each result its place of the first time."""
+        """Write each result to where it was the first time."""
         for func, args, kwargs, made in self.calls:
             for new, old in zip(tree_leaves(func(*args, **kwargs)), tree_leaves(made), strict=True):
                 if isinstance(new, Tensor) and new.data_ptr() != old.data_ptr():

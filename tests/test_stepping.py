@@ -74,7 +74,7 @@ def test_resumed_from_a_checkpoint(length: int, at: int, tmp_path: Any, monkeypa
 
 
 def test_held_steps_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a fit that has stopped: weights, moments, averages, numbers, iterate."""
+    """A fit that has stopped keeps its weights, moments, averages, numbers and iterate."""
     quiet_at_step_83(monkeypatch)
     fit, looking = make(between=50), make()
     for one in (fit, looking):

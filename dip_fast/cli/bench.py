@@ -37,7 +37,7 @@ from dip_fast.presets import PRESETS
     multiple=True,
     metavar="NAME ...",
     help="fused, plain, compile; on a CPU plain-retained, on a GPU plain-channels-last, compile-max-autotune.  "
-    "[default: all that can be had]",
+    "[default: all that run here]",
 )
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
 @click.option("--precision", type=Choice(list(PRECISIONS)), help="Of the products, on a GPU.  [default: tf32]")

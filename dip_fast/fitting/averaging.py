@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def weight_of_newest(most: float, window: int, t: int) -> float:
-    """Weight of what is new at update ``t``, counted from 1, of an exponential moving average.
+    """Compute the weight of the newest value at update ``t``, counted from 1, of an exponential moving average.
 
     ``a <- a + (1 - f) (x - a)`` with ``f = min(most, t / (t + window))``: early on, when the network still travels far,
     the average reaches back over a part of the way only.  The first update gives it its value.
@@ -12,9 +12,11 @@ def weight_of_newest(most: float, window: int, t: int) -> float:
     Parameters
     ----------
     most : float
-        In [0, 1); 0 follows the newest.
+        The largest f, in [0, 1); 0 follows the newest value.
     window : int
+        The larger it is, the shorter the average reaches back early on.
     t : int
+        Number of the update.
 
     Returns
     -------

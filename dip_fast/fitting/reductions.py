@@ -1,8 +1,8 @@
 """Sums whose bits do not depend on the number of threads.
 
-PyTorch cuts the sum of a whole tensor among its threads, each of which rounds a part of its own.  Where results are
-kept apart, here those of the rows of a matrix, it deals out whole results, and a row of less than 32768 values (ATen's
-grain size) is never cut.
+PyTorch splits the sum of a whole tensor among its threads, each of which rounds its own part.  Where there are many
+results, here one for each row of a matrix, a thread computes whole results, and a row of fewer than 32768 values
+(ATen's grain size) is never split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROW = 1024
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum of all values, a scalar: of rows, then of rows of their sums, and so on."""
+    """Sum all values to a scalar: rows first, then rows of their sums, and so on."""
     x = x.flatten()
     while x.numel() > 1:
         if padding := -x.numel() % ROW:
@@ -24,5 +24,5 @@ def total(x: Tensor) -> Tensor:
 
 
 def mean_square(x: Tensor) -> Tensor:
-    """Mean of the squares of all values, a scalar."""
+    """Average the squares of all values to a scalar."""
     return total(x.square()) / x.numel()

@@ -1,4 +1,4 @@
-"""What a fit gives, and what it can go on from."""
+"""The result of a fit, and the state that it can be resumed from."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ class State:
 
 @dataclass(frozen=True)
 class Result:
-    """What a fit gave.
+    """The result of a fit.
 
     Attributes
     ----------
     image : ndarray
-        ``(H, W, C)``, float32, range [0, 1].
+        The restored picture, ``(H, W, C)``, float32, range [0, 1].
     network : Module
-        With the averaged weights that draw ``image`` from ``z``.
+        The network, with the averaged weights that draw ``image`` from ``z``.
     z : NetworkInput
+        The fixed input, of the size that the network reads.
     history : dict of str to ndarray
-        One value a step: ``step``, ``loss``, ``learning_rate``, ``variance`` (the stopping statistic) and, with a
-        reference, ``psnr`` of the iterate in dB.
+        The history, one value a step: ``step``, ``loss``, ``learning_rate``, ``variance`` (the stopping statistic) and,
+        with a reference, ``psnr`` of the iterate in dB.
     steps, best_step : int
-        Steps done, and the one whose averaged weights are the answer.
+        The number of steps done, and the step whose averaged weights are the answer.
     stop_reason : {"iterations", "variance", "interrupted"}
+        Why there were no more steps.
     seconds : float
-        Spent in the loop.
+        The time spent in the loop.
     events : list of dict
-        Losses that became NaN or jumped, and what was done.
+        The losses that became NaN or jumped, and what was done about each.
     kept : tuple of ndarray, optional
-        Where the image's pixels were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
+        A mask of the pixels that were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
         float32 ``(H, W, C)``.
     """
 

@@ -1,4 +1,4 @@
-"""When to stop: the moving variance of the iterates, which is least about where their picture is best."""
+"""The stopping statistic: the moving variance of the iterates, smallest about where their picture is best."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.reductions import mean_square
 
-ALPHA = 0.1  # weight of the newest iterate, as in the paper
-IGNORED_STEPS = 100  # the first iterates travel far: their variance says nothing
-# The variance is averaged over the last quarter of the steps.  As it is, it stops too early by up to 1.9 dB (F16 at
-# sigma 50); averaged so, by 0.1 dB there and 0.15 dB at sigma 25 (docs/notes/2026-11-presets.md).
+ALPHA = 0.1  # the weight of the newest iterate, as in the paper
+IGNORED_STEPS = 100  # the first iterates change too much for their variance to mean anything
+# The variance is averaged over the last quarter of the steps.  Unaveraged, it stops the fit too early by up to 1.9 dB
+# (F16 at sigma 50); averaged, by 0.1 dB there and 0.15 dB at sigma 25 (docs/notes/2026-11-presets.md).
 AVERAGED = (0.995, 3)
 
 
 class Variance(NamedTuple):
-    """What is known of the variance, in 0-dim float64 tensors.
+    """The stopping statistic so far, in 0-dim float64 tensors.
 
     Attributes
     ----------
     variance : Tensor
-        v of `MovingVariance`.
+        The moving variance, v of `MovingVariance`.
     value : Tensor
         The averaged v, in squared units of the picture's range [0, 1]; NaN before the second iterate.
     best, best_step : Tensor
@@ -47,12 +47,12 @@ class MovingVariance:
     Parameters
     ----------
     like : Tensor
-        Of the iterates' shape, type and device.
+        A tensor of the iterates' shape, type and device.
 
     Attributes
     ----------
     mean : Tensor
-        m; zeros before the first iterate.
+        The moving mean m; zeros before the first iterate.
 
     References
     ----------
@@ -64,31 +64,32 @@ class MovingVariance:
 
     @staticmethod
     def weights(step: int) -> tuple[float, float]:
-        """Weights of a step, counted from 1: of the iterate in its mean, and of v in its average."""
+        """Compute the weights of a step, counted from 1: of the iterate in its mean, and of v in its average."""
         return 1.0 if step == 1 else ALPHA, weight_of_newest(*AVERAGED, step)
 
     @torch.no_grad()
     def update(
         self, iterate: Tensor, step: Tensor, weights: tuple[Tensor, Tensor], known: Variance, takes: Tensor
     ) -> Variance:
-        """Take the iterate of a step, without a look at any value.
+        """Update the mean and the statistic with the iterate of a step, without reading a tensor on the host.
 
         Parameters
         ----------
         iterate : Tensor
+            The image of the step.
         step : Tensor
-            Counted from 1, float64, as all that are not images.
+            The step, counted from 1; float64, as all that are not images.
         weights : tuple of Tensor
-            What `weights` gives for the step.
+            What `weights` computes for the step.
         known : Variance
-            Before the step.
+            The statistic before the step.
         takes : Tensor
             Bool: whether the mean moves.  The caller drops what is returned where it does not.
 
         Returns
         -------
         Variance
-            After the step; its ``best_step`` is the step where this is a new minimum.
+            The statistic after the step; its ``best_step`` is this step if it is a new minimum.
         """
         alpha, share = weights
         distance = mean_square(iterate - self.mean).to(step)

@@ -1,4 +1,4 @@
-"""What a user sees while a fit works: a bar on a terminal, plain lines anywhere else."""
+"""The progress of a fit: a bar on a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Callback of a fit, and a context.
+    """A callback of a fit that shows its progress; also a context, which closes the bar.
 
     Parameters
     ----------
     fit : Fit
-        Before its first step, or resumed.
+        The fit, before its first step or resumed.
     say : callable
         Prints a line without disturbing the bar.
     quiet : bool
-        Show nothing.
+        Whether to show nothing.
     """
 
     every = 0  # at whatever step the fit is
