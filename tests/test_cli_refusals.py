@@ -233,7 +233,6 @@ def assert_not_resumed(outcome, *words):
         (["--snapshot-every", "3"], "snapshot every"),
         (["--stop", "never"], "stop"),
         (["--no-fused"], "engine"),
-        (["--precision", "fp32"], "precision"),
         (["--task", "inpaint"], "task"),
         (["--mask", "white.png"], "mask"),
         (["--reference", "noisy.png"], "reference"),
@@ -266,7 +265,7 @@ def test_resuming_with_another_picture_is_refused(dip, stopped, noisy):
 def test_resuming_with_a_preset_that_changed_is_refused(dip, stopped, monkeypatch):
     from dip_fast.presets import PRESETS
 
-    monkeypatch.setitem(PRESETS, "quick", PRESETS["paper"])
+    monkeypatch.setitem(PRESETS._entries, "quick", PRESETS["paper"])
     assert_not_resumed(dip(*stopped), "quick")
 
 
@@ -306,8 +305,8 @@ def test_damaged_checkpoint_is_refused(dip, stopped, damage):
 
 def test_checkpoint_of_another_version_is_refused(dip, stopped):
     path = Path("runs/noisy/checkpoint.safetensors")
-    assert b"dip-fast checkpoint 2" in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(b"dip-fast checkpoint 2", b"dip-fast checkpoint 1"))
+    assert b"dip-fast checkpoint 3" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"dip-fast checkpoint 3", b"dip-fast checkpoint 2"))
     assert_not_resumed(dip(*stopped), "is not a checkpoint of this version", "--overwrite")
 
 

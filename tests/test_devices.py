@@ -60,12 +60,12 @@ def test_picture_that_does_not_fit_is_refused_with_the_size_that_would(monkeypat
 
 def test_cuda_without_a_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match=r"--device cuda: .*; use --device cpu"):
+    with pytest.raises(UsageError, match=r"device='cuda': .*; use device='cpu'"):
         devices.choose("cuda")
     assert devices.choose("auto") == torch.device("cpu")
 
 
-def test_engine_is_fused_where_that_can_be_had() -> None:
+def test_engine_is_fused_where_there_is_a_fused_form() -> None:
     cpu, skip, hourglass = torch.device("cpu"), networks.build("skip", 4, 3), networks.build("hourglass", 3, 3)
     assert engines.choose("plain", skip, cpu) == "plain"
     assert engines.choose("auto", skip, cpu) == "fused"
@@ -86,7 +86,7 @@ def test_engine_is_fused_on_a_gpu_if_the_kernels_were_compiled(monkeypatch: pyte
     monkeypatch.setattr(extension, "_loaded", replace(build, record=build.record | {"cuda": "13.0 sm_90"}))
     assert engines.choose("auto", skip, gpu) == "fused"
     monkeypatch.setattr(extension, "_loaded", replace(build, record=build.record | {"cuda": "none: no nvcc here"}))
-    with pytest.raises(UsageError, match="the operators were built without CUDA: no nvcc here; take the plain one"):
+    with pytest.raises(UsageError, match="the operators were built without CUDA: no nvcc here; use engine='plain'"):
         engines.choose("fused", skip, gpu)
     assert engines.choose("auto", skip, gpu) == "plain"
     assert engines.choose("auto", skip, torch.device("cpu")) == "fused"
@@ -104,6 +104,6 @@ def test_without_the_extension_only_an_explicit_fused_is_refused(monkeypatch: py
 
     monkeypatch.setattr(extension, "_loaded", extension.Extension(reason="no compiler here"))
     skip = networks.build("skip", 4, 3)
-    with pytest.raises(UsageError, match="no compiler here; take the plain one"):
+    with pytest.raises(UsageError, match="no compiler here; use engine='plain'"):
         engines.choose("fused", skip, torch.device("cpu"))
     assert engines.choose("auto", skip, torch.device("cpu")) == "plain"

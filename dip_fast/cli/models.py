@@ -22,26 +22,9 @@ def model_formats() -> Mapping[str, Any]:
     return FORMATS
 
 
-class LazyFormats(Named):
-    """A name of a model format."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """Show the names."""
-        self.registry = model_formats()
-        return super().get_metavar(param, ctx)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Check the name."""
-        self.registry = model_formats()
-        return super().convert(value, param, ctx)
-
-
 @click.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=LazyFormats(), required=True, help="See dip-fast formats.")
+@click.option("--format", "format_", type=Named(model_formats), required=True, help="See dip-fast formats.")
 @click.option(
     "-o",
     "--out",

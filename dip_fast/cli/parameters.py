@@ -36,28 +36,28 @@ class Choice(click.Choice[str]):
 
 
 class Named(click.ParamType[str]):
-    """A name in a registry, which is read when a value is given or help is asked for.
+    """A name in a registry, which is imported when a value is given or help is asked for.
 
     Parameters
     ----------
-    registry : mapping
-        Its keys are the names.
+    registry : callable
+        Returns a mapping whose keys are the names.
     """
 
     name = "name"
 
-    def __init__(self, registry: Mapping[str, Any]) -> None:
+    def __init__(self, registry: Callable[[], Mapping[str, Any]]) -> None:
         self.registry = registry
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Show the names."""
-        return f"[{'|'.join(self.registry)}]"
+        return f"[{'|'.join(self.registry())}]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Check the name."""
-        if value not in self.registry:
-            names = ", ".join(self.registry)
-            self.fail(f"{value!r} is not one of {names}{suggest(str(value), self.registry)}", param, ctx)
+        registry = self.registry()
+        if value not in registry:
+            self.fail(f"{value!r} is not one of {', '.join(registry)}{suggest(str(value), registry)}", param, ctx)
         return str(value)
 
 

@@ -46,14 +46,16 @@ class Run(click.Command):
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the result and all about it.  [default: runs/<name of the picture>]",
 )
-@click.option("--task", type=Named(TASKS), help="See dip-fast tasks.  [default: the one that needs the files given]")
+@click.option(
+    "--task", type=Named(lambda: TASKS), help="See dip-fast tasks.  [default: the one that needs the files given]"
+)
 @click.option("--reference", type=click.Path(path_type=Path), help="Clean picture, to log PSNR and SSIM with.")
 @click.option(
     "--preset",
-    type=Named(PRESETS),
+    type=Named(lambda: PRESETS),
     help="Network and how it is fitted; see dip-fast presets.  [default: quick on a CPU, paper on a GPU]",
 )
-@click.option("--network", type=Named(NETWORKS), help="Selects the preset of that network.")
+@click.option("--network", type=Named(lambda: NETWORKS), help="Selects the preset of that network.")
 @click.option("--upsampling", type=Choice(list(UPSAMPLINGS)), help="Of the skip network.  [default: the preset's]")
 @click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Most steps.  [default: preset's]")
 @click.option(

@@ -117,7 +117,9 @@ def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Ex
 def _extras(picture: Picture, kind: Kind) -> Extras:
     """Adapt what goes along with a picture to a result of another size or other channels."""
     extras = picture.extras
-    if extras.alpha is not None and kind.size != picture.kind.size:
+    if kind.alpha is None:
+        extras = replace(extras, alpha=None)
+    elif extras.alpha is not None and kind.size != picture.kind.size:
         alpha = cv2.resize(extras.alpha, (kind.width, kind.height), interpolation=cv2.INTER_LINEAR)
         extras = replace(extras, alpha=alpha)
     if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB

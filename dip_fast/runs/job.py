@@ -173,7 +173,10 @@ def resumed(asked: Mapping[str, Any], job: Job) -> Job:
         if value is None or (name in ("device", "engine") and value == "auto"):
             continue
         if name not in known:
-            raise UsageError("{} has no option {}; leave it out", Argument("task", job.task), Argument(name))
+            raise UsageError(
+                "cannot resume with {}: {} has no such option; leave it out, or start again with {}",
+                *(Argument(name), Argument("task", job.task), Argument("overwrite", True)),
+            )
         if value != known[name] and not (name == "precision" and job.device == "cpu" and value == "tf32"):
             raise UsageError(
                 "cannot resume with another {}: the run has {}, not {}; leave it out, or start again with {}",

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,8 @@ def run(request: Request, say: Say) -> Summary:
     stored = Record.read(request.folder) if request.resume else None
     if stored is not None:
         job = resumed(request.asked, stored.settings)
+        if stored.inputs.keys() - {"picture", "reference"} != request.inputs.keys():
+            raise _other_inputs(stored.inputs.keys() | request.inputs.keys())
     else:
         job = complete(request.asked, request.inputs)
     task = TASKS[job.task]
@@ -260,17 +262,22 @@ def _bytes_on_disk(fit: Fit, job: Job, models: int) -> int:
 
 def _require_same(stored: Record, job: Job, material: Material) -> None:
     """Refuse to go on with another picture, another input or another meaning of the preset."""
-    again = Argument("overwrite", True)
     if stored.inputs != material.identity:
-        raise UsageError(
-            "cannot resume: picture, mask and reference must be those that the run was started with; "
-            "give the same ones, or start again with {}",
-            again,
-        )
+        raise _other_inputs(stored.inputs.keys() | material.identity.keys())
     if stored.recipe != json.loads(json.dumps(asdict(job.recipe()))):
         raise UsageError(
-            "cannot resume: preset {} differs between the versions; start again with {}", job.preset, again
+            "cannot resume: preset {} differs between the versions; start again with {}",
+            *(job.preset, Argument("overwrite", True)),
         )
+
+
+def _other_inputs(names: Iterable[str]) -> UsageError:
+    """Make the error of a run that is resumed with other inputs than it was started with."""
+    *first, last = sorted(names)
+    return UsageError(
+        "cannot resume: {} must be those that the run was started with; give the same ones, or start again with {}",
+        *(f"{', '.join(first)} and {last}" if first else last, Argument("overwrite", True)),
+    )
 
 
 def _reference(path: Path, kind: Kind) -> np.ndarray:
