@@ -19,8 +19,8 @@ NOT_SCRIPTS = {"common.py", "figure_tables.py"}  # modules that scripts share
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
     "against.py": (
-        f"{Path(dip_fast.__file__).parents[1]} --presets quick --size 32 --steps 2 --rounds 1 --threads 1",
-        ["quick 32x32: ", "ratio"],
+        f"{Path(dip_fast.__file__).parents[1]} --presets quick --size 32 --rounds 2 --seconds 0 --threads 1",
+        ["quick 32x32: ", "; ratio"],
     ),
     "curves.py": (
         "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",

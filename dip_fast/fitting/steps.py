@@ -177,16 +177,12 @@ class FitSteps(Steps):
 
     def step(self) -> None:
         """Make the step of the current row."""
-        objective = self.problem.objective
         rate, weight, *weights = self.schedule.index_select(0, self.row)[0].unbind()
         *numbers, status = self._numbers.unbind()
         known = Numbers(*numbers)
         step = known.steps + 1
 
-        number = step.long()
-        z = objective.input(number)
-        x = self.problem.draw(z)
-        objective_loss = objective.loss(x, z, number)
+        x, objective_loss = self._evaluate(step.long())
         gradients = torch.autograd.grad(objective_loss, self.adam.parameters, allow_unused=True)
 
         with torch.no_grad():
@@ -210,6 +206,13 @@ class FitSteps(Steps):
             outcome = torch.where(wrong, FAULTY, torch.where(late, STOPPED, RUNNING))
             status.copy_(torch.where(running, outcome, status))
             self.row.add_(1)
+
+    def _evaluate(self, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the image of a step and compute its loss; the input is freed by the backward pass that follows."""
+        objective = self.problem.objective
+        z = objective.input(step)
+        x = self.problem.draw(z)
+        return x, objective.loss(x, z, step)
 
     @torch.no_grad()
     def average_in(self, weight: Tensor) -> None:
