@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dip_fast.fitting import Fit, prepare
+from dip_fast.fitting import Fit
 from dip_fast.pictures.samples import from_unit, to_unit, value_range
-from dip_fast.runs.job import complete
+from dip_fast.runs.job import complete, start
 from dip_fast.tasks import TASKS, Data
 
 SMALLEST_SIDE = 16
@@ -189,7 +189,7 @@ def _restore(
 ) -> np.ndarray:
     """Restore an array as the command line restores a file: the same checks, the same job, the same fit."""
     job = complete({"task": task_name, **asked}, inputs)
-    task, recipe = TASKS[job.task], job.recipe()
+    task = TASKS[job.task]
     image = np.asarray(image)
     channels_last = _channels_last(image, channel_axis)
     read = {name: task.read(name, array, channels_last) for name, array in inputs.items()}
@@ -202,14 +202,7 @@ def _restore(
         raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
     limits = value_range(filled)
     data = Data(to_unit(filled, limits), read)
-    run = prepare(
-        task.objective(data, job.options, recipe, job.seed),
-        recipe,
-        seed=job.seed,
-        device=job.device,
-        engine=job.engine,
-        precision=job.precision,
-    )
+    run = start(job, data)
     run.run(callbacks)
     result = run.result()
     samples = from_unit(result.image, limits, image.dtype)

@@ -7,6 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 
+def resolve(target: str) -> Any:
+    """Import what ``"module:attribute"`` names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 def lazily(target: str) -> Callable[..., Any]:
     """Return a function that imports another one when it is called, and calls it.
 
@@ -16,9 +22,8 @@ def lazily(target: str) -> Callable[..., Any]:
         The other function as ``"module:attribute"``.  A table can then name functions whose libraries take long to
         load, or may be missing.
     """
-    module, _, attribute = target.partition(":")
 
     def call(*arguments: Any, **options: Any) -> Any:
-        return getattr(importlib.import_module(module), attribute)(*arguments, **options)
+        return resolve(target)(*arguments, **options)
 
     return call

@@ -13,12 +13,12 @@ when it is first used, so that ``dip-fast --help`` stays quick.
 from __future__ import annotations
 
 import difflib
-import importlib
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from dip_fast.errors import UsageError
+from dip_fast.lazily import resolve
 
 GROUP = "dip_fast.plugins"
 T = TypeVar("T")
@@ -66,8 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
+            entry = self._entries[name] = resolve(entry)
         found: T = entry
         return found
 

@@ -16,10 +16,8 @@ from dip_fast.cli.lists import formats, info, presets, tasks
 from dip_fast.cli.models import export, replay
 from dip_fast.cli.output import complain
 from dip_fast.cli.parameters import Verbs, spelling
-from dip_fast.cli.run import run
+from dip_fast.cli.run import INTERRUPTED, run
 from dip_fast.errors import DipFastError
-
-INTERRUPTED = 130
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -213,7 +214,7 @@ class Fit:
 
     def draw(self) -> Tensor:
         """Draw the answer so far at the fixed input, ``(1, C, H, W)``, known pixels put back."""
-        problem = Problem(self.network, self.objective, None, "fp32", self.device)
+        problem = replace(self.problem, precision="fp32")
         with torch.no_grad(), self._threads, products("fp32", self.device):
             return self.objective.composite(problem.draw(self.objective.z.tensor(self.device), self._answer()))
 

@@ -6,14 +6,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from dip_fast import networks
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import Argument, UsageError
+from dip_fast.fitting import Fit, prepare
 from dip_fast.names import STOPS, UPSAMPLINGS
 from dip_fast.presets import PRESETS, Recipe, default
-from dip_fast.tasks import TASKS, choose
+from dip_fast.tasks import TASKS, Data, choose
+from dip_fast.tasks.task import as_target
 
 LARGEST_SEED = 2**63 - 1
 
@@ -187,6 +190,29 @@ def resumed(asked: Mapping[str, Any], job: Job) -> Job:
     return job
 
 
+def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
+    """Prepare the fit that a job describes, for files and for arrays alike.
+
+    Parameters
+    ----------
+    job : Job
+    data : Data
+        What the task works on.
+    reference : ndarray, optional
+        The ground truth, float32 ``(H, W, C)``, range [0, 1].
+    """
+    recipe = job.recipe()
+    return prepare(
+        TASKS[job.task].objective(data, job.options, recipe, job.seed),
+        recipe,
+        seed=job.seed,
+        device=job.device,
+        engine=job.engine,
+        precision=job.precision,
+        reference=None if reference is None else as_target(reference),
+    )
+
+
 def check(job: Job) -> None:
     """Refuse the settings of a record that no version of this program wrote.
 
@@ -196,5 +222,5 @@ def check(job: Job) -> None:
     """
     task = TASKS[job.task]
     task.complete(job.options)
-    _check(vars(job) if job.upsampling is not None else {k: v for k, v in vars(job).items() if k != "upsampling"})
+    _check({name: value for name, value in vars(job).items() if value is not None})
     job.recipe()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -20,19 +19,19 @@ import torch
 from dip_fast import pictures
 from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError
-from dip_fast.fitting import Fit, prepare
+from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
+from dip_fast.models.packing import digest
 from dip_fast.pictures import Kind, Picture
 from dip_fast.runs import checkpoints
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
-from dip_fast.runs.job import Job, complete, resumed
+from dip_fast.runs.job import Job, complete, resumed, start
 from dip_fast.runs.progress import Progress
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.recorder import Recorder
 from dip_fast.tasks import TASKS, Data, Task
-from dip_fast.tasks.task import as_target
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,8 @@ def run(request: Request, say: Say) -> Summary:
             say("this run is done; nothing is left to resume")
             return summary
 
-    fit = _prepare(job, task, material)
+    torch.set_num_threads(job.threads)
+    fit = start(job, material.data, material.reference)
     folder.check_room(_bytes_on_disk(fit, job, len(formats)))
     checkpoint = request.folder / CHECKPOINT
     fresh = stored is None or not checkpoint.exists()
@@ -173,27 +173,12 @@ def _read(request: Request, job: Job, task: Task) -> Material:
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
     alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
-    identity = {"picture": {"name": picture.name, **kind, "sha256": _digest(picture.image, *alpha)}}
+    identity = {"picture": {"name": picture.name, **kind, "sha256": digest(picture.image, *alpha)}}
     for name, path in request.inputs.items():
-        identity[name] = {"name": path.name, "sha256": _digest(inputs[name])}
+        identity[name] = {"name": path.name, "sha256": digest(inputs[name])}
     if reference is not None and request.reference is not None:
-        identity["reference"] = {"name": request.reference.name, "sha256": _digest(reference)}
+        identity["reference"] = {"name": request.reference.name, "sha256": digest(reference)}
     return Material(picture, Data(picture.image, inputs), reference, identity)
-
-
-def _prepare(job: Job, task: Task, material: Material) -> Fit:
-    """Make the fit that a job describes."""
-    torch.set_num_threads(job.threads)
-    recipe = job.recipe()
-    return prepare(
-        task.objective(material.data, job.options, recipe, job.seed),
-        recipe,
-        seed=job.seed,
-        device=job.device,
-        engine=job.engine,
-        precision=job.precision,
-        reference=None if material.reference is None else as_target(material.reference),
-    )
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, *, quiet: bool) -> None:
@@ -319,7 +304,3 @@ def _interruptible(fit: Fit, *, quiet: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

@@ -51,9 +51,6 @@ def choose(name: str | None, given: Iterable[str]) -> Task:
             raise UsageError("{} needs {}: {}", Argument("task", name), Argument(entry.name), entry.help)
     for extra in sorted(given - {entry.name for entry in task.inputs}):
         users = [other for other in TASKS if extra in {entry.name for entry in TASKS[other].inputs}]
-        use = "; use {}" if users else ""
-        raise UsageError(
-            "{} has no use for {}" + use,
-            *(Argument("task", name), Argument(extra), *(Argument("task", user) for user in users[:1])),
-        )
+        instead = Argument("task", users[0]) if users else "another task"
+        raise UsageError("{} has no use for {}; use {}", Argument("task", name), Argument(extra), instead)
     return task
