@@ -17,7 +17,14 @@ from model_files import model, ran, small_models  # noqa: F401  (fixtures of sev
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite(
-    "cli_cases", "fit_cases", "fuse_models", "norm_conv_cases", "run_cases", "step_cases", "upsample_conv_cases"
+    "cli_cases",
+    "fit_cases",
+    "fuse_models",
+    "masking_cases",
+    "norm_conv_cases",
+    "run_cases",
+    "step_cases",
+    "upsample_conv_cases",
 )
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
 
