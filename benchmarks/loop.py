@@ -40,7 +40,7 @@ def parts(fit: Fit, mask: Mask, calls: int) -> dict[str, torch.Tensor]:
     steps = FitSteps(fit.problem, patience=1.0, reads_are_free=True)
     steps.iterate.copy_(iterate)
     x, number = iterate.clone().requires_grad_(), torch.tensor(1)
-    z = objective.input(number)
+    example = objective.example(number)
     gradients = [torch.full_like(parameter, 1e-6) for parameter in steps.adam.parameters]
     one, rate, yes = torch.tensor(1.0), torch.tensor(1e-6, dtype=torch.float64), torch.tensor(True)
     known = Variance(*(rate for _ in Variance._fields))
@@ -55,8 +55,8 @@ def parts(fit: Fit, mask: Mask, calls: int) -> dict[str, torch.Tensor]:
         return reporting.preview(common.to_image(iterate))
 
     measured = {
-        "perturbation": milliseconds(lambda: objective.input(number), calls),
-        "loss and its gradient": milliseconds(lambda: compare(lambda: objective.loss(x, z, number)), calls),
+        "perturbation": milliseconds(lambda: objective.example(number), calls),
+        "loss and its gradient": milliseconds(lambda: compare(lambda: objective.loss(x, example)), calls),
         "optimiser": milliseconds(lambda: steps.adam.update(gradients, one, rate, None), calls),
         "averages": milliseconds(lambda: steps.average_in(rate), calls),
         "stopping statistic": milliseconds(

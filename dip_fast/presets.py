@@ -5,6 +5,7 @@ Plain data; nothing here needs torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ class FitOptions:
         Learning rate of Adam.
     warmup : int
         Steps in which the learning rate grows linearly to `learning_rate`; 0 for none.
+    decay : {"none", "cosine"}
+        How the learning rate falls: not at all, or along half a cosine to nothing at the last of the iterations.
     perturbation : float, optional
         Standard deviation of the fresh noise added to z at each step.  None stands for a third of the picture's own
         noise as estimated, between 1/100 and 1/30: a noisy picture needs the larger one, a clean one is fitted sooner
@@ -47,6 +50,7 @@ class FitOptions:
     iterations: int
     learning_rate: float = 0.01
     warmup: int = 0
+    decay: Literal["none", "cosine"] = "none"
     perturbation: float | None = 1 / 30
     averaging: float = 0.99
     averaging_window: int = 9
@@ -62,12 +66,37 @@ class FitOptions:
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 1."""
-        return self.learning_rate * min(1.0, step / max(self.warmup, 1))
+        rate = self.learning_rate * min(1.0, step / max(self.warmup, 1))
+        if self.decay == "cosine":
+            rate *= (1 + math.cos(math.pi * (step - 1) / self.iterations)) / 2
+        return rate
 
     def consolidation_rate_at(self, step: int) -> float:
         """Learning rate of a step of the consolidation, counted from 1."""
         falling = 1 - (step - 1) / self.consolidation_steps
         return self.consolidation_learning_rate * min(1.0, step / 5) * falling
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How the masked objective shows a picture to the network, see `dip_fast.fitting.masked.MaskedPrediction`.
+
+    Attributes
+    ----------
+    keep : float
+        Probability that a sample is shown.
+    crop : int
+        Side of the square that a step shows, at most; a multiple of 32.
+    margin : int
+        How far such a square may reach over the picture's edges, where the picture is mirrored.
+    passes : int
+        Masks whose predictions the estimate is the mean of.
+    """
+
+    keep: float = 0.7
+    crop: int = 128
+    margin: int = 16
+    passes: int = 64
 
 
 @dataclass(frozen=True)
@@ -81,11 +110,13 @@ class Recipe:
     network_options : dict
         The network's own arguments.
     in_channels : int
-        Channels of z.
+        Channels of a random z.
     distribution : {"uniform", "gaussian"}
-        The distribution of z: uniform in [0, 0.1), or N(0, 1).
+        The distribution of a random z: uniform in [0, 0.1), or N(0, 1).
     options : FitOptions
         How to fit.
+    masking : Masking, optional
+        How z is made of the picture, for the masked objective; None for a random z.
     """
 
     network: str
@@ -93,6 +124,7 @@ class Recipe:
     in_channels: int
     distribution: str
     options: FitOptions
+    masking: Masking | None = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +135,37 @@ class Preset:
     summary: str
 
 
+def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
+    """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
+    return Preset(
+        Recipe(
+            network="skip",
+            network_options={
+                "down": 32, "up": 32, "skip": 16, "kernel_skip": 3, "upsampling": "nearest", "corrects": True,
+            },
+            in_channels=6,
+            distribution="uniform",
+            options=FitOptions(
+                iterations=iterations,
+                learning_rate=0.01,
+                warmup=50,
+                decay="cosine",
+                perturbation=0.0,
+                averaging=0.0,
+                stop="never",
+            ),
+            masking=Masking(passes=passes),
+        ),
+        summary,
+    )  # fmt: skip
+
+
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
+        "fast": _masked("seconds: a first look", iterations=400, passes=16),
+        "default": _masked("a minute or two: level with the best classical filter", iterations=1500),
+        "best": _masked("some minutes: the best that one network gives", iterations=6000),
         "quick": Preset(
             Recipe(
                 network="skip",

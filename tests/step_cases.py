@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dip_fast.fitting import DeepImagePrior, Fit, Objective, deep_image_prior, prepare
+from dip_fast.fitting import DeepImagePrior, Example, Fit, Objective, deep_image_prior, prepare
 from dip_fast.fitting.degradations import Degradation, Identity
 from dip_fast.fitting.results import Result
 from dip_fast.fitting.stopping import MovingVariance, Variance
@@ -35,10 +35,13 @@ class Tripped(DeepImagePrior):
         self.factors = torch.tensor(list(faults.values()))
         self.armed = torch.ones(len(faults), dtype=torch.bool)
 
-    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
-        trips = self.armed & (self.at == step)
+    def example(self, step: Tensor) -> Example:
+        return super().example(step)._replace(target=step)
+
+    def loss(self, x: Tensor, example: Example) -> Tensor:
+        trips = self.armed & (self.at == example.target)
         self.armed &= ~trips
-        return super().loss(x, z, step) * torch.where(trips, self.factors, 1.0).prod()
+        return super().loss(x, example) * torch.where(trips, self.factors, 1.0).prod()
 
 
 def tripped(faults: dict[int, float], **options: Any) -> Fit:

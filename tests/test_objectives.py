@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import dip_fast
 from dip_fast import ops
 from dip_fast.errors import UsageError
-from dip_fast.fitting import Fit, Identity, Mask, Objective, Operator, deep_image_prior, fit, prepare
+from dip_fast.fitting import Example, Fit, Identity, Mask, Objective, Operator, deep_image_prior, fit, prepare
 from dip_fast.fitting.reductions import total
 from dip_fast.networks import network_input
 from dip_fast.presets import FitOptions, Recipe
@@ -40,12 +40,12 @@ class BlindSpot(Objective):
         self.y = y
         self.seed = seed
 
-    def input(self, step: Tensor) -> Tensor:
+    def example(self, step: Tensor) -> Example:
         kept = ops.bernoulli(self.y, 0.7, self.seed, step)
-        return torch.cat((self.y * kept, kept), dim=1)
+        return Example(torch.cat((self.y * kept, kept), dim=1))
 
-    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
-        dropped = 1 - z[:, self.channels :]
+    def loss(self, x: Tensor, example: Example) -> Tensor:
+        dropped = 1 - example.z[:, self.channels :]
         return total(((x - self.y) * dropped).square()) / total(dropped)
 
 
@@ -73,15 +73,15 @@ def test_engines_begin_alike() -> None:
 def test_loss_and_input_see_the_same_mask() -> None:
     objective = BlindSpot(noisy())
     step = torch.tensor(5)
-    z = objective.input(step)
+    example = objective.example(step)
     x = torch.rand(1, 3, 37, 45, generator=torch.Generator().manual_seed(2), requires_grad=True)
-    objective.loss(x, z, step).backward()
-    kept = z[:, 3:].bool()
+    objective.loss(x, example).backward()
+    kept = example.z[:, 3:].bool()
     assert 0.65 < kept.float().mean() < 0.75
     assert not x.grad[kept].any()  # a sample that the network saw is never compared
     assert x.grad[~kept].all()
-    assert torch.equal(z, objective.input(step))
-    assert not torch.equal(z, objective.input(torch.tensor(6)))
+    assert torch.equal(example.z, objective.example(step).z)
+    assert not torch.equal(example.z, objective.example(torch.tensor(6)).z)
 
 
 @pytest.mark.parametrize("engine", ["fused", "plain"])
@@ -146,9 +146,9 @@ def test_to_copies_and_moves_modules_too() -> None:
     objective = deep_image_prior(Mask(y, y[:, :1] < 0.5), RECIPE)
     there: Any = objective.to("meta")
     assert {there.degradation.target.device.type, there.degradation.known.device.type} == {"meta"}
-    assert there.input(torch.tensor(1, device="meta")).device.type == "meta"
+    assert there.example(torch.tensor(1, device="meta")).z.device.type == "meta"
     assert objective.degradation.target.device.type == "cpu"
-    assert objective.input(torch.tensor(1)).device.type == "cpu"
+    assert objective.example(torch.tensor(1)).z.device.type == "cpu"
 
 
 def test_fit_leaves_the_callers_degradation_alone() -> None:

@@ -94,6 +94,7 @@ class Run(click.Command):
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print loss and stopping statistic of the steps.")
 @json_option
 @debug_option
 def run(
@@ -105,6 +106,7 @@ def run(
     resume: bool,
     overwrite: bool,
     quiet: bool,
+    verbose: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -148,6 +150,7 @@ def run(
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,
+            verbose=verbose,
             export=export,
         )
         summary = restore(request, _speaker(quiet))

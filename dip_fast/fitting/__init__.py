@@ -2,21 +2,29 @@
 
 from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
 from dip_fast.fitting.loop import Fit
-from dip_fast.fitting.objectives import DeepImagePrior, Objective
+from dip_fast.fitting.masked import MaskedPrediction
+from dip_fast.fitting.noise_level import measure_noise
+from dip_fast.fitting.noise_model import NoiseModel
+from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective
 from dip_fast.fitting.results import Result, State
-from dip_fast.fitting.start import deep_image_prior, fit, prepare
+from dip_fast.fitting.start import deep_image_prior, fit, masked_prediction, prepare
 
 __all__ = [
     "DeepImagePrior",
     "Degradation",
+    "Example",
     "Fit",
     "Identity",
     "Mask",
+    "MaskedPrediction",
+    "NoiseModel",
     "Objective",
     "Operator",
     "Result",
     "State",
     "deep_image_prior",
     "fit",
+    "masked_prediction",
+    "measure_noise",
     "prepare",
 ]

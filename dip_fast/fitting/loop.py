@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from dip_fast.device import devices
 from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
+from dip_fast.fitting.computing import threads, workspace
 from dip_fast.fitting.objectives import Objective
 from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.results import COLUMNS, Result, State
@@ -35,6 +36,7 @@ from dip_fast.presets import FitOptions
 
 KEEP_EVERY = MAX_STEPS_BETWEEN_SYNCS  # steps between the states that a loss gone wrong falls back to
 SECONDS_BETWEEN_SYNCS = 0.25  # on a GPU, where no callback asks for a step sooner
+LOSSES_AVERAGED = 100  # for an estimate of the PSNR: one crop says little of the picture
 MAX_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 
 
@@ -44,9 +46,10 @@ class Fit:
     Minimises an objective over the weights of a network, by Adam.  The answer is the network with averaged weights, at
     the objective's fixed input.
 
-    An average of weights draws a somewhat worse picture than the average of the iterates' pictures.  So, at the end, a
-    few dozen steps of *consolidation* fit the network, from its averaged weights on and at the fixed input, to the
-    averaged picture: one network that draws it.  docs/notes/2026-11-presets.md has the figures.
+    An average of weights draws a somewhat worse picture than the average of the iterates' pictures, or than what an
+    objective without iterates makes of many drawings (`Objective.estimate`).  So, at the end, a few dozen steps of
+    *consolidation* fit the network, from its averaged weights on and at the fixed input, to that picture: one network
+    that draws it.  docs/notes/2026-11-presets.md has the figures.
 
     Parameters
     ----------
@@ -67,14 +70,15 @@ class Fit:
 
     Attributes
     ----------
-    steps, consolidation_steps : int
-        Steps done, and steps of consolidation done after them.
+    steps, passes, consolidation_steps : int
+        Steps done, then passes of the objective's estimate, then steps of consolidation.
     stop_reason : str
         Why there are no more steps; empty while the fit goes on.
     interrupted : bool
         Whether `interrupt` was called.
     iterate : Tensor
-        The network's image at the last step, ``(1, C, H, W)``.  The next steps write over it.
+        The network's image at the last step, ``(1, C, H, W)``, which the next steps write over; where steps draw no
+        iterates, the image at the fixed input, drawn when it is asked for.
     rows : list of tuple
         The history, a row a step, in the order of ``COLUMNS``.
     kept : State
@@ -108,7 +112,7 @@ class Fit:
 
         patience = options.patience * options.iterations if options.stop == "auto" else math.inf
         reads_are_free = self.device.type != "cuda" and steps_between_syncs is None
-        self._workspace, self._threads = _workspace(self.network, self.device), _threads(self.network, self.device)
+        self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
         self._steps = FitSteps(self.problem, patience, reads_are_free=reads_are_free)
         self._consolidated: dict[str, Tensor] = {}
         self._learning_rate_factor = 1.0
@@ -116,6 +120,7 @@ class Fit:
         self._pace = steps_between_syncs or 1  # steps that fill the time between two syncs
 
         self.steps = 0
+        self.passes = 0
         self.consolidation_steps = 0
         self.seconds = 0.0
         self.stop_reason = ""
@@ -131,8 +136,8 @@ class Fit:
 
     @property
     def iterate(self) -> Tensor:
-        """The network's image at the last step."""
-        return self._steps.iterate
+        """The network's image at the last step, or now at the fixed input."""
+        return self._steps.iterate if self.objective.draws_iterates else self.draw()
 
     @property
     def best_step(self) -> int:
@@ -144,9 +149,20 @@ class Fit:
         return self._steps.averages()
 
     def history(self) -> dict[str, np.ndarray]:
-        """Arrange the history by column, a value a step."""
+        """Arrange the history by column, a value a step; with the estimated PSNR where the objective has one."""
         table = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
-        return {name: table[:, i] for i, name in enumerate(COLUMNS)}
+        history = {name: table[:, i] for i, name in enumerate(COLUMNS)}
+        if self.estimated_psnr() is not None:
+            history["estimated_psnr"] = np.array([self.estimated_psnr(step + 1) for step in range(len(self.rows))])
+        return history
+
+    def estimated_psnr(self, step: int | None = None) -> float | None:
+        """Estimate the PSNR of the network's images in dB, without the truth, from the last losses up to a step.
+
+        None where the objective does not say.
+        """
+        losses = [row[1] for row in self.rows[:step][-LOSSES_AVERAGED:]]
+        return self.objective.psnr_of_loss(sum(losses) / len(losses)) if losses else None
 
     def interrupt(self) -> None:
         """End the fit after the steps that are being made; safe to call from a signal handler."""
@@ -234,6 +250,7 @@ class Fit:
             seconds=self.seconds,
             events=list(self.events),
             kept=self._kept_pixels(),
+            estimated_psnr=self.objective.estimated_psnr,
         )
 
     def _kept_pixels(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -299,12 +316,18 @@ class Fit:
             yield
 
     def _consolidate(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
-        """Fit the averaged network, at the fixed input, to the averaged picture.
+        """Fit the averaged network, at the fixed input, to the averaged or estimated picture.
 
         It starts from the averages alone, so an interrupted one is dropped and made anew when the fit is resumed.
         """
         self._steps.release()
-        steps, total = ConsolidationSteps(self.problem, self.averages()), self.options.consolidation_steps
+        averages = self.averages()
+        if not self.objective.draws_iterates:
+            picture = self._estimate(callbacks)
+            if picture is None:
+                return
+            averages[PICTURE] = picture
+        steps, total = ConsolidationSteps(self.problem, averages), self.options.consolidation_steps
         while self.consolidation_steps < total and not self.interrupted:
             started, done = time.perf_counter(), self.consolidation_steps
             numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks, done, total))
@@ -318,6 +341,29 @@ class Fit:
                 callback(self)
         if not self.interrupted:
             self._consolidated = steps.weights
+
+    def _estimate(self, callbacks: Sequence[Callable[[Fit], None]]) -> Tensor | None:
+        """Let the objective make its picture with the averaged weights; None if it was interrupted."""
+        weights = self._answer()
+
+        @torch.no_grad()
+        def draw(z: Tensor) -> Tensor:
+            return self.problem.draw(z, weights, (z.shape[2], z.shape[3]))
+
+        passes = self.objective.estimate(draw)
+        while not self.interrupted:
+            started = time.perf_counter()
+            try:
+                with self._at_work():
+                    next(passes)
+            except StopIteration as end:
+                picture: Tensor = end.value
+                return picture
+            self.passes += 1
+            self.seconds += time.perf_counter() - started
+            for callback in callbacks:
+                callback(self)
+        return None
 
     def _count_time(self, seconds: float, steps: int) -> None:
         """Add the time that steps have taken, and set the pace by it."""
@@ -348,21 +394,3 @@ class Fit:
 def _psnr(error: float) -> float:
     """PSNR in dB at data range 1, of a mean squared error; NaN of NaN."""
     return -10 * math.log10(max(error, 2.0**-48))
-
-
-def _workspace(network: networks.Network, device: torch.device) -> object:
-    """Hold the memory of the fused engine between steps, while the returned object lives."""
-    if device.type != "cpu" or not network.is_fused():
-        return None
-    from dip_fast.ops.workspace import Workspace  # here, since it loads or builds the extension
-
-    return Workspace()
-
-
-def _threads(network: networks.Network, device: torch.device) -> AbstractContextManager[Any]:
-    """Make the context of a step: the operators' own threads, where hardly anything is computed beside them."""
-    if device.type != "cpu" or not network.is_wholly_fused():
-        return nullcontext()
-    from dip_fast.ops.workspace import own_threads  # here, since it loads or builds the extension
-
-    return own_threads()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable, Generator
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,12 +18,27 @@ from dip_fast.fitting.degradations import Degradation
 from dip_fast.networks.network_input import NetworkInput
 
 
+class Example(NamedTuple):
+    """What a step shows the network, and what it compares the image with.
+
+    Attributes
+    ----------
+    z : Tensor
+        The network's input, float32 ``(1, z.channels, h, w)``.
+    target : Tensor or None
+        What the loss compares with, if it belongs to the step; None where it is the same at all steps.
+    """
+
+    z: Tensor
+    target: Tensor | None = None
+
+
 class Objective(ABC):
     """What is minimised over the weights of a network.
 
-    A step calls `input`, draws, and calls `loss` with the image and that same input.  Both are functions of their
-    arguments alone: what is random comes from seed, step and place (`dip_fast.ops.perturb`), so that the input and the
-    loss of a step see the same draw, and a resumed fit goes on bit for bit.
+    A step calls `example`, draws, and calls `loss` with the image and that example.  Both are functions of their
+    arguments alone: what is random comes from seed, step and place (`dip_fast.ops.perturb`), so that a resumed fit
+    goes on bit for bit.
 
     Parameters
     ----------
@@ -38,15 +54,27 @@ class Objective(ABC):
     z, size, channels
         As given.
     captures : bool
-        Whether a step can be captured as a CUDA graph: neither `input` nor `loss` reads a tensor on the host, or
+        Whether a step can be captured as a CUDA graph: neither `example` nor `loss` reads a tensor on the host, or
         decides by one.
+    step_size : tuple of int
+        Height and width of the image of a step.
+    draws_iterates : bool
+        Whether the image of a step is an estimate of the whole picture: an iterate, which can be averaged, and whose
+        variance can end the fit.  Otherwise it is a crop, or turned, and `estimate` makes the picture in the end.
+    estimated_psnr : float or None
+        PSNR in dB of what `estimate` made, as estimated without the truth; None before, or where it is not known.
+    notes : tuple of str
+        What a user should know of it, a line each.
     """
 
     captures = True
+    draws_iterates = True
+    estimated_psnr: float | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, z: NetworkInput, size: tuple[int, int], channels: int) -> None:
         self.z = z
-        self.size = size
+        self.size = self.step_size = size
         self.channels = channels
 
     def to(self, device: torch.device | str) -> Self:
@@ -58,38 +86,58 @@ class Objective(ABC):
         return moved
 
     @abstractmethod
-    def input(self, step: Tensor) -> Tensor:
-        """Make what the network reads at a step.
+    def example(self, step: Tensor) -> Example:
+        """Make what the network reads at a step, and what its image is compared with.
 
         Parameters
         ----------
         step : Tensor
             0-dim int64, counted from 1.
-
-        Returns
-        -------
-        Tensor
-            Float32 ``(1, z.channels, h, w)``, of the size of `z`.
         """
 
     @abstractmethod
-    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
+    def loss(self, x: Tensor, example: Example) -> Tensor:
         """Compare the image of a step with what is known.
 
         Parameters
         ----------
         x : Tensor
-            What the network drew, float32 ``(1, channels, *size)``.
-        z : Tensor
-            What `input` made for this step.
-        step : Tensor
-            0-dim int64, counted from 1.
+            What the network drew, float32 ``(1, channels, *step_size)``.
+        example : Example
+            What `example` made for this step.
 
         Returns
         -------
         Tensor
             0-dim float32.
         """
+
+    def estimate(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
+        """Make the picture that the answer is fitted to from the network, where steps draw no iterates.
+
+        It yields after each of `passes` passes, so that the fit can show its progress or be interrupted.
+
+        Parameters
+        ----------
+        draw : callable
+            Draws the image of a network input, ``(1, channels, h, w)`` of the input's height and width, without
+            gradients.
+
+        Returns
+        -------
+        Tensor
+            ``(1, channels, *size)``.
+        """
+        raise TypeError(f"{type(self).__name__} draws no iterates and must define estimate()")
+
+    def psnr_of_loss(self, loss: float) -> float | None:
+        """Estimate the PSNR in dB of the network's images from a mean of the loss; None where it does not say."""
+        return None
+
+    @property
+    def passes(self) -> int:
+        """How many times `estimate` yields."""
+        return 0
 
     def composite(self, x: Tensor) -> Tensor:
         """Put back into the answer what is known for certain."""
@@ -134,15 +182,15 @@ class DeepImagePrior(Objective):
         else:
             self._source, self._divisor = z.tensor(), 1.0
 
-    def input(self, step: Tensor) -> Tensor:
+    def example(self, step: Tensor) -> Example:
         """Add fresh noise to z."""
         from dip_fast.ops import perturbation  # here, since it loads or builds the extension
 
         if not self.perturbation:
-            return self._source
-        return perturbation.perturb(self._source, self.perturbation, self.seed, step, self._divisor)
+            return Example(self._source)
+        return Example(perturbation.perturb(self._source, self.perturbation, self.seed, step, self._divisor))
 
-    def loss(self, x: Tensor, z: Tensor, step: Tensor) -> Tensor:
+    def loss(self, x: Tensor, example: Example) -> Tensor:
         """Compute the degradation's data term."""
         return self.degradation.data_term(x)
 

@@ -37,24 +37,27 @@ class Problem:
     precision: str
     device: torch.device
 
-    def draw(self, z: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """Draw an image of the picture's size, in the precision of a step.
+    def draw(self, z: Tensor, weights: dict[str, Tensor] | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Draw an image, in the precision of a step.
 
         Parameters
         ----------
         z : Tensor
-            The network's input, of the size that it reads or of the picture's.
+            The network's input, of the size that it reads or of the image's.
         weights : dict of str to Tensor, optional
             What takes the place of the network's parameters.
+        size : tuple of int, optional
+            Height and width of the image; the picture's by default.
 
         Returns
         -------
         Tensor
             ``(1, C, H, W)``, in float32 at least.
         """
-        z = networks.surround(z, *self.network.input_size(*self.objective.size))
+        size = size or self.objective.size
+        z = networks.surround(z, *self.network.input_size(*size))
         if self.precision == "bf16":
             z = z.bfloat16()
         with drawing(self.precision, self.device):
             output = self.network(z) if weights is None else torch.func.functional_call(self.network, weights, (z,))
-        return full(networks.crop(output, *self.objective.size))
+        return full(networks.crop(output, *size))

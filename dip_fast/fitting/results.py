@@ -47,6 +47,8 @@ class Result:
     kept : tuple of ndarray, optional
         A mask of the pixels that were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
         float32 ``(H, W, C)``.
+    estimated_psnr : float, optional
+        PSNR of ``image`` in dB, as estimated without the truth, where the objective can.
     """
 
     image: np.ndarray
@@ -59,3 +61,4 @@ class Result:
     seconds: float
     events: list[dict[str, Any]]
     kept: tuple[np.ndarray, np.ndarray] | None = None
+    estimated_psnr: float | None = None

@@ -13,6 +13,8 @@ from dip_fast.device import devices, engines
 from dip_fast.device.precision import require
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.fitting.loop import Fit
+from dip_fast.fitting.masked import MaskedPrediction
+from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective
 from dip_fast.fitting.results import Result
 from dip_fast.networks.network_input import draw
@@ -44,6 +46,26 @@ def deep_image_prior(degradation: Degradation, recipe: Recipe, *, seed: int = 0)
     if perturbation is None:
         perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
     return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
+
+
+def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int = 0) -> MaskedPrediction:
+    """Make the objective of a fit to samples that the network does not see.
+
+    Parameters
+    ----------
+    y : Tensor
+        The noisy picture, float32 ``(1, C, H, W)``, range [0, 1].
+    noise : NoiseModel
+    recipe : Recipe
+        One with `masking`.
+    seed : int
+        Seed of the fit.
+    """
+    masking = recipe.masking
+    assert masking is not None
+    side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
+    side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
+    return MaskedPrediction(y, noise, masking, side, streams(seed)[2])
 
 
 def prepare(

@@ -128,7 +128,7 @@ class FitSteps(Steps):
     weights : Tensor
         That piece of memory.
     iterate : Tensor
-        The image of the last step, ``(1, C, H, W)``.
+        The image of the last step, ``(1, C, H, W)``; without a value where steps draw no iterates.
     average, best : Tensor
         Averages of weights and iterates, flat; ``best`` as they were at the minimum of the variance, empty if the fit
         does not stop by itself.
@@ -156,7 +156,9 @@ class FitSteps(Steps):
         self._trained = {name: value for name, value in self.parameters.items() if value.requires_grad}
         self.adam = Adam(list(self._trained.values()))
         objective = problem.objective
-        self.iterate = torch.zeros(1, objective.channels, *objective.size, device=self.device)
+        self.draws_iterates = objective.draws_iterates
+        size = objective.size if self.draws_iterates else (0, 0)
+        self.iterate = torch.zeros(1, objective.channels, *size, device=self.device)
         self.averaged = {**self.parameters, PICTURE: self.iterate}
         self.average, _ = flatten(self.averaged.values())
         self.best = self.average.new_zeros(self.average.numel() if math.isfinite(patience) else 0)
@@ -192,10 +194,11 @@ class FitSteps(Steps):
             good = running & ~wrong  # all below changes nothing otherwise
             self._held.copy_(~good)
             self.adam.update(gradients, step.to(self._held), rate, self._held)
-            self._copy_if(good, self.iterate, x)
+            after = Variance(*known[2:])
+            if self.draws_iterates:
+                self._copy_if(good, self.iterate, x)
+                after = self.variance.update(self.iterate, step, (weights[0], weights[1]), after, good)
             self.average_in(weight * good)
-            before = Variance(*known[2:])
-            after = self.variance.update(self.iterate, step, (weights[0], weights[1]), before, good)
             if self.best.numel():  # a shape, which the host knows
                 self._copy_if(good & (after.best_step == step), self.best, self.average)
             late = (after.best_step > 0) & (step - after.best_step >= self.patience)
@@ -210,9 +213,9 @@ class FitSteps(Steps):
     def _evaluate(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the image of a step and compute its loss; the input is freed by the backward pass that follows."""
         objective = self.problem.objective
-        z = objective.input(step)
-        x = self.problem.draw(z)
-        return x, objective.loss(x, z, step)
+        example = objective.example(step)
+        x = self.problem.draw(example.z, size=objective.step_size)
+        return x, objective.loss(x, example)
 
     @torch.no_grad()
     def average_in(self, weight: Tensor) -> None:
@@ -222,8 +225,8 @@ class FitSteps(Steps):
         self.average[weights:][: self.iterate.numel()].lerp_(self.iterate.flatten(), weight)
 
     def error(self) -> Tensor:
-        """Mean squared error of the iterate, clipped; NaN without a reference."""
-        if self.problem.reference is None:
+        """Mean squared error of the iterate, clipped; NaN without a reference or without iterates."""
+        if self.problem.reference is None or not self.draws_iterates:
             return self._no_error
         return mean_square(self.iterate.clamp(0, 1) - self.problem.reference).to(self._no_error)
 
@@ -294,7 +297,7 @@ class FitSteps(Steps):
 
 
 class ConsolidationSteps(Steps):
-    """Steps that fit a network, from averaged weights on and at the fixed input, to the averaged picture.
+    """Steps that fit a network, from averaged weights on and at the fixed input, to a picture.
 
     A row of the schedule holds the learning rate.
 
@@ -302,7 +305,7 @@ class ConsolidationSteps(Steps):
     ----------
     problem : Problem
     averages : dict of str to Tensor
-        Averaged weights by name, and the averaged picture as `PICTURE`.
+        Averaged weights by name, and the picture as `PICTURE`.
 
     Attributes
     ----------

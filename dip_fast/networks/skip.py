@@ -172,6 +172,9 @@ class Skip(Network):
     padding_mode : {"reflect", "zeros", "replicate"}
     negative_slope : float
         Slope of the LeakyReLUs below zero.
+    corrects : bool
+        Whether the network draws a correction of the image in the first ``out_channels`` channels of z, by at most half
+        the range: ``z + f(z) - 1/2``.  Batch norm takes the level of a crop away, and this brings it back.
 
     Notes
     -----
@@ -200,8 +203,12 @@ class Skip(Network):
         downsampling: str | Sequence[str] = "stride",
         padding_mode: PaddingMode = "reflect",
         negative_slope: float = 0.2,
+        corrects: bool = False,
     ) -> None:
         super().__init__()
+        if corrects and in_channels < out_channels:
+            raise ValueError(f"z must hold the {out_channels} channels that are corrected, got {in_channels}")
+        self.corrects = corrects
         per_scale = (down, up, skip, kernel_down, kernel_up, kernel_skip, upsampling, downsampling)
         depth = _depth(scales, per_scale)
         downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
@@ -258,12 +265,20 @@ class Skip(Network):
         else:
             drawn = self.head(drawn)
         drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
-        return torch.sigmoid(full(drawn))
+        drawn = torch.sigmoid(full(drawn))
+        return full(z[:, : drawn.shape[1]]) - 0.5 + drawn if self.corrects else drawn
 
     def fold(self, folder: Folder, z: Value) -> Value:
         """Fold the network, see `Network.fold`."""
         drawn = folder.conv(self.scale.fold(folder, z, "scale"), self.head, "head")
-        return folder.layer("sigmoid", "sigmoid", drawn)
+        drawn = folder.layer("sigmoid", "sigmoid", drawn)
+        if not self.corrects:
+            return drawn
+        # The image among the channels of z, less 1/2, as a convolution that picks it.
+        conv = nn.Conv2d(z.tensor.shape[1], self.head.out_channels, 1)
+        conv.weight.data = torch.eye(*conv.weight.shape[:2])[..., None, None]
+        conv.bias = nn.Parameter(torch.full((self.head.out_channels,), -0.5))
+        return folder.layer("add", "corrected", folder.conv(z, conv, "image"), drawn)
 
     def use(self, engine: str) -> Self:
         """Choose the engine, see `Network.use`."""

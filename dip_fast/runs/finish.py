@@ -80,6 +80,7 @@ def finish(
         seed=job.seed,
         **_quality(finished.image, reference),
         **{f"{name}_input": value for name, value in _quality(data.image, reference).items()},
+        estimated_psnr=result.estimated_psnr,
         baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference)},
         sha256=digest(finished.samples),
         drawn_by=_library() if finished.drawing is None else finished.drawing.engine,

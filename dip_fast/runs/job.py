@@ -112,6 +112,11 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
             "{} does not go with {}, which fits a {} network; give one of the two",
             *(Argument("network", asked["network"]), Argument("preset", preset), recipe.network),
         )
+    if recipe.masking is not None and asked.get("stop") == "auto":
+        raise UsageError(
+            "{}: the steps of {} draw no whole pictures whose variance could end it; leave it out",
+            *(Argument("stop", "auto"), Argument("preset", preset)),
+        )
     upsampling = recipe.network_options.get("upsampling")
     if "upsampling" in asked and upsampling is None:
         raise UsageError("{}: the {} network has no such choice; leave it out", Argument("upsampling"), recipe.network)

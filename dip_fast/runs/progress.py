@@ -25,15 +25,23 @@ class Progress:
         The fit, before its first step or resumed.
     say : callable
         Prints a line without disturbing the bar.
+    doing : str
+        What the task does, in a word.
     quiet : bool
         Whether to show nothing.
+    verbose : bool
+        Whether to show steps, loss and stopping statistic in place of what a user understands.
     """
 
     every = 0  # at whatever step the fit is
 
-    def __init__(self, fit: Fit, say: Callable[[str], None], *, quiet: bool = False) -> None:
+    def __init__(
+        self, fit: Fit, say: Callable[[str], None], doing: str, *, quiet: bool = False, verbose: bool = False
+    ) -> None:
         self.say = say
-        self.first = fit.steps
+        self.doing = doing
+        self.verbose = verbose
+        self.first = steps_done(fit)
         self.events = len(fit.events)
         self.started = self.printed = time.monotonic()
         self.quiet = quiet
@@ -59,32 +67,46 @@ class Progress:
                 f"learning rate times {event['learning_rate_factor']:g}"
             )
         self.events = len(fit.events)
-        now, done = time.monotonic(), fit.steps + fit.consolidation_steps
-        total = steps_in_all(fit)
+        now, done, total = time.monotonic(), steps_done(fit), steps_in_all(fit)
         if self.bar is not None:
             self.bar.total = total
-            self.bar.set_postfix_str(figures(fit), refresh=False)
+            self.bar.set_description_str(self.stage(fit), refresh=False)
+            self.bar.set_postfix_str(self.figures(fit), refresh=False)
             self.bar.update(done - self.bar.n)
         elif not self.quiet and (now - self.printed >= SECONDS_BETWEEN_LINES or done in (self.first + 1, total)):
             self.printed = now
             rate = (done - self.first) / max(now - self.started, 1e-9)
             left = tqdm.format_interval((total - done) / rate) if rate > 0 else "?"
-            self.say(f"step {done}/{total}, {figures(fit)}, {rate:.3g} steps/s, {left} left")
+            shown = [f"{self.stage(fit)} {done * 100 // total}%"]
+            if self.verbose:
+                shown = [f"step {done}/{total}", f"{rate:.3g} steps/s"]
+            self.say(", ".join([*shown, *filter(None, [self.figures(fit)]), f"{left} left"]))
+
+    def stage(self, fit: Fit) -> str:
+        """Name what the fit does now."""
+        return "finishing" if fit.consolidation_steps or fit.passes else self.doing
+
+    def figures(self, fit: Fit) -> str:
+        """Describe the last step: its quality as far as it is known, or all of its figures."""
+        if not fit.rows:
+            return ""
+        row = dict(zip(COLUMNS, fit.rows[-1], strict=True))
+        shown = [f"loss {row['loss']:.3e}"] if self.verbose else []
+        if self.verbose and not math.isnan(row["variance"]):
+            shown.append(f"variance {row['variance']:.2e}")
+        if not math.isnan(row["psnr"]):
+            shown.append(f"PSNR {row['psnr']:.2f} dB")
+        if (estimated := fit.estimated_psnr()) is not None:
+            shown.append(f"about {estimated:.1f} dB")
+        return ", ".join(shown)
+
+
+def steps_done(fit: Fit) -> int:
+    """Count steps, passes of the estimate and steps of consolidation alike."""
+    return fit.steps + fit.passes + fit.consolidation_steps
 
 
 def steps_in_all(fit: Fit) -> int:
-    """Most steps, or all of them once that is known, with those of consolidation."""
-    return (fit.steps if fit.stop_reason else fit.options.iterations) + fit.options.consolidation_steps
-
-
-def figures(fit: Fit) -> str:
-    """Loss, stopping statistic and, with a reference, PSNR of the last step."""
-    if fit.consolidation_steps:
-        return "consolidating"
-    if not fit.rows:
-        return "starting"
-    row = dict(zip(COLUMNS, fit.rows[-1], strict=True))
-    shown = [f"loss {row['loss']:.3e}", f"variance {row['variance']:.2e}"]
-    if not math.isnan(row["psnr"]):
-        shown.append(f"PSNR {row['psnr']:.2f} dB")
-    return ", ".join(shown)
+    """Most steps, or all of them once that is known, with passes and steps of consolidation."""
+    steps = fit.steps if fit.stop_reason else fit.options.iterations
+    return steps + fit.objective.passes + fit.options.consolidation_steps

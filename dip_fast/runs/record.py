@@ -38,6 +38,8 @@ class Summary:
         Those of the job.
     psnr, ssim, psnr_input, ssim_input : float or None
         Of the result and of the picture against the reference, where there is one of their size.
+    estimated_psnr : float or None
+        PSNR of the result, in dB, as estimated without a reference; None where the objective has no such estimate.
     baseline : dict or None
         ``name``, and with a reference ``psnr`` and ``ssim``, of the task's classical method.
     sha256 : str
@@ -64,6 +66,7 @@ class Summary:
     ssim: float | None
     psnr_input: float | None
     ssim_input: float | None
+    estimated_psnr: float | None
     baseline: dict[str, Any] | None
     sha256: str
     drawn_by: str

@@ -30,20 +30,21 @@ def history_csv(history: Mapping[str, np.ndarray]) -> bytes:
 
 
 def history_plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
-    """Draw loss, stopping statistic and, with a reference, PSNR of the iterates over the steps, as a PNG file."""
-    with_psnr = bool(np.isfinite(history["psnr"]).any())
-    figure = Figure(figsize=(8, 7 if with_psnr else 5), layout="constrained")
-    axes = figure.subplots(2 + with_psnr, 1, sharex=True)
-    for axis, name, label in zip(
-        axes,
-        ("loss", "variance", "psnr"),
-        ("loss", "variance of the iterates", "PSNR of the iterate, dB"),
-        strict=False,
-    ):
+    """Draw what the history holds over the steps, as a PNG file: loss, stopping statistic, PSNR."""
+    labels = {
+        "loss": "loss",
+        "variance": "variance of the iterates",
+        "psnr": "PSNR of the iterate, dB",
+        "estimated_psnr": "estimated PSNR, dB",
+    }
+    shown = [name for name in labels if name in history and (name == "loss" or np.isfinite(history[name]).any())]
+    figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, name in zip(axes, shown, strict=True):
         axis.plot(history["step"], history[name], linewidth=1)
-        axis.set_ylabel(label)
+        axis.set_ylabel(labels[name])
         axis.grid(alpha=0.3)
-        if name != "psnr" and np.any(history[name] > 0):
+        if name in ("loss", "variance") and np.any(history[name] > 0):
             axis.set_yscale("log")
         axis.axvline(best_step, color="black", linewidth=0.8, linestyle="--")
     axes[0].set_title(f"answer: averaged network of step {best_step}", fontsize="medium")

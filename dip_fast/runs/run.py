@@ -50,8 +50,8 @@ class Request:
         The run's folder; ``runs/<name of the picture>`` by default.
     reference : Path, optional
         The ground truth.
-    resume, overwrite, quiet : bool
-        Whether to go on with a run, to replace one, to show nothing.
+    resume, overwrite, quiet, verbose : bool
+        Whether to go on with a run, to replace one, to show nothing, to show each figure of a step.
     export : tuple of str, optional
         Formats of the model files to write; ONNX by default.
     """
@@ -64,6 +64,7 @@ class Request:
     resume: bool = False
     overwrite: bool = False
     quiet: bool = False
+    verbose: bool = False
     export: tuple[str, ...] | None = None
 
     @property
@@ -153,13 +154,13 @@ def run(request: Request, say: Say) -> Summary:
         record.started = stored.started
     with contextlib.closing(folder), _interruptible(fit, quiet=request.quiet):
         folder.open(record, fresh=fresh)
-        for line in _first_lines(material, job, engines.describe(fit.network)):
+        for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
             say(line)
         if stored is not None:
             say("there is no checkpoint yet: starting again" if fresh else f"resumed after step {fit.steps}")
             if stored.versions != record.versions:
                 say(f"the run was started with {stored.versions}, which may make a difference")
-        _fit(fit, folder, record, quiet=request.quiet)
+        _fit(fit, folder, record, Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose))
         return finish(fit, folder, record, material.picture, material.data, material.reference, formats)
 
 
@@ -181,11 +182,11 @@ def _read(request: Request, job: Job, task: Task) -> Material:
     return Material(picture, Data(picture.image, inputs), reference, identity)
 
 
-def _fit(fit: Fit, folder: Folder, record: Record, *, quiet: bool) -> None:
+def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     """Run a fit to its end, with progress, snapshots and checkpoints."""
     recorder = Recorder(folder, record.settings.snapshot_every, fit.steps)
     try:
-        with Progress(fit, folder.say, quiet=quiet) as progress:
+        with progress:
             fit.run([progress, recorder])
     except DipFastError as error:
         record.status, record.error, record.events = "failed", str(error), fit.events

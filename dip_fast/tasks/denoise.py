@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dip_fast.tasks.task import Baseline, Data, Task, as_target
+from dip_fast.errors import Argument, UsageError
+from dip_fast.presets import Recipe
+from dip_fast.tasks.task import Baseline, Data, Option, Task, as_target
 
 if TYPE_CHECKING:
-    from dip_fast.fitting import Degradation
+    from dip_fast.fitting import Degradation, NoiseModel, Objective
+
+NOISE = "Noise: auto, poisson, its standard deviation in 1/255 of the range, or a,b for a variance of a + b x."
 
 
 class Denoise(Task):
@@ -16,6 +22,18 @@ class Denoise(Task):
 
     name = "denoise"
     summary = "take the noise out of a picture"
+    doing = "cleaning"
+    options = (Option("noise", str, "auto", NOISE),)
+
+    def preset(self, device: str) -> str:
+        """Predict what the network does not see, on every device."""
+        return "default"
+
+    def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults, and check what the noise is said to be."""
+        completed = super().complete(options)
+        parse_noise(completed["noise"])
+        return completed
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Leave the picture as it is: all of it is compared."""
@@ -23,13 +41,60 @@ class Denoise(Task):
 
         return Identity(as_target(data.image))
 
+    def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
+        """Predict samples that the network does not see; or fit it from a random z, where the preset says so."""
+        from dip_fast.fitting import masked_prediction
+
+        if recipe.masking is not None:
+            return masked_prediction(as_target(data.image), _noise(data, options), recipe, seed=seed)
+        if options["noise"] != "auto" and recipe.options.perturbation is None:
+            perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
+            recipe = replace(recipe, options=replace(recipe.options, perturbation=perturbation))
+        return super().objective(data, options, recipe, seed)
+
     def baseline(self, data: Data, options: Mapping[str, Any]) -> Baseline:
-        """Filter by non-local means, with the noise as estimated from the picture."""
-        from dip_fast.fitting.noise import haar_noise
+        """Filter by non-local means, at the strength of the noise."""
         from dip_fast.guides.non_local import non_local_means
 
-        sigma = haar_noise(as_target(data.image))
-        return Baseline("non-local means", non_local_means(data.image, sigma))
+        return Baseline("non-local means", non_local_means(data.image, _noise(data, options).deviation))
+
+
+def parse_noise(text: str) -> tuple[float, float] | None:
+    """Read what a user says of the noise.
+
+    Returns
+    -------
+    tuple of float or None
+        ``(a, b)`` of the variance ``a + b x``; None where the picture has to say: for ``auto`` and ``poisson``.
+
+    Raises
+    ------
+    UsageError
+    """
+    if text in ("auto", "poisson"):
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(math.isfinite(n) and n >= 0 for n in numbers) or not any(numbers):
+        raise UsageError(
+            "{} must be auto, poisson, a standard deviation in 1/255 of the range such as 25, or a,b in units of the "
+            "range such as 0.002,0.03; got {}",
+            *(Argument("noise"), text),
+        )
+    return ((numbers[0] / 255) ** 2, 0.0) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:
+    """Make the noise model that the user asks for, or measure it."""
+    from dip_fast.fitting import NoiseModel, measure_noise
+    from dip_fast.fitting.noise_model import cut_off
+
+    y, said = as_target(data.image), parse_noise(options["noise"])
+    if said is None:
+        return measure_noise(y, grows=True if options["noise"] == "poisson" else None)
+    return NoiseModel(*said, *cut_off(y, NoiseModel(*said).deviation))
 
 
 DENOISE = Denoise()

@@ -20,6 +20,7 @@ class Inpaint(Task):
 
     name = "inpaint"
     summary = "fill in what a mask leaves black"
+    doing = "filling in"
     inputs = (Input("mask", "White = known, black = to be filled in."),)
     options = (Option("composite", bool, True, "Keep the known pixels when inpainting."),)
 

@@ -115,6 +115,8 @@ class Task:
         What it is called.
     summary : str
         One line for lists.
+    doing : str
+        What a run does meanwhile, in one word or two, for its progress.
     options : tuple of Option
         Its own options.
     inputs : tuple of Input
@@ -123,6 +125,7 @@ class Task:
 
     name: str = ""
     summary: str = ""
+    doing: str = "restoring"
     options: tuple[Option, ...] = ()
     inputs: tuple[Input, ...] = ()
 

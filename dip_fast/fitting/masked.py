@@ -1,0 +1,159 @@
+"""The masked objective: the network sees the picture with holes and predicts what was in them.
+
+A network that is compared with samples that it does not see learns the picture and no noise, as far as the noise of a
+sample cannot be told from its neighbours.  It does not have to be stopped in time, and nothing in it is bound to a
+place: it learns from crops, whose number and size do not grow with the picture.
+
+The *prediction* A is the mean of the network's images over many masks, each sample from the masks that dropped it, so
+it owes nothing to the noise n of its own sample ``y = c + n``.  Hence two things follow:
+
+    E (y - A)^2 = v + s^2            the error v of the prediction shows without the truth c
+    x = A + v / (v + s^2) (y - A)    the best linear combination of both has the error v s^2 / (v + s^2)
+
+References
+----------
+J. Batson, L. Royer, "Noise2Self", arXiv 1901.11365.
+Y. Quan et al., "Self2Self with Dropout", CVPR 2020.
+S. Laine et al., "High-Quality Self-Supervised Deep Image Denoising", arXiv 1901.10277: the combination.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor
+
+from dip_fast.fitting.blur import blur
+from dip_fast.fitting.noise_model import NoiseModel
+from dip_fast.fitting.objectives import Example, Objective
+from dip_fast.fitting.reductions import total
+from dip_fast.networks import network_input
+from dip_fast.networks.network_input import NetworkInput, Part
+from dip_fast.presets import Masking
+
+SMOOTHING = 5.0  # pixels: deviation of the Gaussian window in which the error of the prediction is measured
+
+
+class MaskedPrediction(Objective):
+    """The mean squared error of predictions of samples that were dropped from the network's input.
+
+    A step sees a random square of the picture in one of its eight orientations, and predicts the samples that a random
+    mask drops: see `dip_fast.ops.masking.masked_crop`.
+
+    Parameters
+    ----------
+    y : Tensor
+        The noisy picture, float32 ``(1, C, H, W)``, range [0, 1].
+    noise : NoiseModel
+    masking : Masking
+    side : int
+        Side of the squares; one that the network reads.
+    seed : int
+        Of squares, orientations and masks.
+
+    Attributes
+    ----------
+    predicted_psnr, estimated_psnr : float or None
+        PSNR in dB of the prediction A and of what `estimate` made of it, estimated without the truth; None before.
+    """
+
+    draws_iterates = False
+
+    def __init__(self, y: Tensor, noise: NoiseModel, masking: Masking, side: int, seed: int = 0) -> None:
+        height, width = y.shape[-2:]
+        super().__init__(whole(y), (height, width), y.shape[1])
+        self.y = y
+        self.noise = noise
+        self.notes = (str(noise),)
+        self.masking = masking
+        self.step_size = (side, side)
+        # A picture smaller than the square is mirrored around, over and over if need be.
+        self.margin = max(masking.margin, -((min(height, width) - side) // 2))
+        self.seed = seed
+        self.predicted_psnr: float | None = None
+        # The mean variance of a sample's own noise, at the values of the smoothed picture.
+        self.noise_variance = float(noise.variance_at_mean(blur(y, 2.0)).double().mean())
+
+    def example(self, step: Tensor) -> Example:
+        """Drop samples from a square of the picture."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        z, target = masking.masked_crop(self.y, self.step_size[0], self.margin, self.masking.keep, 1, self.seed, step)
+        return Example(z, target)
+
+    def loss(self, x: Tensor, example: Example) -> Tensor:
+        """Compare the samples that the network did not see."""
+        assert example.target is not None
+        dropped = 1 - example.z[:, self.channels :]
+        return total((x - example.target).square() * dropped) / total(dropped)
+
+    def psnr_of_loss(self, loss: float) -> float | None:
+        """Estimate the PSNR of a single prediction: what the loss is above the noise is its error."""
+        return -10 * math.log10(max(loss - self.noise_variance, 1e-10))
+
+    @property
+    def passes(self) -> int:
+        """One for each mask of the estimate."""
+        return self.masking.passes
+
+    def estimate(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
+        """Average predictions over masks and orientations, and combine them with the noisy samples."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        height, width = self.size
+        predicted, count, seen = (torch.zeros_like(self.y) for _ in range(3))
+        for number in range(self.passes):
+            orientation = number % 8
+            # Steps count from 1, so those below 1 have masks of their own.
+            z, _ = masking.masked_window(
+                self.y, 0, 0, 0, height, width, orientation, self.masking.keep, 1, self.seed, -number
+            )
+            image = masking.oriented_back(draw(z), orientation)
+            dropped = 1 - masking.oriented_back(z[:, self.channels :], orientation)
+            predicted += image * dropped
+            count += dropped
+            seen += image
+            yield
+        # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
+        A = torch.where(count > 0, predicted / count.clamp(min=1), seen / self.passes)
+        x, self.predicted_psnr, self.estimated_psnr = combine(self.y, A, self.noise)
+        return x
+
+
+def whole(y: Tensor) -> NetworkInput:
+    """Make the network input that shows a picture without holes: the picture, and a mask of ones."""
+    ones = Part(torch.ones(y.shape, dtype=torch.uint8), 1)
+    return network_input.joined(network_input.of_image(y.clamp(0, 1)), NetworkInput((ones,)))
+
+
+def combine(y: Tensor, A: Tensor, noise: NoiseModel) -> tuple[Tensor, float, float]:
+    """Combine a prediction with the noisy samples, by the local error of the prediction.
+
+    Parameters
+    ----------
+    y, A : Tensor
+        The noisy picture, and a prediction of each of its samples that does not depend on that sample's noise,
+        ``(1, C, H, W)``.
+    noise : NoiseModel
+
+    Returns
+    -------
+    x : Tensor
+        The combination.
+    predicted_psnr, combined_psnr : float
+        PSNR in dB of A and of x, estimated without the truth.
+    """
+    own = noise.variance_at_mean(A)  # of the sample's own noise
+    excess = (y - A).square() - own  # its mean is the error of the prediction
+    v = blur(excess.mean(1, keepdim=True), SMOOTHING).clamp(min=0)
+    share = v / (v + own).clamp(min=1e-12)
+    x = A + share * (y - A)
+    error = (1 - share).square() * excess + share.square() * own
+    return x, _psnr(excess), _psnr(error)
+
+
+def _psnr(error: Tensor) -> float:
+    """PSNR in dB of an estimate of the squared error at each sample."""
+    return -10 * math.log10(max(float(error.double().mean()), 1e-10))
