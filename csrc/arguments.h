@@ -45,12 +45,12 @@ inline bool is_bilinear(c10::string_view mode) {
   return mode == "bilinear";
 }
 
-// Checks the step of perturb.counted.
-inline void check_step(const at::Tensor& step, const at::Tensor& z) {
+// Checks a step in a tensor against the image that it belongs to.
+inline void check_step(const at::Tensor& step, const char* name, const at::Tensor& image) {
   TORCH_CHECK_TYPE(step.scalar_type() == at::kLong && step.numel() == 1, "step must be a tensor of one int64, got ",
                    step.numel(), " of ", step.scalar_type());
-  TORCH_CHECK_VALUE(step.device() == z.device(), "step must be on the device of z, ", z.device(), ", got ",
-                    step.device());
+  TORCH_CHECK_VALUE(step.device() == image.device(), "step must be on the device of ", name, ", ", image.device(),
+                    ", got ", step.device());
 }
 
 // The dtype of weights and biases: float32 for images of 16 bits.

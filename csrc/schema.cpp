@@ -45,4 +45,12 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def("perturb(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor");
   // The same operator with the step in a tensor of one int64 on the device of z.
   m.def("perturb.counted(Tensor z, float deviation, int seed, Tensor step, float divisor=1) -> Tensor");
+
+  // A view of the pictures y (N, C, H, W), with holes.  Returns the view with its holes filled and the mask, then the
+  // view as it is.  masked_crop draws which view it is.
+  m.def(
+      "masked_crop(Tensor y, int side, int margin, float keep, int block, int seed, Tensor step) -> (Tensor, Tensor)");
+  m.def(
+      "masked_window(Tensor y, int n, int top, int left, int height, int width, int orientation, float keep, "
+      "int block, int seed, Tensor step) -> (Tensor, Tensor)");
 }

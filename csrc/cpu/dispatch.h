@@ -1,13 +1,15 @@
 // The levels: one for each instruction set, with all the kernels that are compiled for it.
 //
 // To add one, list kernels_<name>.cpp, layers_<name>.cpp and perturb_<name>.cpp with their flags in csrc/sources.txt,
-// declare the tables that they define (kernels.h, layers.h, perturb.h), and add an entry to LEVELS in dispatch.cpp.
+// declare the tables that they define (kernels.h, layers.h, perturb.h, masking.h), and add an entry to LEVELS in
+// dispatch.cpp.
 #pragma once
 
 #include <span>
 
 #include "kernels.h"
 #include "layers.h"
+#include "masking.h"
 #include "perturb.h"
 
 namespace dip_fast::cpu {
@@ -18,6 +20,7 @@ struct Level {
   const BothPrecisions<UpsampleKernels>& upsample;
   const BothPrecisions<LayerKernels>& layers;
   const PerturbKernels& perturb;
+  const MaskingKernels& masking;
 };
 
 std::span<const Level> levels();  // slowest first, those included that this CPU does not support

@@ -45,7 +45,7 @@ Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, do
 }
 
 Tensor perturb_counted(const Tensor& z, double deviation, int64_t seed, const Tensor& step, double divisor) {
-  check_step(step, z);
+  check_step(step, "z", z);
   return perturb(z, deviation, seed, *step.const_data_ptr<int64_t>(), divisor);
 }
 

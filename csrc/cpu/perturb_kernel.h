@@ -97,23 +97,40 @@ static inline void rotate(Words word, Floats& cosine, Floats& sine) {
   sine = (Floats)(s_bits ^ negative);
 }
 
-// Computes the 64 normal values of a group.
-static inline void draw_group(const Wide keys[ROUNDS][2], uint64_t step, int64_t group, float noise[NOISE_GROUP]) {
+// The keys of the rounds, in every lane.
+struct Keys {
+  Wide of[ROUNDS][2];
+
+  explicit Keys(uint64_t seed) {
+    for (int round = 0; round < ROUNDS; ++round) {
+      of[round][0] = Wide{} + uint32_t(seed + round * 0x9E3779B9u);
+      of[round][1] = Wide{} + uint32_t((seed >> 32) + round * 0xBB67AE85u);
+    }
+  }
+};
+
+// Draws the words of the blocks l .. l + LANES of a group.
+static inline void draw_blocks(const Keys& keys, uint64_t step, int64_t group, int l, Words words[4]) {
   Wide lane;
   for (int i = 0; i < LANES / 2; ++i) lane[i] = 2 * i;
-  for (int l = 0; l < BLOCKS; l += LANES) {
-    // The even and the odd blocks are computed separately and then interleaved.
-    const uint64_t block = uint64_t(group) * BLOCKS + l;
-    const Wide zero = {};
-    Wide even[4] = {lane + block, zero + (block >> 32), zero + step, zero + (step >> 32)};
-    Wide odd[4] = {lane + (block + 1), even[1], even[2], even[3]};
+  // The even and the odd blocks are computed separately and then interleaved.
+  const uint64_t block = uint64_t(group) * BLOCKS + l;
+  const Wide zero = {};
+  Wide even[4] = {lane + block, zero + (block >> 32), zero + step, zero + (step >> 32)};
+  Wide odd[4] = {lane + (block + 1), even[1], even[2], even[3]};
 #pragma GCC unroll 10
-    for (int round = 0; round < ROUNDS; ++round) {
-      philox_round(even, keys[round]);
-      philox_round(odd, keys[round]);
-    }
+  for (int round = 0; round < ROUNDS; ++round) {
+    philox_round(even, keys.of[round]);
+    philox_round(odd, keys.of[round]);
+  }
+  for (int j = 0; j < 4; ++j) words[j] = (Words)((even[j] & 0xffffffff) | odd[j] << 32);
+}
+
+// Computes the 64 normal values of a group.
+static inline void draw_group(const Keys& keys, uint64_t step, int64_t group, float noise[NOISE_GROUP]) {
+  for (int l = 0; l < BLOCKS; l += LANES) {
     Words words[4];
-    for (int j = 0; j < 4; ++j) words[j] = (Words)((even[j] & 0xffffffff) | odd[j] << 32);
+    draw_blocks(keys, step, group, l, words);
     for (int j = 0; j < 4; j += 2) {
       const Floats r = radius(words[j]);
       Floats cosine, sine;
@@ -127,11 +144,7 @@ static inline void draw_group(const Wide keys[ROUNDS][2], uint64_t step, int64_t
 
 template <class Z>
 static void perturb_groups(const Noise& noise, const Z* z, float* output, int64_t size, int64_t begin, int64_t end) {
-  Wide keys[ROUNDS][2];
-  for (int round = 0; round < ROUNDS; ++round) {
-    keys[round][0] = Wide{} + uint32_t(noise.seed + round * 0x9E3779B9u);
-    keys[round][1] = Wide{} + uint32_t((noise.seed >> 32) + round * 0xBB67AE85u);
-  }
+  const Keys keys(noise.seed);
   for (int64_t group = begin; group < end; ++group) {
     alignas(64) float values[NOISE_GROUP];
     draw_group(keys, noise.step, group, values);

@@ -17,7 +17,7 @@ from dip_fast.ops import extension
 from dip_fast.ops.perturbation import BLOCKS, GROUP, LOW, philox
 
 CROP, WINDOW = "dip_fast::masked_crop", "dip_fast::masked_window"
-MAX_BLOCK = 1024  # a count of neighbours is exact in float32
+MAX_BLOCK = 64  # side of a square in pixels
 MAX_PLACE = 2**30  # of coordinates outside the picture, so that no index overflows
 PLACEMENT = 1 << 31  # the high word of the generator's blocks from which a step's placement is drawn
 
