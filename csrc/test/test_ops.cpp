@@ -301,6 +301,29 @@ void test_strides() {
           reference(input, weight, std::nullopt, "bilinear", "reflect"));
 }
 
+// A masked view that reaches over the edges is the mirrored whole; a sanitizer sees what the kernel reads and writes.
+void test_masked_window() {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("dip_fast::masked_window", "")
+          .typed<std::tuple<Tensor, Tensor>(const Tensor&, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double,
+                                            int64_t, int64_t, const Tensor&)>();
+  const Tensor step = at::full({}, 3, at::kLong);
+  for (const int64_t block : {1, 2, 20})
+    for (const auto& [H, W] : {std::pair(1, 1), std::pair(3, 70), std::pair(41, 5)})
+      for (const int64_t orientation : {0, 3, 4}) {
+        const Tensor y = at::rand({2, 3, H, W}), whole = std::get<0>(op.call(y, 1, 0, 0, H, W, 0, 0.6, block, 7, step));
+        const auto mirrored = [](int64_t begin, int64_t count, int64_t length) {
+          const Tensor at = at::arange(begin, begin + count).remainder(std::max<int64_t>(1, 2 * length - 2));
+          return length == 1 ? at.mul(0) : at.minimum(2 * length - 2 - at);
+        };
+        Tensor wanted = whole.index_select(2, mirrored(-5, 90, H)).index_select(3, mirrored(-8, 77, W));
+        wanted = orientation == 4 ? wanted.transpose(2, 3) : orientation == 3 ? wanted.flip({2, 3}) : wanted;
+        if (!std::get<0>(op.call(y, 1, -5, -8, 90, 77, orientation, 0.6, block, 7, step)).equal(wanted))
+          fail("masked window of " + std::to_string(H) + "x" + std::to_string(W) + ", block " + std::to_string(block));
+      }
+}
+
 template <class Error>
 void test_rejected(const std::string& message, const std::function<void()>& call) {
   try {
@@ -365,6 +388,7 @@ int main() {
     test_against_conv2d();
     test_strides();
     test_layers();
+    test_masked_window();
     test_bad_arguments();
     test_gradient_request();
   } catch (const std::exception& error) {
