@@ -11,12 +11,8 @@
 #include <vector>
 
 #include "arguments.h"
+#include "call.h"
 #include "layers.h"
-
-#ifndef DIP_FAST_EMULATED
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#endif
 
 namespace dip_fast::on_gpu {
 namespace {
@@ -32,35 +28,6 @@ constexpr Arguments arguments{c10::DeviceType::CPU, "the CPU", true, LAST};
 #else
 constexpr Arguments arguments{c10::DeviceType::CUDA, "a GPU", true, LAST};
 #endif
-
-// The device and stream of a call, and its scratch memory.  The memory may be freed before the kernels have run:
-// PyTorch's allocator gives it only to later work of the same stream.
-class Call : public Scratch {
- public:
-  explicit Call(const Tensor& on)
-      : options_(on.options().dtype(at::kByte).requires_grad(false))
-#ifndef DIP_FAST_EMULATED
-        ,
-        guard_(on.device()),
-        context{c10::cuda::getCurrentCUDAStream().stream(), *this}
-#else
-        ,
-        context{nullptr, *this}
-#endif
-  {
-  }
-  void* take(int64_t bytes) override { return taken_.emplace_back(at::empty({bytes}, options_)).data_ptr(); }
-
- private:
-  at::TensorOptions options_;
-  std::vector<Tensor> taken_;
-#ifndef DIP_FAST_EMULATED
-  c10::cuda::CUDAGuard guard_;
-#endif
-
- public:
-  const Context context;
-};
 
 // Calls `use` with the number formats for images of this dtype.
 template <class Use>
@@ -358,11 +325,7 @@ Tensor perturb_counted(const Tensor& z, double deviation, int64_t seed, const Te
 }  // namespace
 }  // namespace dip_fast::on_gpu
 
-#ifdef DIP_FAST_EMULATED
-TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(dip_fast, CUDA, m) {
-#endif
+TORCH_LIBRARY_IMPL(dip_fast, DIP_FAST_GPU_KEY, m) {
   m.impl("norm_conv2d", TORCH_FN(dip_fast::on_gpu::norm_conv2d));
   m.impl("norm_conv2d_backward", TORCH_FN(dip_fast::on_gpu::norm_conv2d_backward));
   m.impl("norm_conv2d_backward.overwriting", TORCH_FN(dip_fast::on_gpu::norm_conv2d_backward));

@@ -2,12 +2,11 @@
 // Box-Muller transform, as csrc/cpu/perturb_kernel.h describes.  The random words are those of the CPU's kernel, the
 // normal values differ by rounding, because the logarithm, sine and cosine of CUDA's library do.
 #include "layers.h"
+#include "philox.cuh"
 #include "product.cuh"
 
 namespace dip_fast::cuda {
 namespace {
-
-constexpr int GROUP = 64, BLOCKS = 16;  // a group of 64 values takes 16 of the generator's blocks of four words
 
 template <class Z>
 struct Perturb {
@@ -19,19 +18,6 @@ struct Perturb {
   uint64_t step_value;
   float* output;
 };
-
-DIP_FAST_D void philox(uint32_t (&c)[4], uint64_t seed) {
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-#pragma unroll
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t(c[0]) * 0xD2511F53u, p1 = uint64_t(c[2]) * 0xCD9E8D57u;
-    c[0] = uint32_t(p1 >> 32) ^ c[1] ^ k0;
-    c[1] = uint32_t(p1);
-    c[2] = uint32_t(p0 >> 32) ^ c[3] ^ k1;
-    c[3] = uint32_t(p0);
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-}
 
 // Two normal values from two random words, as Box and Muller do.
 DIP_FAST_D void normal_pair(uint32_t radius_word, uint32_t angle_word, float (&pair)[2]) {
@@ -53,8 +39,8 @@ __global__ void perturb_kernel(Perturb<Z> a) {
   const int64_t first = block / BLOCKS * GROUP + block % BLOCKS;
   if (first >= a.size) return;
   const uint64_t step = a.step == nullptr ? a.step_value : uint64_t(*a.step);
-  uint32_t words[4] = {uint32_t(block), uint32_t(uint64_t(block) >> 32), uint32_t(step), uint32_t(step >> 32)};
-  philox(words, a.seed);
+  uint32_t words[4];
+  draw_block(uint64_t(block), step, a.seed, words);
   float noise[2][2];
   normal_pair(words[0], words[1], noise[0]);
   normal_pair(words[2], words[3], noise[1]);
