@@ -71,11 +71,6 @@ class FitOptions:
             rate *= (1 + math.cos(math.pi * (step - 1) / self.iterations)) / 2
         return rate
 
-    def consolidation_rate_at(self, step: int) -> float:
-        """Learning rate of a step of the consolidation, counted from 1."""
-        falling = 1 - (step - 1) / self.consolidation_steps
-        return self.consolidation_learning_rate * min(1.0, step / 5) * falling
-
 
 @dataclass(frozen=True)
 class Masking:
@@ -90,13 +85,19 @@ class Masking:
     margin : int
         How far such a square may reach over the picture's edges, where the picture is mirrored.
     passes : int
-        Masks whose predictions the estimate is the mean of.
+        Masks whose predictions are averaged.
+    refinement : int
+        Steps in which the network learns to take fresh noise out of the estimate.
+    refinement_learning_rate : float
+        The highest learning rate in these steps.
     """
 
     keep: float = 0.7
     crop: int = 128
     margin: int = 16
     passes: int = 64
+    refinement: int = 300
+    refinement_learning_rate: float = 0.005
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dip_fast.fitting import deep_image_prior, fit, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Identity, Mask, Operator
+from dip_fast.fitting.objectives import Polish
 from dip_fast.fitting.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
 from dip_fast.presets import FitOptions
 
@@ -112,8 +113,11 @@ def test_learning_rates() -> None:
     rates = [options.learning_rate_at(step) for step in (1, 5, 10, 100)]
     assert rates == pytest.approx([0.002, 0.01, 0.02, 0.02])
     assert FitOptions(iterations=5).learning_rate_at(1) == FitOptions(iterations=5).learning_rate
-    options = FitOptions(iterations=1000, consolidation=50, consolidation_learning_rate=0.1)
-    rates = [options.consolidation_rate_at(step) for step in (1, 5, 26, 50)]
+    options = FitOptions(iterations=100, learning_rate=0.02, warmup=10, decay="cosine")
+    rates = [options.learning_rate_at(step) for step in (1, 5, 51, 100)]
+    assert rates == pytest.approx([0.002, 0.01 * (1 + math.cos(0.04 * math.pi)) / 2, 0.01, 4.93e-6], rel=1e-2)
+    polish = Polish(deep_image_prior(Identity(target()), TINY), 50, 0.1)
+    rates = [polish.rate_at(step) for step in (1, 5, 26, 50)]
     assert rates == pytest.approx([0.02, 0.092, 0.05, 0.002])
     assert FitOptions(iterations=100, consolidation=50).consolidation_steps == 10
 

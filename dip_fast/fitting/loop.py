@@ -19,7 +19,8 @@ from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.computing import threads, workspace
-from dip_fast.fitting.objectives import Objective
+from dip_fast.fitting.degradations import Identity
+from dip_fast.fitting.objectives import DeepImagePrior, Objective, Polish
 from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.results import COLUMNS, Result, State
 from dip_fast.fitting.steps import (
@@ -27,8 +28,8 @@ from dip_fast.fitting.steps import (
     MAX_STEPS_BETWEEN_SYNCS,
     PICTURE,
     STOPPED,
-    ConsolidationSteps,
     FitSteps,
+    PolishSteps,
 )
 from dip_fast.fitting.stopping import MovingVariance
 from dip_fast.networks.network_input import NetworkInput
@@ -47,7 +48,7 @@ class Fit:
     the objective's fixed input.
 
     An average of weights draws a somewhat worse picture than the average of the iterates' pictures, or than what an
-    objective without iterates makes of many drawings (`Objective.estimate`).  So, at the end, a few dozen steps of
+    objective without iterates makes of many drawings (`Objective.finish`).  So, at the end, a few dozen steps of
     *consolidation* fit the network, from its averaged weights on and at the fixed input, to that picture: one network
     that draws it.  docs/notes/2026-11-presets.md has the figures.
 
@@ -70,8 +71,8 @@ class Fit:
 
     Attributes
     ----------
-    steps, passes, consolidation_steps : int
-        Steps done, then passes of the objective's estimate, then steps of consolidation.
+    steps, passes, polish_steps : int
+        Steps done; and after them, passes of the objective's estimate, and steps of `Polish` and consolidation.
     stop_reason : str
         Why there are no more steps; empty while the fit goes on.
     interrupted : bool
@@ -114,14 +115,14 @@ class Fit:
         reads_are_free = self.device.type != "cuda" and steps_between_syncs is None
         self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
         self._steps = FitSteps(self.problem, patience, reads_are_free=reads_are_free)
-        self._consolidated: dict[str, Tensor] = {}
+        self._polished: dict[str, Tensor] = {}
         self._learning_rate_factor = 1.0
         self._fixed_pace = steps_between_syncs
         self._pace = steps_between_syncs or 1  # steps that fill the time between two syncs
 
         self.steps = 0
         self.passes = 0
-        self.consolidation_steps = 0
+        self.polish_steps = 0
         self.seconds = 0.0
         self.stop_reason = ""
         self.interrupted = False
@@ -191,7 +192,7 @@ class Fit:
                 for callback in callbacks:
                     callback(self)
             if not self.interrupted:
-                self._consolidate(callbacks)
+                self._finish(callbacks)
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error
 
@@ -286,8 +287,8 @@ class Fit:
 
     def _answer(self) -> dict[str, Tensor]:
         """Weights of the answer so far, by name."""
-        if self._consolidated:
-            return self._consolidated
+        if self._polished:
+            return self._polished
         if not self.steps:
             return self._steps.parameters
         averages = self.averages()
@@ -315,55 +316,54 @@ class Fit:
         with self._threads, products(self.precision, self.device), gpu:
             yield
 
-    def _consolidate(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
-        """Fit the averaged network, at the fixed input, to the averaged or estimated picture.
+    def _finish(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
+        """Let the objective make its picture, and fit the network at the fixed input to it: the consolidation.
 
-        It starts from the averages alone, so an interrupted one is dropped and made anew when the fit is resumed.
+        It starts from the averages alone, so an interrupted one is made anew when the fit is resumed.
         """
         self._steps.release()
-        averages = self.averages()
-        if not self.objective.draws_iterates:
-            picture = self._estimate(callbacks)
-            if picture is None:
-                return
-            averages[PICTURE] = picture
-        steps, total = ConsolidationSteps(self.problem, averages), self.options.consolidation_steps
-        while self.consolidation_steps < total and not self.interrupted:
-            started, done = time.perf_counter(), self.consolidation_steps
-            numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks, done, total))
-            with self._at_work():
-                steps.make([(self.options.consolidation_rate_at(step),) for step in numbers])
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-            self.consolidation_steps += len(numbers)
-            self._count_time(time.perf_counter() - started, len(numbers))
-            for callback in callbacks:
-                callback(self)
-        if not self.interrupted:
-            self._consolidated = steps.weights
-
-    def _estimate(self, callbacks: Sequence[Callable[[Fit], None]]) -> Tensor | None:
-        """Let the objective make its picture with the averaged weights; None if it was interrupted."""
-        weights = self._answer()
 
         @torch.no_grad()
         def draw(z: Tensor) -> Tensor:
-            return self.problem.draw(z, weights, (z.shape[2], z.shape[3]))
+            return self.problem.draw(z, self._answer(), (z.shape[2], z.shape[3]))
 
-        passes = self.objective.estimate(draw)
+        work = self.objective.finish(draw, self.averages()[PICTURE])
         while not self.interrupted:
             started = time.perf_counter()
             try:
                 with self._at_work():
-                    next(passes)
+                    polish = next(work)
             except StopIteration as end:
-                picture: Tensor = end.value
-                return picture
-            self.passes += 1
+                to_picture = DeepImagePrior(Identity(end.value), self.z)
+                rate = self.options.consolidation_learning_rate
+                self._polish(Polish(to_picture, self.options.consolidation_steps, rate), callbacks)
+                return
             self.seconds += time.perf_counter() - started
+            if polish is not None:
+                self._polish(polish, callbacks)
+                continue
+            self.passes += 1
             for callback in callbacks:
                 callback(self)
-        return None
+
+    def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]]) -> None:
+        """Fit the weights to something else; if that is interrupted, the weights stay as they were."""
+        steps = PolishSteps(replace(self.problem, objective=polish.objective.to(self.device)), self._answer())
+        first, done = self.polish_steps, 0
+        while done < polish.steps and not self.interrupted:
+            started = time.perf_counter()
+            numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks, done, polish.steps))
+            with self._at_work():
+                steps.make([(polish.rate_at(step),) for step in numbers])
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+            done += len(numbers)
+            self.polish_steps = first + done
+            self._count_time(time.perf_counter() - started, len(numbers))
+            for callback in callbacks:
+                callback(self)
+        if not self.interrupted:
+            self._polished = steps.weights
 
     def _count_time(self, seconds: float, steps: int) -> None:
         """Add the time that steps have taken, and set the pace by it."""

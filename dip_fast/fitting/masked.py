@@ -27,8 +27,8 @@ from torch import Tensor
 
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import Example, Objective
-from dip_fast.fitting.reductions import total
+from dip_fast.fitting.objectives import Example, Objective, Polish
+from dip_fast.fitting.reductions import mean_square, total
 from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
@@ -95,16 +95,32 @@ class MaskedPrediction(Objective):
 
     @property
     def passes(self) -> int:
-        """One for each mask of the estimate."""
-        return self.masking.passes
+        """One for each mask of the prediction, and one for each orientation of the refined picture."""
+        return self.masking.passes + (8 if self.polish_steps else 0)
 
-    def estimate(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
-        """Average predictions over masks and orientations, and combine them with the noisy samples."""
+    @property
+    def polish_steps(self) -> int:
+        """Steps of the refinement."""
+        return self.masking.refinement
+
+    def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+        """Predict, combine with the noisy samples, and refine."""
+        A = yield from self._predict(draw)
+        x, self.predicted_psnr, self.estimated_psnr = combine(self.y, A, self.noise)
+        if not self.polish_steps:
+            return x
+        renoised = Renoised(x, self.noise, self.z, self.step_size, self.margin, self.seed)
+        yield Polish(renoised, self.polish_steps, self.masking.refinement_learning_rate)
+        refined = yield from self._draw_oriented(draw)
+        return (x + refined) / 2
+
+    def _predict(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
+        """Average predictions of dropped samples over masks and orientations: A."""
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
         height, width = self.size
         predicted, count, seen = (torch.zeros_like(self.y) for _ in range(3))
-        for number in range(self.passes):
+        for number in range(self.masking.passes):
             orientation = number % 8
             # Steps count from 1, so those below 1 have masks of their own.
             z, _ = masking.masked_window(
@@ -117,9 +133,70 @@ class MaskedPrediction(Objective):
             seen += image
             yield
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
-        A = torch.where(count > 0, predicted / count.clamp(min=1), seen / self.passes)
-        x, self.predicted_psnr, self.estimated_psnr = combine(self.y, A, self.noise)
-        return x
+        return torch.where(count > 0, predicted / count.clamp(min=1), seen / self.masking.passes)
+
+    def _draw_oriented(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
+        """Average what the network draws of the whole noisy picture over the orientations."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        z, drawn = self.z.tensor(self.y.device), torch.zeros_like(self.y)
+        for orientation in range(8):
+            drawn += masking.oriented_back(draw(masking.oriented(z, orientation).contiguous()), orientation)
+            yield
+        return drawn / 8
+
+
+class Renoised(Objective):
+    """The mean squared error of what the network makes of an estimate with fresh noise on it.
+
+    The network that has learned to predict dropped samples does not yet know how to use the samples it sees.  Here it
+    sees all of them, on a picture like the one to be restored, and the noise is new at each step.
+
+    Parameters
+    ----------
+    x : Tensor
+        The estimate, ``(1, C, H, W)``.
+    noise : NoiseModel
+        Of the noisy picture.
+    z : NetworkInput
+        The noisy picture, with a mask of ones.
+    step_size, margin
+        Of the squares, as in `MaskedPrediction`.
+    seed : int
+        Of squares, orientations and noise.
+
+    References
+    ----------
+    Y. Zhang et al., "IDR: Self-Supervised Image Denoising via Iterative Data Refinement", CVPR 2022.
+    """
+
+    draws_iterates = False
+
+    def __init__(
+        self, x: Tensor, noise: NoiseModel, z: NetworkInput, step_size: tuple[int, int], margin: int, seed: int
+    ) -> None:
+        super().__init__(z, (x.shape[2], x.shape[3]), x.shape[1])
+        self.x = x
+        self.noise = noise
+        self.step_size = step_size
+        self.margin = margin
+        self.seed = seed
+
+    def example(self, step: Tensor) -> Example:
+        """Add noise to a square of the estimate."""
+        from dip_fast.ops import masking, perturbation  # here, since it loads or builds the extension
+
+        # Steps of its own, which no step of the fit and no mask of its prediction has, and noise of another seed.
+        number = step + 2**32
+        z, target = masking.masked_crop(self.x, self.step_size[0], self.margin, 1.0, 1, self.seed, number)
+        noise = perturbation.perturb(torch.zeros_like(target), 1.0, self.seed + 1, number)
+        noisy = self.noise.noisy(target, noise)
+        return Example(torch.cat((noisy, z[:, self.channels :]), dim=1), target)
+
+    def loss(self, x: Tensor, example: Example) -> Tensor:
+        """Compare with the estimate."""
+        assert example.target is not None
+        return mean_square(x - example.target)
 
 
 def whole(y: Tensor) -> NetworkInput:

@@ -38,6 +38,12 @@ class NoiseModel:
         """The standard deviation in the middle of the range, without clipping."""
         return math.sqrt(self.a + self.b / 2)
 
+    def noisy(self, x: Tensor, normal: Tensor) -> Tensor:
+        """Make samples of true values: with standard normal numbers for the noise, cut off as the noise is."""
+        deviation = (self.a + self.b * x.clamp(min=0)).sqrt() if self.b else math.sqrt(self.a)
+        low, high = 0.0 if self.low else -math.inf, 1.0 if self.high else math.inf
+        return (x + deviation * normal).clamp(low, high)
+
     def __str__(self) -> str:
         """Describe it for a user."""
         if not self.b:

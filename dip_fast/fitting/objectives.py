@@ -33,6 +33,26 @@ class Example(NamedTuple):
     target: Tensor | None = None
 
 
+class Polish(NamedTuple):
+    """What the weights are fitted to once the steps of a fit are made.
+
+    Attributes
+    ----------
+    objective : Objective
+    steps : int
+    learning_rate : float
+        The highest: it grows for five steps and falls to nothing, both linearly.
+    """
+
+    objective: Objective
+    steps: int
+    learning_rate: float
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 1."""
+        return self.learning_rate * min(1.0, step / 5) * (1 - (step - 1) / self.steps)
+
+
 class Objective(ABC):
     """What is minimised over the weights of a network.
 
@@ -60,9 +80,9 @@ class Objective(ABC):
         Height and width of the image of a step.
     draws_iterates : bool
         Whether the image of a step is an estimate of the whole picture: an iterate, which can be averaged, and whose
-        variance can end the fit.  Otherwise it is a crop, or turned, and `estimate` makes the picture in the end.
+        variance can end the fit.  Otherwise it is a crop, or turned, and `finish` makes the picture.
     estimated_psnr : float or None
-        PSNR in dB of what `estimate` made, as estimated without the truth; None before, or where it is not known.
+        PSNR in dB of what `finish` made, as estimated without the truth; None before, or where it is not known.
     notes : tuple of str
         What a user should know of it, a line each.
     """
@@ -112,23 +132,27 @@ class Objective(ABC):
             0-dim float32.
         """
 
-    def estimate(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
-        """Make the picture that the answer is fitted to from the network, where steps draw no iterates.
+    def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+        """Make the picture that the answer is fitted to, from the network as the steps have left it.
 
-        It yields after each of `passes` passes, so that the fit can show its progress or be interrupted.
+        It yields None after each of its `passes`, so that the fit can show its progress or be interrupted; or what the
+        weights shall be fitted to before it goes on.  By default it has nothing to do.
 
         Parameters
         ----------
         draw : callable
             Draws the image of a network input, ``(1, channels, h, w)`` of the input's height and width, without
             gradients.
+        average : Tensor
+            The average of the iterates, ``(1, channels, *size)``; without a value where there are none.
 
         Returns
         -------
         Tensor
             ``(1, channels, *size)``.
         """
-        raise TypeError(f"{type(self).__name__} draws no iterates and must define estimate()")
+        yield from ()
+        return average
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR in dB of the network's images from a mean of the loss; None where it does not say."""
@@ -136,7 +160,12 @@ class Objective(ABC):
 
     @property
     def passes(self) -> int:
-        """How many times `estimate` yields."""
+        """How many times `finish` yields None."""
+        return 0
+
+    @property
+    def polish_steps(self) -> int:
+        """Steps that `finish` asks for."""
         return 0
 
     def composite(self, x: Tensor) -> Tensor:

@@ -296,16 +296,17 @@ class FitSteps(Steps):
             target.copy_(source)
 
 
-class ConsolidationSteps(Steps):
-    """Steps that fit a network, from averaged weights on and at the fixed input, to a picture.
+class PolishSteps(Steps):
+    """Steps that fit weights further, to another objective than those before, with moments of their own.
 
     A row of the schedule holds the learning rate.
 
     Parameters
     ----------
     problem : Problem
-    averages : dict of str to Tensor
-        Averaged weights by name, and the picture as `PICTURE`.
+        With the objective that is fitted now.
+    weights : dict of str to Tensor
+        By the parameters' names; they are copied.
 
     Attributes
     ----------
@@ -313,20 +314,19 @@ class ConsolidationSteps(Steps):
         The weights that are fitted, by the parameters' names.
     """
 
-    def __init__(self, problem: Problem, averages: dict[str, Tensor]) -> None:
+    def __init__(self, problem: Problem, weights: dict[str, Tensor]) -> None:
         super().__init__(problem.device, 1)
         self.problem = problem
-        self._memory, copies = flatten(averages.values())
+        self.captures = problem.objective.captures
+        self._memory, copies = flatten(weights.values())
         with torch.no_grad():
-            for copy, value in zip(copies, averages.values(), strict=True):
+            for copy, value in zip(copies, weights.values(), strict=True):
                 copy.copy_(value)
-        self.weights = dict(zip(averages, copies, strict=True))
-        self._picture = self.weights.pop(PICTURE)
-        for weight in self.weights.values():
+        self.weights = dict(zip(weights, copies, strict=True))
+        for weight in copies:
             weight.requires_grad_()
-        self._adam = Adam(list(self.weights.values()))
+        self._adam = Adam(copies)
         self._count = torch.zeros((), device=self.device)
-        self._z = problem.objective.z.tensor(self.device)
 
     def changed(self) -> list[Tensor]:
         """List all tensors that a step changes."""
@@ -334,8 +334,11 @@ class ConsolidationSteps(Steps):
 
     def step(self) -> None:
         """Make the step of the current row."""
-        loss = mean_square(self.problem.draw(self._z, self.weights) - self._picture)
+        objective = self.problem.objective
+        self._count.add_(1)
+        example = objective.example(self._count.long())
+        loss = objective.loss(self.problem.draw(example.z, self.weights, objective.step_size), example)
         gradients = torch.autograd.grad(loss, self._adam.parameters, allow_unused=True)
         rate = self.schedule.index_select(0, self.row)[0, 0]
-        self._adam.update(gradients, self._count.add_(1), rate, None)
+        self._adam.update(gradients, self._count, rate, None)
         self.row.add_(1)

@@ -84,7 +84,7 @@ class Progress:
 
     def stage(self, fit: Fit) -> str:
         """Name what the fit does now."""
-        return "finishing" if fit.consolidation_steps or fit.passes else self.doing
+        return "finishing" if fit.polish_steps or fit.passes else self.doing
 
     def figures(self, fit: Fit) -> str:
         """Describe the last step: its quality as far as it is known, or all of its figures."""
@@ -102,11 +102,11 @@ class Progress:
 
 
 def steps_done(fit: Fit) -> int:
-    """Count steps, passes of the estimate and steps of consolidation alike."""
-    return fit.steps + fit.passes + fit.consolidation_steps
+    """Count steps, passes of the estimate and steps of polishing alike."""
+    return fit.steps + fit.passes + fit.polish_steps
 
 
 def steps_in_all(fit: Fit) -> int:
-    """Most steps, or all of them once that is known, with passes and steps of consolidation."""
+    """Most steps, or all of them once that is known, with passes and steps of polishing."""
     steps = fit.steps if fit.stop_reason else fit.options.iterations
-    return steps + fit.objective.passes + fit.options.consolidation_steps
+    return steps + fit.objective.passes + fit.objective.polish_steps + fit.options.consolidation_steps
