@@ -92,8 +92,8 @@ class Masking:
         The highest learning rate in these steps.
     """
 
-    keep: float = 0.7
-    crop: int = 128
+    keep: float = 0.8
+    crop: int = 256
     margin: int = 16
     passes: int = 64
     refinement: int = 300
@@ -148,7 +148,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
             distribution="uniform",
             options=FitOptions(
                 iterations=iterations,
-                learning_rate=0.01,
+                learning_rate=0.03,
                 warmup=50,
                 decay="cosine",
                 perturbation=0.0,

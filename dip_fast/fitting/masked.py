@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.fitting.blur import blur
+from dip_fast.fitting.error_map import error_map
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Polish
 from dip_fast.fitting.reductions import mean_square, total
@@ -33,7 +34,7 @@ from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
 
-SMOOTHING = 5.0  # pixels: deviation of the Gaussian window in which the error of the prediction is measured
+UNBIASING = 1.0  # pixels: window in which the bias of noise that is cut off is taken
 
 
 class MaskedPrediction(Objective):
@@ -218,15 +219,18 @@ def combine(y: Tensor, A: Tensor, noise: NoiseModel) -> tuple[Tensor, float, flo
     Returns
     -------
     x : Tensor
-        The combination.
+        The combination, without the bias of noise that is cut off.
     predicted_psnr, combined_psnr : float
         PSNR in dB of A and of x, estimated without the truth.
     """
     own = noise.variance_at_mean(A)  # of the sample's own noise
     excess = (y - A).square() - own  # its mean is the error of the prediction
-    v = blur(excess.mean(1, keepdim=True), SMOOTHING).clamp(min=0)
+    v = error_map(excess, own, A)
     share = v / (v + own).clamp(min=1e-12)
-    x = A + share * (y - A)
+    # The mean of noise that is cut off is not the true value.  The smoothed prediction is true enough to say by how
+    # much, and adds no error of its own.
+    level = blur(A, UNBIASING)
+    x = A + share * (y - A) + (noise.value_at_mean(level) - level)
     error = (1 - share).square() * excess + share.square() * own
     return x, _psnr(excess), _psnr(error)
 

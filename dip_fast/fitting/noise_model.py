@@ -52,8 +52,8 @@ class NoiseModel:
         return f"noise about {low:.2g} of 255 in the shadows, {high:.2g} in the lights"
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """Tabulate the mean and the variance of a sample over the true value."""
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tabulate true values, and the mean and the variance of a sample at each."""
         x = torch.linspace(0.0 if self.low else -1.0, 1.0 if self.high else 2.0, POINTS, dtype=torch.float64)
         s2 = (self.a + self.b * x.clamp(min=0)).clamp(min=1e-12)
         s = s2.sqrt()
@@ -66,15 +66,24 @@ class NoiseModel:
         # The moments of a normal variable that is cut off at 0 and at 1.
         mean = 1 - within + x * (within - below) - s * (high - low)
         square = 1 - within + (x * x + s2) * (within - below) - s2 * (t_high - t_low) - 2 * x * s * (high - low)
-        return mean, (square - mean * mean).clamp(min=0)
+        return x, mean, (square - mean * mean).clamp(min=0)
 
     def variance_at_mean(self, mean: Tensor) -> Tensor:
         """Compute the variance of samples whose mean, after clipping, is known."""
-        means, variances = (table.to(mean) for table in self._tables)
+        return self._look_up(mean, 2)
+
+    def value_at_mean(self, mean: Tensor) -> Tensor:
+        """Compute the true value of samples whose mean, after clipping, is known."""
+        return self._look_up(mean, 0) if self.low or self.high else mean
+
+    def _look_up(self, mean: Tensor, column: int) -> Tensor:
+        """Interpolate a table at means; beyond its ends it has the values at its ends."""
+        tables = self._tables
+        means, values = tables[1].to(mean), tables[column].to(mean)
         right = torch.searchsorted(means, mean.contiguous()).clamp(1, len(means) - 1)
         left = right - 1
         part = (mean - means[left]) / (means[right] - means[left]).clamp(min=1e-12)
-        return torch.lerp(variances[left], variances[right], part.clamp(0, 1))
+        return torch.lerp(values[left], values[right], part.clamp(0, 1))
 
 
 def cut_off(y: Tensor, deviation: float) -> tuple[bool, bool]:
@@ -92,7 +101,7 @@ def cut_off(y: Tensor, deviation: float) -> tuple[bool, bool]:
     near = deviation / 4
 
     def piled(distance: Tensor) -> bool:
-        at, beside = int((distance <= 0).sum()), int(((distance > 0) & (distance <= near)).sum())
-        return at > max(16, beside)
+        at, beside = int((distance == 0).sum()), int(((distance > 0) & (distance <= near)).sum())
+        return at > max(16, beside) and not bool((distance < 0).any())
 
     return piled(y), piled(1 - y)

@@ -1,0 +1,213 @@
+"""The masked objective: what a step sees, the estimate, and fits that are resumed, exported and drawn again."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dip_fast
+from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, prepare
+from dip_fast.fitting.masked import Renoised, combine
+from dip_fast.presets import PRESETS, FitOptions, Masking, Recipe
+from dip_fast.runs import checkpoints
+
+SIGMA = 0.1
+NOISE = NoiseModel(SIGMA**2)
+RECIPE = Recipe(
+    "skip",
+    {"down": 8, "up": 8, "skip": 4, "scales": 2, "kernel_skip": 3, "upsampling": "nearest", "corrects": True},
+    6,
+    "uniform",
+    FitOptions(
+        iterations=40, learning_rate=0.02, warmup=5, decay="cosine", averaging=0.0, stop="never", consolidation=4
+    ),
+    Masking(crop=32, margin=8, passes=9, refinement=6),
+)
+
+
+def clean(height: int = 37, width: int = 45, channels: int = 3) -> Tensor:
+    rows, columns = np.mgrid[:height, :width] / 40
+    waves = [0.5 + 0.3 * np.sin(7 * rows + i) * np.cos(5 * columns) for i in range(channels)]
+    return torch.tensor(np.stack(waves)[None], dtype=torch.float32)
+
+
+def noisy(height: int = 37, width: int = 45, channels: int = 3) -> Tensor:
+    c = clean(height, width, channels)
+    return c + SIGMA * torch.randn(c.shape, generator=torch.Generator().manual_seed(0))
+
+
+def made(engine: str = "auto", recipe: Recipe = RECIPE, y: Tensor | None = None, between: int | None = None) -> Fit:
+    objective = masked_prediction(noisy() if y is None else y, NOISE, recipe, seed=3)
+    return prepare(objective, recipe, seed=3, engine=engine, steps_between_syncs=between)
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def test_only_dropped_samples_are_compared() -> None:
+    objective = masked_prediction(noisy(), NOISE, RECIPE)
+    example = objective.example(torch.tensor(5))
+    assert example.z.shape == (1, 6, 32, 32)
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    loss = objective.loss(x, example)
+    loss.backward()
+    kept = example.z[:, 3:].bool()
+    assert not x.grad[kept].any()
+    assert x.grad[~kept].all()
+    expected = (x - example.target)[~kept].square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_network_does_not_see_what_it_is_compared_with() -> None:
+    y = noisy()
+    objective = masked_prediction(y, NOISE, RECIPE)
+    step = torch.tensor(5)
+    example = objective.example(step)
+    # All crops of a step show one mask, so what they drop can be found by a change that they do not show.
+    changed = masked_prediction(torch.where(y > 0.5, y, y + 1), NOISE, RECIPE).example(step)
+    dropped = example.z[:, 3:] == 0
+    assert (changed.target != example.target)[dropped].any()
+    assert torch.equal(changed.z[:, 3:], example.z[:, 3:])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 61), (37, 45), (200, 180)])
+def test_squares_are_those_that_the_network_reads(size: tuple[int, int]) -> None:
+    recipe = PRESETS["default"].recipe
+    objective = masked_prediction(noisy(*size), NOISE, recipe)
+    side = objective.step_size[0]
+    assert side % 32 == 0
+    assert side >= 64
+    assert objective.example(torch.tensor(1)).z.shape == (1, 6, side, side)
+
+
+def test_engines_begin_alike() -> None:
+    fused, plain = made("fused"), made("plain")
+    for run in (fused, plain):
+        run.step()
+    np.testing.assert_allclose(fused.rows[0][1], plain.rows[0][1], rtol=1e-5)
+
+
+# --- the estimate --------------------------------------------------------------------------------------------------
+
+
+def test_combination_takes_more_of_the_noisy_samples_where_the_prediction_is_worse() -> None:
+    c = clean(160, 160)
+    generator = torch.Generator().manual_seed(1)
+    y = c + SIGMA * torch.randn(c.shape, generator=generator)
+    errors = torch.full((160, 160), 0.02)
+    errors[:, 80:] = 0.12
+    A = c + errors * torch.randn(c.shape, generator=generator)
+    x, predicted, combined = combine(y, A, NOISE)
+
+    def psnr(image: Tensor) -> float:
+        return -10 * float((image - c).square().mean().log10())
+
+    assert psnr(x) > psnr(A) + 1
+    assert psnr(x) > psnr(y) + 3
+    assert predicted == pytest.approx(psnr(A), abs=0.2)
+    assert combined == pytest.approx(psnr(x), abs=0.2)
+    assert ((x - A).abs().mean((0, 1, 2))[100:] > 10 * (x - A).abs().mean((0, 1, 2))[20:60].mean()).all()
+
+
+def test_prediction_is_made_of_dropped_samples() -> None:
+    y = noisy()
+    objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64, refinement=0)))
+    work = objective.finish(lambda z: z[:, :3] + z[:, 3:], y)  # a network that draws kept samples 1 too bright
+    assert [next(work) for _ in range(64)] == [None] * 64
+    with pytest.raises(StopIteration) as end:
+        next(work)
+    assert end.value.value.max() < 1.3
+
+
+def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=300))
+    recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0))
+    made_of = []
+    monkeypatch.setattr(Fit, "_polish", lambda self, polish, callbacks: made_of.append(polish.objective))
+    run = made(recipe=recipe, y=noisy(96, 96))
+    run.run()
+    true = -10 * float((made_of[0].degradation.target - clean(96, 96)).square().mean().log10())
+    assert true > 20 + 6  # dB; the noisy picture has 20
+    assert run.objective.estimated_psnr == pytest.approx(true, abs=0.5)
+    estimated = run.history()["estimated_psnr"]
+    assert len(estimated) == 300
+    assert estimated[-1] > estimated[20] + 3
+
+
+def test_refinement_adds_the_noise_of_the_picture() -> None:
+    y = noisy(64, 64)
+    objective = masked_prediction(y, NOISE, RECIPE)
+    renoised = Renoised(clean(64, 64), NOISE, objective.z, (32, 32), 8, 0)
+    examples = [renoised.example(torch.tensor(step)) for step in range(1, 33)]
+    difference = torch.cat([example.z[:, :3] - example.target for example in examples])
+    assert difference.std().item() == pytest.approx(SIGMA, rel=0.02)
+    assert abs(difference.mean().item()) < 0.002
+    assert all(bool((example.z[:, 3:] == 1).all()) for example in examples)
+    assert not torch.equal(difference[0], difference[1])
+
+
+# --- whole fits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["fused", "plain"])
+@pytest.mark.parametrize("stop", ["step 17", "pass 4", "polish 3", "polish 8"])
+@pytest.mark.parametrize("between", [None, 7])
+def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_path) -> None:
+    whole = made(engine)
+    whole.run()
+    expected = whole.result()
+
+    def interrupt(run: Fit) -> None:
+        kind, number = stop.split()
+        if {"step": run.steps, "pass": run.passes, "polish": run.polish_steps}[kind] >= int(number):
+            run.interrupt()
+
+    first = made(engine, between=between)
+    first.run([interrupt])
+    assert first.interrupted
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    second = made(engine, between=between)
+    checkpoints.load(tmp_path / "checkpoint", second)
+    second.run()
+    result = second.result()
+    np.testing.assert_array_equal(result.image, expected.image)
+    for name, values in expected.history.items():
+        np.testing.assert_array_equal(result.history[name], values, err_msg=name)
+    assert result.estimated_psnr == expected.estimated_psnr
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    images = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        run = made("fused", y=noisy(70, 90))
+        run.run()
+        images.append(run.result().image)
+    torch.set_num_threads(2)
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_answer_is_one_network_at_one_input(channels: int, tmp_path) -> None:
+    y = noisy(channels=channels)
+    result = fit(masked_prediction(y, NOISE, RECIPE, seed=3), RECIPE, seed=3)
+    assert result.image.shape == (37, 45, channels)
+    assert [part.codes.dtype for part in result.z.parts] == [torch.uint16, torch.uint8]
+    for suffix, trust in ((".onnx", False), (".pt", True), (".pt2", True)):
+        path = dip_fast.export(result, tmp_path / f"model{suffix}")
+        drawn = dip_fast.replay(path, trust=trust)
+        assert np.abs(drawn - result.image).max() < 2e-5
+
+
+def test_iterate_is_drawn_when_asked_for() -> None:
+    run = made()
+    run.step()
+    assert run.iterate.shape == (1, 3, 37, 45)
+    assert torch.equal(run.iterate, run.draw())
+
+
+def test_objective_is_exported() -> None:
+    assert isinstance(masked_prediction(noisy(), NOISE, RECIPE), MaskedPrediction)

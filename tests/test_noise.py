@@ -1,0 +1,140 @@
+"""The noise of a picture: the model of what clipping does, and its measurement."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dip_fast.fitting import NoiseModel, measure_noise
+from dip_fast.fitting.blur import blur
+from dip_fast.fitting.error_map import error_map
+from dip_fast.fitting.noise_model import cut_off
+
+
+def picture(height: int = 192, width: int = 160) -> Tensor:
+    """Make smooth levels from 0.02 to 0.98, with a textured quarter, ``(1, 3, H, W)``."""
+    rows, columns = np.mgrid[:height, :width]
+    smooth = 0.5 + 0.48 * np.sin(rows / 30) * np.cos(columns / 41 + np.arange(3)[:, None, None])
+    texture = np.random.default_rng(7).normal(0, 0.1, smooth.shape) * ((rows < height // 2) & (columns < width // 2))
+    return torch.tensor(np.clip(smooth + texture, 0, 1)[None])
+
+
+def noisy(clean: Tensor, model: NoiseModel, seed: int = 0) -> Tensor:
+    normal = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed), dtype=clean.dtype)
+    return model.noisy(clean, normal)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.03, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(
+    "model",
+    [
+        NoiseModel(0.01),
+        NoiseModel(0.01, low=True, high=True),
+        NoiseModel(0.04, low=True),
+        NoiseModel(0.001, 0.02, high=True),
+    ],
+    ids=str,
+)
+def test_variance_is_that_of_samples_that_are_cut_off(model: NoiseModel, value: float) -> None:
+    samples = noisy(torch.full((400_000,), value, dtype=torch.float64), model)
+    found = model.variance_at_mean(samples.mean()[None])
+    assert found.item() == pytest.approx(samples.var().item(), rel=0.02)
+
+
+def test_variance_beyond_the_range_is_that_at_its_end() -> None:
+    model = NoiseModel(0.01, low=True, high=True)
+    ends = model.variance_at_mean(torch.tensor([-0.5, 0.0, 1.0, 1.5], dtype=torch.float64))
+    assert ends[0] == ends[1]
+    assert ends[2] == ends[3]
+    assert ends[0].item() == pytest.approx(0.0034, rel=0.01)  # half of the samples are 0: (1/2 - 1/(2 pi)) s^2
+
+
+@pytest.mark.parametrize("sigma", [2, 5, 10, 25, 50])
+@pytest.mark.parametrize("cut", [True, False])
+def test_deviation_is_measured_beside_texture_and_clipping(sigma: float, cut: bool) -> None:
+    y = noisy(picture(), NoiseModel((sigma / 255) ** 2, low=cut, high=cut)).float()
+    model = measure_noise(y)
+    assert 255 * model.deviation == pytest.approx(sigma, rel=0.05)
+    assert model.b == 0
+    if sigma >= 10:
+        assert (model.low, model.high) == (cut, cut)
+
+
+@pytest.mark.parametrize("peak", [30, 100])
+def test_variance_that_grows_is_found_and_measured(peak: float) -> None:
+    counts = np.random.default_rng(0).poisson(picture().numpy() * peak) / peak
+    y = torch.tensor(counts, dtype=torch.float32).clamp(0, 1)
+    for model in (measure_noise(y), measure_noise(y, grows=True)):
+        assert model.a < 0.1 * model.b
+        assert 1 / model.b == pytest.approx(peak, rel=0.12)
+
+
+def test_equal_noise_is_not_said_to_grow() -> None:
+    y = noisy(picture(), NoiseModel(0.01)).float()
+    assert measure_noise(y, grows=False).b == 0
+    forced = measure_noise(y, grows=True)
+    assert (forced.a, forced.b > 0) == (0, True)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 17), (33, 16)])
+def test_least_pictures_are_measured(size: tuple[int, int]) -> None:
+    y = noisy(torch.full((1, 1, *size), 0.5), NoiseModel(0.01)).float()
+    assert 0.03 < measure_noise(y).deviation < 0.3
+
+
+def test_flat_picture_has_no_noise() -> None:
+    assert measure_noise(torch.full((1, 3, 32, 32), 0.25)).deviation == 0
+
+
+def test_samples_pile_up_where_they_are_cut_off() -> None:
+    clean = picture()
+    assert cut_off(noisy(clean, NoiseModel(0.01, low=True)), 0.1) == (True, False)
+    assert cut_off(noisy(clean, NoiseModel(0.01)), 0.1) == (False, False)
+
+
+def test_description_is_in_levels_of_8_bits() -> None:
+    assert str(NoiseModel((25 / 255) ** 2)) == "noise about 25 of 255"
+    assert str(NoiseModel(0, 1 / 30)) == "noise about 15 of 255 in the shadows, 44 in the lights"
+
+
+@pytest.mark.parametrize("deviation", [2.0, 5.0, (0.0, 3.0), (3.0, 0.0)])
+def test_blur_is_the_convolution_with_a_mirrored_gaussian(deviation: float | tuple[float, float]) -> None:
+    image = np.random.default_rng(0).random((1, 2, 9, 31))
+    expected = image
+    for axis, along in zip((2, 3), deviation if isinstance(deviation, tuple) else (deviation, deviation), strict=True):
+        reach = math.ceil(3 * along)
+        window = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * along**2)) if along else np.ones(1)
+        widths = [(0, 0)] * axis + [(reach, reach)] + [(0, 0)] * (3 - axis)
+        padded = np.pad(expected, widths, mode="reflect")
+        expected = np.apply_along_axis(np.convolve, axis, padded, window / window.sum(), "valid")
+    np.testing.assert_allclose(blur(torch.tensor(image), deviation), expected, atol=1e-12)
+
+
+def test_bias_of_clipping_is_known() -> None:
+    model = NoiseModel(0.01, low=True, high=True)
+    means = torch.stack([noisy(torch.full((200_000,), v), model).mean() for v in (0.0, 0.05, 0.5, 0.97)])
+    torch.testing.assert_close(model.value_at_mean(means), torch.tensor([0.0, 0.05, 0.5, 0.97]), atol=2e-3, rtol=0)
+    assert torch.equal(NoiseModel(0.01).value_at_mean(means), means)
+
+
+# --- the error of a prediction -------------------------------------------------------------------------------------
+
+
+def test_error_map_finds_regions_edges_and_lines() -> None:
+    """Errors of 0.02 everywhere, 0.1 in a square, at an edge of the picture and in its first column."""
+    generator = torch.Generator().manual_seed(4)
+    clean = torch.zeros(1, 3, 128, 128)
+    clean[..., 64:] = 0.6
+    true = torch.full((1, 1, 128, 128), 0.02)
+    true[..., 80:120, 10:50] = true[..., 63:65] = true[..., :1] = 0.1
+    A = clean + true * torch.randn(clean.shape, generator=generator)
+    y = clean + 0.1 * torch.randn(clean.shape, generator=generator)
+    own = torch.full_like(y, 0.01)
+    v = error_map((y - A).square() - own, own, A).sqrt()[0, 0]
+    assert v[90:110, 20:40].mean().item() == pytest.approx(0.1, rel=0.1)
+    assert v[20:100, 80:120].mean().item() == pytest.approx(0.02, abs=0.012)
+    assert v[:, 0].mean() > 0.07
+    assert v[:, 2:6].mean() < 0.06
+    assert v[:70, 63:65].mean() > 0.06
