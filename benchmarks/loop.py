@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import common
 import torch
@@ -37,7 +38,7 @@ def parts(fit: Fit, mask: Mask, calls: int) -> dict[str, torch.Tensor]:
     few = min(calls, 5)
     state = milliseconds(fit.state, few, KEEP_EVERY)
     objective, iterate = fit.objective, fit.iterate.clone()
-    steps = FitSteps(fit.problem, patience=1.0, reads_are_free=True)
+    steps = FitSteps(fit.problem, replace(fit.options, stop="auto"), reads_are_free=True)
     steps.iterate.copy_(iterate)
     x, number = iterate.clone().requires_grad_(), torch.tensor(1)
     example = objective.example(number)

@@ -23,6 +23,10 @@ class FitOptions:
         The fit ends after so many steps at the latest.
     learning_rate : float
         Learning rate of Adam.
+    optimizer : {"adam", "muon"}
+        `dip_fast.fitting.muon` has the second one.
+    matrix_rate : float
+        Learning rate of Muon's matrices, as a multiple of the others'.
     warmup : int
         Steps in which the learning rate grows linearly to `learning_rate`; 0 for none.
     decay : {"none", "cosine"}
@@ -49,6 +53,8 @@ class FitOptions:
 
     iterations: int
     learning_rate: float = 0.01
+    optimizer: Literal["adam", "muon"] = "adam"
+    matrix_rate: float = 3.0
     warmup: int = 0
     decay: Literal["none", "cosine"] = "none"
     perturbation: float | None = 1 / 30
@@ -149,6 +155,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
             options=FitOptions(
                 iterations=iterations,
                 learning_rate=0.03,
+                optimizer="muon",
                 warmup=50,
                 decay="cosine",
                 perturbation=0.0,

@@ -190,7 +190,7 @@ def test_step_stays_on_its_device(
         reference=target(1),
         steps_between_syncs=1,
     )
-    for steps in (fit._steps, PolishSteps(fit.problem, fit._steps.parameters)):
+    for steps in (fit._steps, PolishSteps(fit.problem, fit._steps.parameters, OPTIONS)):
         assert {tensor.device.type for tensor in (*steps.changed(), steps.schedule)} == {"meta"}
         steps.step()
         with pytest.raises(RuntimeError, match="meta"):

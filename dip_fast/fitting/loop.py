@@ -111,10 +111,9 @@ class Fit:
             reference = reference.to(self.device)
         self.problem = Problem(self.network, self.objective, reference, precision, self.device)
 
-        patience = options.patience * options.iterations if options.stop == "auto" else math.inf
         reads_are_free = self.device.type != "cuda" and steps_between_syncs is None
         self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
-        self._steps = FitSteps(self.problem, patience, reads_are_free=reads_are_free)
+        self._steps = FitSteps(self.problem, options, reads_are_free=reads_are_free)
         self._polished: dict[str, Tensor] = {}
         self._learning_rate_factor = 1.0
         self._fixed_pace = steps_between_syncs
@@ -348,7 +347,8 @@ class Fit:
 
     def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Fit the weights to something else; if that is interrupted, the weights stay as they were."""
-        steps = PolishSteps(replace(self.problem, objective=polish.objective.to(self.device)), self._answer())
+        problem = replace(self.problem, objective=polish.objective.to(self.device))
+        steps = PolishSteps(problem, self._answer(), self.options)
         first, done = self.polish_steps, 0
         while done < polish.steps and not self.interrupted:
             started = time.perf_counter()

@@ -22,10 +22,14 @@ from torch import Tensor
 from dip_fast.fitting import graphs
 from dip_fast.fitting.adam import Adam
 from dip_fast.fitting.flat import flatten, unflatten
+from dip_fast.fitting.muon import Muon
 from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.reductions import mean_square
 from dip_fast.fitting.results import State
 from dip_fast.fitting.stopping import MovingVariance, Variance
+from dip_fast.networks import Network
+from dip_fast.networks.layers import Block
+from dip_fast.presets import FitOptions
 
 MAX_STEPS_BETWEEN_SYNCS = 50  # rows of the schedule and of the log
 JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 dB)
@@ -105,6 +109,23 @@ class Numbers(NamedTuple):
     best_step: Any = 0.0
 
 
+def make_optimizer(network: Network, parameters: dict[str, Tensor], options: FitOptions) -> Adam:
+    """Make the optimizer of a network's parameters, or of what takes their place.
+
+    Parameters
+    ----------
+    network : Network
+    parameters : dict of str to Tensor
+        By the parameters' names.
+    options : FitOptions
+    """
+    followed = {f"{name}.conv.weight" for name, module in network.named_modules() if isinstance(module, Block)}
+    matrices = [i for i, name in enumerate(parameters) if name in followed]
+    if options.optimizer == "adam" or not matrices:
+        return Adam(list(parameters.values()))
+    return Muon(list(parameters.values()), matrices, options.matrix_rate)
+
+
 class FitSteps(Steps):
     """The steps of a fit: make the input, draw, compare, update the weights and their averages.
 
@@ -116,8 +137,7 @@ class FitSteps(Steps):
     Parameters
     ----------
     problem : Problem
-    patience : float
-        Steps without a new minimum of the variance that end the fit; infinity where it does not end so.
+    options : FitOptions
     reads_are_free : bool
         Whether a tensor can be read on the host without waiting, which saves work.
 
@@ -140,10 +160,10 @@ class FitSteps(Steps):
         What the host knows of the status.
     """
 
-    def __init__(self, problem: Problem, patience: float, *, reads_are_free: bool) -> None:
+    def __init__(self, problem: Problem, options: FitOptions, *, reads_are_free: bool) -> None:
         super().__init__(problem.device, 4)
         self.problem = problem
-        self.patience = patience
+        self.patience = options.patience * options.iterations if options.stop == "auto" else math.inf
         self.reads_are_free = reads_are_free
         self.captures = problem.objective.captures
 
@@ -154,14 +174,14 @@ class FitSteps(Steps):
                 place.copy_(parameter)
                 parameter.data = place
         self._trained = {name: value for name, value in self.parameters.items() if value.requires_grad}
-        self.adam = Adam(list(self._trained.values()))
+        self.adam = make_optimizer(problem.network, self._trained, options)
         objective = problem.objective
         self.draws_iterates = objective.draws_iterates
         size = objective.size if self.draws_iterates else (0, 0)
         self.iterate = torch.zeros(1, objective.channels, *size, device=self.device)
         self.averaged = {**self.parameters, PICTURE: self.iterate}
         self.average, _ = flatten(self.averaged.values())
-        self.best = self.average.new_zeros(self.average.numel() if math.isfinite(patience) else 0)
+        self.best = self.average.new_zeros(self.average.numel() if math.isfinite(self.patience) else 0)
         self.variance = MovingVariance(self.iterate)
 
         self._numbers = torch.zeros(len(Numbers._fields) + 1, dtype=torch.float64, device=self.home)
@@ -307,6 +327,7 @@ class PolishSteps(Steps):
         With the objective that is fitted now.
     weights : dict of str to Tensor
         By the parameters' names; they are copied.
+    options : FitOptions
 
     Attributes
     ----------
@@ -314,7 +335,7 @@ class PolishSteps(Steps):
         The weights that are fitted, by the parameters' names.
     """
 
-    def __init__(self, problem: Problem, weights: dict[str, Tensor]) -> None:
+    def __init__(self, problem: Problem, weights: dict[str, Tensor], options: FitOptions) -> None:
         super().__init__(problem.device, 1)
         self.problem = problem
         self.captures = problem.objective.captures
@@ -325,7 +346,7 @@ class PolishSteps(Steps):
         self.weights = dict(zip(weights, copies, strict=True))
         for weight in copies:
             weight.requires_grad_()
-        self._adam = Adam(copies)
+        self._adam = make_optimizer(problem.network, self.weights, options)
         self._count = torch.zeros((), device=self.device)
 
     def changed(self) -> list[Tensor]:
