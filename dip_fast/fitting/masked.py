@@ -19,6 +19,7 @@ S. Laine et al., "High-Quality Self-Supervised Deep Image Denoising", arXiv 1901
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Generator
 
@@ -34,6 +35,8 @@ from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
 
+ORIENTATIONS = 8
+OVERLAP = 16  # pixels of a window next to its ends, which lack neighbours
 UNBIASING = 1.0  # pixels: window in which the bias of noise that is cut off is taken
 
 
@@ -97,7 +100,7 @@ class MaskedPrediction(Objective):
     @property
     def passes(self) -> int:
         """One for each mask of the prediction, and one for each orientation of the refined picture."""
-        return self.masking.passes + (8 if self.polish_steps else 0)
+        return self.masking.passes + (ORIENTATIONS if self.polish_steps else 0)
 
     @property
     def polish_steps(self) -> int:
@@ -112,39 +115,70 @@ class MaskedPrediction(Objective):
             return x
         renoised = Renoised(x, self.noise, self.z, self.step_size, self.margin, self.seed)
         yield Polish(renoised, self.polish_steps, self.masking.refinement_learning_rate)
-        refined = yield from self._draw_oriented(draw)
+        refined = yield from self._draw_whole(draw)
         return (x + refined) / 2
 
     def _predict(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
         """Average predictions of dropped samples over masks and orientations: A."""
-        from dip_fast.ops import masking  # here, since it loads or builds the extension
-
-        height, width = self.size
         predicted, count, seen = (torch.zeros_like(self.y) for _ in range(3))
         for number in range(self.masking.passes):
-            orientation = number % 8
-            # Steps count from 1, so those below 1 have masks of their own.
-            z, _ = masking.masked_window(
-                self.y, 0, 0, 0, height, width, orientation, self.masking.keep, 1, self.seed, -number
-            )
-            image = masking.oriented_back(draw(z), orientation)
-            dropped = 1 - masking.oriented_back(z[:, self.channels :], orientation)
-            predicted += image * dropped
-            count += dropped
+            image, kept = self._pass(draw, number, self.masking.keep)
+            predicted += image * (1 - kept)
+            count += 1 - kept
             seen += image
             yield
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
         return torch.where(count > 0, predicted / count.clamp(min=1), seen / self.masking.passes)
 
-    def _draw_oriented(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
-        """Average what the network draws of the whole noisy picture over the orientations."""
+    def _draw_whole(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
+        """Average what the network draws of the noisy picture without holes over the orientations."""
+        drawn = torch.zeros_like(self.y)
+        for number in range(ORIENTATIONS):
+            drawn += self._pass(draw, number, 1.0)[0]
+            yield
+        return drawn / ORIENTATIONS
+
+    def _pass(self, draw: Callable[[Tensor], Tensor], number: int, keep: float) -> tuple[Tensor, Tensor]:
+        """Draw the picture with one mask, in windows as large as the squares of the steps.
+
+        The statistics of batch norm are then those that the network has learned with, and the memory does not grow with
+        the picture.  The windows overlap and are laid elsewhere in each pass, so they leave no seams.
+
+        Returns
+        -------
+        image, kept : Tensor
+            What the network draws, and the mask, of the shape of y.
+        """
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
-        z, drawn = self.z.tensor(self.y.device), torch.zeros_like(self.y)
-        for orientation in range(8):
-            drawn += masking.oriented_back(draw(masking.oriented(z, orientation).contiguous()), orientation)
-            yield
-        return drawn / 8
+        side, orientation = self.step_size[0], number % ORIENTATIONS
+        image, kept = torch.empty_like(self.y), torch.empty_like(self.y)
+        places = [_windows(length, side, self.margin, number) for length in self.size]
+        for (top, rows), (left, columns) in itertools.product(*places):
+            # Steps count from 1, so those below 1 have masks of their own.
+            z, _ = masking.masked_window(self.y, 0, top, left, side, side, orientation, keep, 1, self.seed, -number)
+            inner = (..., slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+            image[..., rows, columns] = masking.oriented_back(draw(z), orientation)[inner]
+            kept[..., rows, columns] = masking.oriented_back(z[:, self.channels :], orientation)[inner]
+        return image, kept
+
+
+def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int, slice]]:
+    """Lay windows over a length of the picture: where each begins, and the places that are taken from it.
+
+    The places are at least OVERLAP from the ends of their window, but for windows that reach over the picture's edge by
+    `margin`, as squares of the steps do at most.
+    """
+    if length <= side:
+        return [((length - side) // 2, slice(0, length))]
+    overlap = min(OVERLAP, side // 4)
+    stride = side - 2 * overlap
+    first = -(number * stride * 5 // 13 % stride)  # other seams in each pass
+    windows = []
+    for start in range(first, length, stride):
+        begin = min(max(start - overlap, -margin), max(length + margin - side, -margin))
+        windows.append((begin, slice(max(start, 0), min(start + stride, length))))
+    return windows
 
 
 class Renoised(Objective):
