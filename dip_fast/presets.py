@@ -99,10 +99,10 @@ class Masking:
     """
 
     keep: float = 0.8
-    crop: int = 256
+    crop: int = 512
     margin: int = 16
     passes: int = 64
-    refinement: int = 300
+    refinement: int = 100
     refinement_learning_rate: float = 0.005
 
 
@@ -142,7 +142,7 @@ class Preset:
     summary: str
 
 
-def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
+def _masked(summary: str, *, iterations: int, passes: int = 64, refinement: int = 100) -> Preset:
     """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
     return Preset(
         Recipe(
@@ -162,7 +162,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
                 averaging=0.0,
                 stop="never",
             ),
-            masking=Masking(passes=passes),
+            masking=Masking(passes=passes, refinement=refinement),
         ),
         summary,
     )  # fmt: skip
@@ -171,9 +171,9 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
-        "fast": _masked("seconds: a first look", iterations=400, passes=16),
-        "default": _masked("a minute or two: level with the best classical filter", iterations=1500),
-        "best": _masked("some minutes: the best that one network gives", iterations=6000),
+        "fast": _masked("seconds: a first look", iterations=60, passes=16, refinement=0),
+        "default": _masked("a minute or two: level with the best classical filter", iterations=400),
+        "best": _masked("some minutes: the best that one network gives", iterations=1200),
         "quick": Preset(
             Recipe(
                 network="skip",
@@ -198,7 +198,7 @@ PRESETS: Registry[Preset] = Registry(
                 network_options={"upsampling": "bilinear"},
                 in_channels=32,
                 distribution="uniform",
-                options=FitOptions(iterations=3000),
+                options=FitOptions(iterations=1200),
             ),
             "the denoising run of the paper",
         ),

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.error_map import error_map
+from dip_fast.fitting.estimated_error import estimated_error
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Polish
 from dip_fast.fitting.reductions import mean_square, total
@@ -258,17 +259,15 @@ def combine(y: Tensor, A: Tensor, noise: NoiseModel) -> tuple[Tensor, float, flo
         PSNR in dB of A and of x, estimated without the truth.
     """
     own = noise.variance_at_mean(A)  # of the sample's own noise
-    excess = (y - A).square() - own  # its mean is the error of the prediction
-    v = error_map(excess, own, A)
-    share = v / (v + own).clamp(min=1e-12)
+    v = error_map((y - A).square() - own, own, A)
+    x = A + v / (v + own).clamp(min=1e-12) * (y - A)
+    predicted, combined = estimated_error(y, A, noise.variance_at_mean(x), noise.slope_at_mean(x))
     # The mean of noise that is cut off is not the true value.  The smoothed prediction is true enough to say by how
     # much, and adds no error of its own.
     level = blur(A, UNBIASING)
-    x = A + share * (y - A) + (noise.value_at_mean(level) - level)
-    error = (1 - share).square() * excess + share.square() * own
-    return x, _psnr(excess), _psnr(error)
+    return x + (noise.value_at_mean(level) - level), _psnr(predicted), _psnr(combined)
 
 
-def _psnr(error: Tensor) -> float:
-    """PSNR in dB of an estimate of the squared error at each sample."""
-    return -10 * math.log10(max(float(error.double().mean()), 1e-10))
+def _psnr(error: float) -> float:
+    """PSNR in dB of a mean squared error."""
+    return -10 * math.log10(max(error, 1e-10))

@@ -76,6 +76,11 @@ class NoiseModel:
         """Compute the true value of samples whose mean, after clipping, is known."""
         return self._look_up(mean, 0) if self.low or self.high else mean
 
+    def slope_at_mean(self, mean: Tensor) -> Tensor:
+        """Compute by how much the true value changes with the mean of samples that are cut off."""
+        step = 1e-3
+        return (self.value_at_mean(mean + step) - self.value_at_mean(mean - step)) / (2 * step)
+
     def _look_up(self, mean: Tensor, column: int) -> Tensor:
         """Interpolate a table at means; beyond its ends it has the values at its ends."""
         tables = self._tables
