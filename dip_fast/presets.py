@@ -92,8 +92,8 @@ class Masking:
         How far such a square may reach over the picture's edges, where the picture is mirrored.
     passes : int
         Masks whose predictions are averaged.
-    refinement : int
-        Steps in which the network learns to take fresh noise out of the estimate.
+    refinement : float
+        Steps in which the network learns to take fresh noise out of the estimate, as a part of the iterations.
     refinement_learning_rate : float
         The highest learning rate in these steps.
     """
@@ -102,8 +102,8 @@ class Masking:
     crop: int = 512
     margin: int = 16
     passes: int = 64
-    refinement: int = 100
-    refinement_learning_rate: float = 0.005
+    refinement: float = 0.4
+    refinement_learning_rate: float = 0.015
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ class Recipe:
         How to fit.
     masking : Masking, optional
         How z is made of the picture, for the masked objective; None for a random z.
+    full_size : int
+        Pixels from which on a picture takes the iterations of the options.  A smaller one takes more, as its steps cost
+        less: in inverse proportion to the root of its pixels, at most twice as many.  0: all take the same.
     """
 
     network: str
@@ -132,6 +135,12 @@ class Recipe:
     distribution: str
     options: FitOptions
     masking: Masking | None = None
+    full_size: int = 0
+
+    def iterations(self, size: tuple[int, int]) -> int:
+        """Count the iterations of a picture of this height and width."""
+        more = math.sqrt(self.full_size / math.prod(size)) if self.full_size else 1.0
+        return round(self.options.iterations * min(max(more, 1.0), 2.0))
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class Preset:
     summary: str
 
 
-def _masked(summary: str, *, iterations: int, passes: int = 64, refinement: int = 100) -> Preset:
+def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
     """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
     return Preset(
         Recipe(
@@ -162,7 +171,8 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, refinement: int 
                 averaging=0.0,
                 stop="never",
             ),
-            masking=Masking(passes=passes, refinement=refinement),
+            masking=Masking(passes=passes),
+            full_size=2**18,
         ),
         summary,
     )  # fmt: skip
@@ -171,8 +181,8 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, refinement: int 
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
-        "fast": _masked("seconds: a first look", iterations=60, passes=16, refinement=0),
-        "default": _masked("a minute or two: level with the best classical filter", iterations=400),
+        "fast": _masked("seconds: a first look", iterations=40, passes=16),
+        "default": _masked("a minute or two: level with the best classical filter", iterations=300),
         "best": _masked("some minutes: the best that one network gives", iterations=1200),
         "quick": Preset(
             Recipe(

@@ -23,7 +23,7 @@ RECIPE = Recipe(
     FitOptions(
         iterations=40, learning_rate=0.02, warmup=5, decay="cosine", averaging=0.0, stop="never", consolidation=4
     ),
-    Masking(crop=32, margin=8, passes=9, refinement=6),
+    Masking(crop=32, margin=8, passes=9, refinement=0.15),
 )
 
 
@@ -113,7 +113,7 @@ def test_combination_takes_more_of_the_noisy_samples_where_the_prediction_is_wor
 
 def test_prediction_is_made_of_dropped_samples() -> None:
     y = noisy()
-    objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64, refinement=0)))
+    objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64, refinement=0.0)))
     work = objective.finish(lambda z: z[:, :3] + z[:, 3:], y)  # a network that draws kept samples 1 too bright
     assert [next(work) for _ in range(64)] == [None] * 64
     with pytest.raises(StopIteration) as end:
@@ -123,7 +123,7 @@ def test_prediction_is_made_of_dropped_samples() -> None:
 
 def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=300))
-    recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0))
+    recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0.0))
     made_of = []
     monkeypatch.setattr(Fit, "_polish", lambda self, polish, callbacks: made_of.append(polish.objective))
     run = made(recipe=recipe, y=noisy(96, 96))

@@ -55,6 +55,8 @@ class MaskedPrediction(Objective):
     masking : Masking
     side : int
         Side of the squares; one that the network reads.
+    refinement : int
+        Steps of the refinement; 0 for none.
     seed : int
         Of squares, orientations and masks.
 
@@ -66,13 +68,16 @@ class MaskedPrediction(Objective):
 
     draws_iterates = False
 
-    def __init__(self, y: Tensor, noise: NoiseModel, masking: Masking, side: int, seed: int = 0) -> None:
+    def __init__(
+        self, y: Tensor, noise: NoiseModel, masking: Masking, side: int, refinement: int, seed: int = 0
+    ) -> None:
         height, width = y.shape[-2:]
         super().__init__(whole(y), (height, width), y.shape[1])
         self.y = y
         self.noise = noise
         self.notes = (str(noise),)
         self.masking = masking
+        self.refinement = refinement
         self.step_size = (side, side)
         # A picture smaller than the square is mirrored around, over and over if need be.
         self.margin = max(masking.margin, -((min(height, width) - side) // 2))
@@ -106,7 +111,7 @@ class MaskedPrediction(Objective):
     @property
     def polish_steps(self) -> int:
         """Steps of the refinement."""
-        return self.masking.refinement
+        return self.refinement
 
     def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Predict, combine with the noisy samples, and refine."""

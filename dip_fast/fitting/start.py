@@ -65,7 +65,8 @@ def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int
     assert masking is not None
     side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
     side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
-    return MaskedPrediction(y, noise, masking, side, streams(seed)[2])
+    refinement = round(masking.refinement * recipe.options.iterations)
+    return MaskedPrediction(y, noise, masking, side, refinement, streams(seed)[2])
 
 
 def prepare(

@@ -31,8 +31,8 @@ class Job:
         Names in their registries.
     upsampling : str or None
         The network's; None where it has no such choice.
-    iterations : int
-        Most steps.
+    iterations : int or None
+        Most steps; None for as many as the preset has for a picture of the size.
     stop : {"auto", "never"}
         Whether the moving variance of the iterates may end the fit.
     seed : int
@@ -57,7 +57,7 @@ class Job:
     preset: str
     network: str
     upsampling: str | None
-    iterations: int
+    iterations: int | None
     stop: Literal["auto", "never"]
     seed: int
     device: str
@@ -68,13 +68,13 @@ class Job:
     snapshot_every: int = 100
     keep_metadata: bool = False
 
-    def recipe(self) -> Recipe:
-        """Change the preset's recipe as the settings say."""
+    def recipe(self, size: tuple[int, int]) -> Recipe:
+        """Change the preset's recipe as the settings say, for a picture of this height and width."""
         recipe = PRESETS[self.preset].recipe
         network_options = dict(recipe.network_options)
         if self.upsampling is not None:
             network_options["upsampling"] = self.upsampling
-        options = replace(recipe.options, iterations=self.iterations, stop=self.stop)
+        options = replace(recipe.options, iterations=self.iterations or recipe.iterations(size), stop=self.stop)
         return replace(recipe, network_options=network_options, options=options)
 
 
@@ -126,7 +126,7 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
         preset=preset,
         network=recipe.network,
         upsampling=upsampling,
-        iterations=recipe.options.iterations,
+        iterations=None if recipe.full_size else recipe.options.iterations,
         stop=recipe.options.stop,
         seed=0,
         device=device.type,
@@ -155,7 +155,7 @@ def _check(asked: Mapping[str, Any]) -> None:
 
 def _engine(wanted: str, job: Job) -> str:
     """Choose the engine; which blocks have a fused form shows on the meta device."""
-    recipe = job.recipe()
+    recipe = job.recipe((1, 1))
     with torch.device("meta"):
         network = networks.build(recipe.network, recipe.in_channels, 1, **recipe.network_options)
     return engines.choose(wanted, network, torch.device(job.device))
@@ -206,7 +206,8 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
     reference : ndarray, optional
         The ground truth, float32 ``(H, W, C)``, range [0, 1].
     """
-    recipe = job.recipe()
+    height, width = data.image.shape[:2]
+    recipe = job.recipe((height, width))
     return prepare(
         TASKS[job.task].objective(data, job.options, recipe, job.seed),
         recipe,
@@ -228,4 +229,4 @@ def check(job: Job) -> None:
     task = TASKS[job.task]
     task.complete(job.options)
     _check({name: value for name, value in vars(job).items() if value is not None})
-    job.recipe()
+    job.recipe((1, 1))

@@ -149,7 +149,7 @@ def run(request: Request, say: Say) -> Summary:
     fresh = stored is None or not checkpoint.exists()
     if not fresh:
         checkpoints.load(checkpoint, fit)
-    record = Record("running", job, asdict(job.recipe()), material.identity)
+    record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity)
     if stored is not None:
         record.started = stored.started
     with contextlib.closing(folder), _interruptible(fit, quiet=request.quiet):
@@ -240,7 +240,7 @@ def _bytes_on_disk(fit: Fit, job: Job, models: int) -> int:
     weights = sum(parameter.nbytes for parameter in fit.network.parameters())
     image = 4 * fit.objective.channels * math.prod(fit.objective.size)
     state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
-    snapshots = job.iterations // job.snapshot_every if job.snapshot_every else 0
+    snapshots = fit.options.iterations // job.snapshot_every if job.snapshot_every else 0
     model = 2 * weights + fit.z.nbytes + 3 * image + 2**18
     # 2**20: sheet, plot and tables
     return 4 * state + snapshots * image // 4 + 2 * image + models * model + 2**20
@@ -250,7 +250,7 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
     """Refuse to go on with another picture, another input or another meaning of the preset."""
     if stored.inputs != material.identity:
         raise _other_inputs(stored.inputs.keys() | material.identity.keys())
-    if stored.recipe != json.loads(json.dumps(asdict(job.recipe()))):
+    if stored.recipe != json.loads(json.dumps(asdict(job.recipe(material.picture.size)))):
         raise UsageError(
             "cannot resume: preset {} differs between the versions; start again with {}",
             *(job.preset, Argument("overwrite", True)),
