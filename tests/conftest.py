@@ -97,17 +97,20 @@ def dip(capsysbinary, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The quick preset with a network of milliseconds a step and a consolidation of eight steps."""
+    """The presets quick and default with networks of milliseconds a step, and little to do after the steps."""
     from dip_fast.presets import PRESETS
 
-    recipe = PRESETS["quick"].recipe
-    recipe = replace(
-        recipe,
-        network_options={"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling": "nearest"},
-        in_channels=4,
-        options=replace(recipe.options, consolidation=8),
-    )
-    monkeypatch.setitem(PRESETS._entries, "quick", replace(PRESETS["quick"], recipe=recipe))
+    tiny = {"down": 8, "up": 8, "skip": 2, "scales": 2}
+    for name, changes in (("quick", {"in_channels": 4}), ("default", {})):
+        recipe = PRESETS[name].recipe
+        recipe = replace(
+            recipe,
+            network_options=recipe.network_options | tiny,
+            options=replace(recipe.options, consolidation=8),
+            masking=recipe.masking and replace(recipe.masking, passes=2, refinement=4),
+            **changes,
+        )
+        monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
 
 
 @pytest.fixture

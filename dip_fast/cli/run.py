@@ -53,15 +53,16 @@ class Run(click.Command):
 @click.option(
     "--preset",
     type=Named(lambda: PRESETS),
-    help="Network and how it is fitted; see dip-fast presets.  [default: quick on a CPU, paper on a GPU]",
+    help="Network and how it is fitted; see dip-fast presets.  [default: default for noise; for other tasks quick on a "
+    "CPU, paper on a GPU]",
 )
 @click.option("--network", type=Named(lambda: NETWORKS), help="Selects the preset of that network.")
 @click.option("--upsampling", type=Choice(list(UPSAMPLINGS)), help="Of the skip network.  [default: the preset's]")
-@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Most steps.  [default: preset's]")
+@click.option("--iterations", type=click.IntRange(min=1), metavar="N", help="Most steps.  [default: the preset's]")
 @click.option(
     "--stop",
     type=Choice(list(STOPS)),
-    help="Whether the moving variance of the iterates may end the fit.  [default: preset's, mostly auto]",
+    help="Whether the moving variance of the iterates may end a fit from random input.  [default: the preset's]",
 )
 @click.option(
     "--fused/--no-fused",
