@@ -18,6 +18,7 @@ SMALLEST_SIDE = 16
 def denoise(
     image: np.ndarray,
     *,
+    noise: str | float | tuple[float, float] = "auto",
     preset: str | None = None,
     iterations: int | None = None,
     stop: str | None = None,
@@ -35,12 +36,18 @@ def denoise(
     image : ndarray
         ``(H, W)``, or with ``channel_axis`` ``(H, W, C)`` in any order; at least 16x16.  uint8, uint16, float16,
         float32 or float64, of any range (see Notes).
+    noise : {"auto", "poisson"} or float or tuple of float
+        What is known of the noise, whose samples must not depend on each other.  ``"auto"`` measures it in the image,
+        and ``"poisson"`` measures a variance that is proportional to the true value.  A number is the standard
+        deviation, in 1/255 of the image's range; ``(a, b)`` stands for a variance of ``a + b x`` at the true value x,
+        in units of the range.
     preset : str, optional
-        A name of ``dip_fast.presets.PRESETS``; ``"quick"`` on a CPU and ``"paper"`` on a GPU by default.
+        A name of ``dip_fast.presets.PRESETS``; ``"default"`` by default.
     iterations : int, optional
         Most steps; the preset's by default.
     stop : {"auto", "never"}, optional
         Whether the moving variance of the iterates may end the fit and choose the answer; the preset's by default.
+        Only presets whose fit begins with a random input have iterates.
     seed : int
         The same seed gives the same bits, on the same machine with the same number of threads.
     device : {"auto", "cpu", "cuda"}
@@ -66,20 +73,26 @@ def denoise(
     ------
     ValueError
         For an image of another shape or too small, or with NaN or infinite values.  As a `UsageError`: for an unknown
-        preset, engine or precision, for one of these or a device that is not available here, and for an image that is
-        too large for the memory.
+        preset, engine or precision, for one of these or a device that is not available here, for noise that is none of
+        the above, and for an image that is too large for the memory.
     TypeError
         For an image of another dtype.
 
     Notes
     -----
-    Minimises ``||f(z) - image||^2`` over the weights of an untrained network f at a fixed random z and takes the
-    averaged network as the answer.  The network draws values from 0 to 1, which stand for: 0 and 255 in uint8; 0 and
-    the largest ``2**k - 1`` needed in uint16; 0 and 1 in a float image within these that reaches 0.25, and its
-    minimum and maximum otherwise.
+    The presets ``fast``, ``default`` and ``best`` hide samples of the image and train an untrained network to predict
+    them.  The mean of its predictions is combined with the noisy samples by their errors, and the network is fitted to
+    draw the combination (`dip_fast.fitting.MaskedPrediction`).  The others minimise ``||f(z) - image||^2`` over the
+    weights of a network f at a fixed random z, and take the averaged network as the answer.
+
+    The network computes with values from 0 to 1, which stand for: 0 and 255 in uint8; 0 and the largest ``2**k - 1``
+    needed in uint16; 0 and 1 in a float image within these that reaches 0.25, and its minimum and maximum otherwise.
+    The range of the image is the distance of these two.
 
     References
     ----------
+    J. Batson, L. Royer, "Noise2Self", arXiv 1901.11365.
+
     D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
 
     Examples
@@ -87,7 +100,7 @@ def denoise(
     >>> import numpy as np
     >>> import dip_fast
     >>> noisy = np.random.default_rng(0).normal(0.5, 0.1, (32, 32)).clip(0, 1)
-    >>> dip_fast.denoise(noisy, iterations=3).shape
+    >>> dip_fast.denoise(noisy, noise=25, iterations=3).shape
     (32, 32)
     """
     return _restore(
@@ -96,6 +109,7 @@ def denoise(
         {},
         channel_axis,
         callbacks,
+        noise=_as_option(noise),
         preset=preset,
         iterations=iterations,
         stop=stop,
@@ -132,7 +146,10 @@ def inpaint(
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
-    preset, iterations, stop, seed, device, engine, precision, channel_axis, callbacks
+    preset : str, optional
+        A name of ``dip_fast.presets.PRESETS`` whose fit begins with a random input; ``"quick"`` on a CPU and
+        ``"paper"`` on a GPU by default.
+    iterations, stop, seed, device, engine, precision, channel_axis, callbacks
         As in `denoise`.
 
     Returns
@@ -177,6 +194,14 @@ def inpaint(
         engine=engine,
         precision=precision,
     )
+
+
+def _as_option(noise: str | float | tuple[float, float]) -> str:
+    """Write the noise as the option of the task has it."""
+    if isinstance(noise, str):
+        return noise
+    numbers = noise if isinstance(noise, tuple) else (noise,)
+    return ",".join(repr(float(number)) for number in numbers)
 
 
 def _restore(

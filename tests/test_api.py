@@ -54,6 +54,19 @@ def test_gray_needs_no_channel_axis() -> None:
     np.testing.assert_array_equal(gray, dip_fast.denoise(noisy[..., None], iterations=2, channel_axis=2)[..., 0])
 
 
+def test_noise_is_measured_or_given() -> None:
+    noisy = image("float32")
+
+    def denoised(**options: object) -> np.ndarray:
+        return dip_fast.denoise(noisy, iterations=2, channel_axis=-1, **options)
+
+    np.testing.assert_array_equal(denoised(noise="auto"), denoised())
+    np.testing.assert_array_equal(denoised(noise=25), denoised(noise="25"))
+    np.testing.assert_array_equal(denoised(noise=np.float32(25)), denoised(noise=(np.float64((25 / 255) ** 2), 0)))
+    assert (denoised(noise=25) != denoised(noise=5)).any()
+    assert (denoised(noise="poisson") != denoised(noise=(0.001, 0.03))).any()
+
+
 def test_callbacks_see_each_step_and_can_end_the_fit() -> None:
     steps = []
 
@@ -102,6 +115,17 @@ def test_mask_goes_with_channels_first() -> None:
         (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="bset"), ValueError, "one of fast, .*got 'bset'"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), iterations=0), ValueError, "at least 1, got 0"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), stop="soon"), ValueError, "one of auto, never, got 'soon'"),  # type: ignore[arg-type]
+        (
+            lambda: dip_fast.denoise(np.zeros((16, 16)), noise="loud"),
+            ValueError,
+            "noise must be auto, .*got loud",
+        ),
+        (lambda: dip_fast.denoise(np.zeros((16, 16)), noise=-1), ValueError, "noise must be .*; got -1"),
+        (
+            lambda: dip_fast.denoise(np.zeros((16, 16)), noise=(1, 2, 3)),
+            ValueError,
+            "noise must be .*got 1.0,2.0,3.0",
+        ),
         (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.ones((16, 17))), ValueError, r"mask must be \(16, 16\)"),
         (lambda: dip_fast.inpaint(np.zeros((16, 16)), np.zeros((16, 16))), ValueError, "at least one known pixel"),
     ],
