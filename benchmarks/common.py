@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dip_fast.fitting import Fit
+    from dip_fast.fitting import Fit, Objective
     from dip_fast.presets import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +85,21 @@ def recipe(
     changed = {name: value for name, value in options.items() if value is not None}
     network_options = found.network_options | ({} if upsampling is None else {"upsampling": upsampling})
     return replace(found, network_options=network_options, options=replace(found.options, **changed))
+
+
+def denoising_objective(noisy: np.ndarray, recipe: Recipe, seed: int) -> Objective:
+    """Make the objective by which the task denoises an image ``(H, W, C)``: masked, or from a random input."""
+    from dip_fast.tasks import TASKS, Data
+
+    task = TASKS["denoise"]
+    return task.objective(Data(noisy), task.complete({}), recipe, seed)
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """Halve an image by area averaging; an odd row or column at the end is left out."""
+    height, width = (side // 2 for side in image.shape[:2])
+    half: np.ndarray = image[: 2 * height, : 2 * width].reshape(height, 2, width, 2, -1).mean((1, 3))
+    return half
 
 
 def averaged_image(fit: Fit) -> Tensor:

@@ -75,7 +75,8 @@ def parts(fit: Fit, mask: Mask, calls: int) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["quick", "paper"])
+    with_iterates = [name for name, preset in PRESETS.items() if preset.recipe.masking is None]
+    parser.add_argument("--presets", nargs="+", choices=with_iterates, default=["quick", "paper"])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calls", type=int, default=25)

@@ -54,17 +54,17 @@ def main() -> None:
 
 def measure(preset: str, engine: str, size: int, steps: int) -> dict[str, Any]:
     """Make some steps in this process."""
-    import torch
+    import numpy as np
 
     from dip_fast.device import devices, memory
     from dip_fast.fitting import prepare
-    from dip_fast.fitting.degradations import Identity
 
     memory.keep_memory()
     recipe = PRESETS[preset].recipe
     estimate = devices.needed_bytes(recipe, 3, (size, size), engine)
     before = memory.peak_bytes()
-    fit = prepare(Identity(torch.rand(1, 3, size, size)), recipe, engine=engine)
+    noise = np.random.default_rng(0).random((size, size, 3), np.float32)
+    fit = prepare(common.denoising_objective(noise, recipe, 0), recipe, engine=engine)
     seconds = common.seconds_of_calls(fit.step, steps - 1, warm_up=1)
     return {
         "estimated_bytes": estimate,

@@ -6,8 +6,8 @@
 Each picture, examples/clean.png by default, is taken as clean.  Gaussian noise of sigma/255 is added with
 ``numpy.random.default_rng(0)`` and clipped; with ``--missing`` a part of the pixels is removed instead
 (``default_rng(1)``).  Columns, PSNR in dB: the damaged picture, the network with averaged weights, the average of the
-iterates, and the result, which is the former network fitted to the latter image.  ``best`` is the step that the answer
-comes from.  Of the presets after ``--timed`` only a few steps are made, for their time.
+iterates where steps draw iterates, and the result.  ``best`` is the step that the answer comes from.  Of the presets
+after ``--timed`` only a few steps are made, for their time.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import common
-import cv2
 import numpy as np
 import torch
 
 from dip_fast.device.memory import keep_memory
-from dip_fast.fitting import prepare
-from dip_fast.fitting.degradations import Degradation, Identity, Mask
+from dip_fast.fitting import Fit, deep_image_prior, prepare
+from dip_fast.fitting.degradations import Mask
 from dip_fast.pictures.metrics import psnr
 from dip_fast.presets import PRESETS
 
@@ -65,17 +64,13 @@ def main() -> None:
     for path in options.pictures:
         clean = common.read_image(path)
         if options.halve:
-            size = (clean.shape[1] // 2, clean.shape[0] // 2)
-            clean = cv2.resize(clean, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
+            clean = common.halved(clean)
         for sigma in options.sigmas if options.missing is None else [0.0]:
-            damaged, degradation = damage(clean, sigma, options.missing)
+            damaged, known = damage(clean, sigma, options.missing)
             name = f"sigma {sigma:g}" if options.missing is None else f"{options.missing:.0%} missing"
             for preset in dict.fromkeys([*options.presets, *options.timed]):
-                found = (
-                    whole_fit(clean, degradation, preset, options)
-                    if preset in options.presets
-                    else timed_steps(degradation, preset, options)
-                )
+                fit = prepared(damaged, known, preset, options)
+                found = whole_fit(fit, clean) if preset in options.presets else timed_steps(fit, options.timed_steps)
                 records.append(
                     {
                         "picture": path.stem,
@@ -98,25 +93,34 @@ def main() -> None:
     print(common.markdown([name.replace("_", " ") for name in COLUMNS], rows))
 
 
-def damage(clean: np.ndarray, sigma: float, missing: float | None) -> tuple[np.ndarray, Degradation]:
-    """Add noise to an image, or remove a part of its pixels."""
-    noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
-    damaged = np.clip(noisy, 0, 1).astype(np.float32)
+def damage(clean: np.ndarray, sigma: float, missing: float | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Add noise to an image, or remove a part of its pixels; return which are known then, ``(H, W)``."""
     if missing is None:
-        return damaged, Identity(common.to_tensor(damaged))
+        noisy = clean + np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
+        return np.clip(noisy, 0, 1).astype(np.float32), None
     known = np.random.default_rng(1).random(clean.shape[:2]) >= missing
-    damaged = damaged * known[..., None]
-    return damaged, Mask(common.to_tensor(damaged), torch.from_numpy(known)[None, None])
+    return clean * known[..., None], known
 
 
-def whole_fit(clean: np.ndarray, degradation: Degradation, preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Fit to the end, and compare the averages with the result."""
+def prepared(damaged: np.ndarray, known: np.ndarray | None, preset: str, options: argparse.Namespace) -> Fit:
+    """Prepare a fit as the tasks do."""
     recipe = common.recipe(preset, iterations=options.iterations)
-    fit = prepare(degradation, recipe, seed=options.seed, engine=options.engine)
+    if known is None:
+        objective = common.denoising_objective(damaged, recipe, options.seed)
+    elif recipe.masking is not None:
+        raise SystemExit(f"--missing: the preset {preset} does not fill in")
+    else:
+        mask = Mask(common.to_tensor(damaged), torch.from_numpy(known)[None, None])
+        objective = deep_image_prior(mask, recipe, seed=options.seed)
+    return prepare(objective, recipe, seed=options.seed, engine=options.engine)
+
+
+def whole_fit(fit: Fit, clean: np.ndarray) -> dict[str, Any]:
+    """Fit to the end, and compare the averages with the result."""
     while not fit.stop_reason:
         fit.step()
     weights = psnr(common.to_image(fit.draw()), clean)
-    average = psnr(common.to_image(common.averaged_image(fit)), clean)
+    average = psnr(common.to_image(common.averaged_image(fit)), clean) if fit.objective.draws_iterates else None
     loop_seconds = fit.seconds
     fit.run()
     result = fit.result()
@@ -131,17 +135,18 @@ def whole_fit(clean: np.ndarray, degradation: Degradation, preset: str, options:
     }
 
 
-def timed_steps(degradation: Degradation, preset: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Time a few steps, and estimate the time of all from them."""
-    recipe = common.recipe(preset, iterations=options.iterations)
-    fit = prepare(degradation, recipe, seed=options.seed, engine=options.engine)
-    step = statistics.median(common.seconds_of_calls(fit.step, options.timed_steps, WARM_UP_STEPS))
-    steps = recipe.options.iterations
+def timed_steps(fit: Fit, calls: int) -> dict[str, Any]:
+    """Time a few steps, and estimate the time of all, and of what follows them, from it."""
+    step = statistics.median(common.seconds_of_calls(fit.step, calls, WARM_UP_STEPS))
+    passes = fit.objective.passes
+    drawing = statistics.median(common.seconds_of_calls(fit.draw, 2, 1)) if passes else 0.0
+    steps = fit.options.iterations
+    polishing = fit.objective.polish_steps + fit.options.consolidation_steps
     return {
         **dict.fromkeys(("psnr_weights", "psnr_average", "psnr_result", "best_step")),
         "steps": steps,
         "step_seconds": step,
-        "fit_seconds": step * (steps + recipe.options.consolidation_steps),
+        "fit_seconds": step * (steps + polishing) + drawing * passes,
     }
 
 

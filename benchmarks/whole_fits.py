@@ -105,14 +105,14 @@ def fitted(
 
     from dip_fast.bench.meters import meter_for
     from dip_fast.fitting import fit
-    from dip_fast.fitting.degradations import Identity
 
     clean = common.to_tensor(common.read_image(common.EXAMPLES / "clean.png"))
     clean = torch.nn.functional.interpolate(clean, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     noisy = (clean + 25 / 255 * noise).clamp(0, 1)
     recipe = common.recipe(preset, iterations=iterations, stop="never")
-    result = fit(Identity(noisy), recipe, seed=seed, device=device, engine=engine, precision=precision)
+    objective = common.denoising_objective(common.to_image(noisy), recipe, seed)
+    result = fit(objective, recipe, seed=seed, device=device, engine=engine, precision=precision)
 
     target = common.to_image(clean)
     return {

@@ -31,8 +31,14 @@ SCRIPTS = {
     "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
     "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
     "presets.py": (
-        "clean.png --iterations 2 --missing 0.5 --timed hourglass --timed-steps 2 --json",
-        ['"preset": "quick"', '"preset": "hourglass"', '"damage": "50% missing"'],
+        "clean.png --iterations 2 --presets fast quick --timed default hourglass --timed-steps 2 --json",
+        [
+            '"preset": "fast"',
+            '"preset": "quick"',
+            '"preset": "default"',
+            '"damage": "sigma 25"',
+            '"psnr_average": null',
+        ],
     ),
     "replay.py": (
         "--presets quick hourglass --sizes 32 --rounds 2",
