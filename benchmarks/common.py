@@ -120,6 +120,12 @@ def seconds_of_calls(function: Callable[[], object], calls: int, warm_up: int) -
     return seconds[warm_up:]
 
 
+def mean(values: Sequence[float | None]) -> float | None:
+    """Average values; None if one of them is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Write a table in Markdown."""
     lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,7 @@ def presets(measurements: Measurements, path: Path) -> str:
     table = []
     for name, preset in PRESETS.items():
         recipe, row = preset.recipe, rows.get(name)
-        devices = [label for label, device in _DEVICES.items() if TASKS["denoise"].preset(device) == name]
-        label = ", ".join([f"`{name}`", *(f"default on a {device}" for device in devices)])
+        label = f"`{name}`{_default_of(name)}"
         figures = ["-", "-", "not measured"]
         if row is not None:
             result = "not run to its end" if row["psnr_result"] is None else f"{row['psnr_result']:.2f} dB"
@@ -133,7 +132,13 @@ def presets(measurements: Measurements, path: Path) -> str:
     return "\n".join(lines)
 
 
-_DEVICES = {"CPU": "cpu", "GPU": "cuda"}
+def _default_of(preset: str) -> str:
+    """Name the tasks, and where it depends on the device the device, whose default a preset is."""
+    found = []
+    for name, task in TASKS.items():
+        devices = [label for label, device in (("CPU", "cpu"), ("GPU", "cuda")) if task.preset(device) == preset]
+        found += [f", default of `{name}`" + (f" on a {devices[0]}" if len(devices) == 1 else "")] if devices else []
+    return "".join(found)
 
 
 def _damaged(row: Mapping[str, Any]) -> str:
@@ -146,6 +151,60 @@ def _network(recipe: Any) -> str:
     if "upsampling" not in options:
         return f"`{recipe.network}`"
     return f"`{recipe.network}`, {options.get('down', 128)} channels, {options['upsampling']}"
+
+
+def denoising(measurements: Measurements, path: Path) -> str:
+    """Write what presets and yardsticks make of noise."""
+    measured = measurements["denoising"]
+    text = (
+        "PSNR in dB over all channels, in parentheses the time of the fit; the noise is drawn from the seed 0 and "
+        "clipped. NLM: scikit-image's non-local means at the best of six strengths. BM3D, for colour CBM3D, is told "
+        f"the true noise, `dip-fast` is not. Estimated: without the clean picture. {source(measured)}"
+    )
+    return "\n".join([denoising_table(measured.rows), "", paragraph(text)])
+
+
+def denoising_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows of ``benchmarks/denoising.py``, with the means of pictures of one kind with the same noise."""
+    presets = [*dict.fromkeys(name for row in rows for name in row["presets"])]
+    head = ["picture, noise", "noisy", "NLM", "BM3D"]
+    groups: dict[tuple[str, str], list[tuple[str, list[Any]]]] = {}
+    for row in rows:
+        found = [row["noisy"], row["nlm"], row["bm3d"], *(row["presets"].get(name) for name in presets)]
+        label = f"{row['picture']} {row['width']}x{row['height']}, {row['noise']}"
+        groups.setdefault((row["kind"], row["noise"]), []).append((label, found))
+    table = []
+    for (_, noise), group in groups.items():
+        if len(group) > 1:
+            columns = zip(*(found for _, found in group), strict=True)
+            group.append((f"**mean**, {noise}", [_mean(column) for column in columns]))
+        for label, found in group:
+            reached = [_reached(each, noise) for each in found]
+            estimated = [_decibels((each or {}).get("estimated_psnr")) for each in found[3:]]
+            pairs = zip(reached[3:], estimated, strict=True)
+            table.append([label, *reached[:3], *(cell for pair in pairs for cell in pair)])
+    return common.markdown([*head, *(cell for name in presets for cell in (f"`{name}`", "estimated"))], table)
+
+
+def _mean(column: Sequence[Mapping[str, float | None] | None]) -> dict[str, float | None] | None:
+    """Average each figure of a column; None where one is missing."""
+    known = [found for found in column if found is not None]
+    if len(known) < len(column):
+        return None
+    return {name: common.mean([found[name] for found in known]) for name in known[0]}
+
+
+def _reached(found: Mapping[str, float | None] | None, noise: str) -> str:
+    """Write a PSNR and the time it took; of a picture without noise, the mean change in levels of 255."""
+    if found is None or (noise == "no noise" and "levels" not in found):
+        return "-"
+    figure = f"{found['levels']:.2f} levels off" if noise == "no noise" else _decibels(found["psnr"])
+    seconds = found.get("seconds")
+    return figure if seconds is None else f"{figure} ({duration(seconds)})"
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def speed(measurements: Measurements, path: Path) -> str:

@@ -2,6 +2,7 @@
 
     python benchmarks/figures.py                      # measure what is cheap, in about five minutes, and render
     python benchmarks/figures.py presets --whole quick paper --picture F16.png --halve
+    python benchmarks/figures.py denoising --denoising "F16.png House.png --presets fast default --bm3d-python PYTHON"
     python benchmarks/figures.py speed --speed-presets quick paper --sizes 256 512 --engines fused plain compile
     python benchmarks/figures.py --render             # only render, from dip_fast/data/figures.json
     python benchmarks/figures.py --check              # whether rendering would change a document
@@ -57,6 +58,12 @@ def main() -> None:
     parser.add_argument("--halve", action="store_true", help="for presets: halve it first")
     presets = list(PRESETS)
     parser.add_argument("--whole", nargs="*", choices=presets, default=["quick"], help="for presets: fits to their end")
+    parser.add_argument(
+        "--denoising",
+        metavar="ARGUMENTS",
+        default="examples/clean.png",
+        help="for denoising: what benchmarks/denoising.py is given, as one word",
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[256], help="for speed")
     parser.add_argument("--speed-presets", nargs="+", choices=["quick", "paper"], default=["quick"], help="for speed")
     parser.add_argument("--engines", nargs="+", default=["fused", "plain", "plain-retained"], help="for speed")
@@ -131,17 +138,23 @@ def machine(threads: int) -> str:
     return f"{facts['cpu']}, {threads} thread{'s' if threads > 1 else ''}{kernels}, torch {facts['torch']}"
 
 
+def typed(*arguments: str) -> str:
+    """Write a command of this checkout as a person types it, with files by their names."""
+    program, rest = f"python {arguments[0]}", arguments[1:]
+    if arguments[:2] == ("-m", "dip_fast"):
+        program, rest = "dip-fast", arguments[2:]
+    words = [Path(word).name if Path(word).is_absolute() else word for word in rest if word != "--json"]
+    return f"{program} {shlex.join(words)}"
+
+
 def run(*arguments: str) -> tuple[str, Any]:
     """Run a command of this checkout that prints JSON; return it as a person types it, and what it printed."""
-    shown = "dip-fast" if arguments[:2] == ("-m", "dip_fast") else f"python {arguments[0]}"
-    rest = arguments[2:] if shown == "dip-fast" else arguments[1:]
     environment = {**os.environ, "PYTHONPATH": str(common.ROOT)}
     command = [sys.executable, *arguments]
     ended = subprocess.run(command, cwd=common.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
-        sys.exit(f"{shown} {shlex.join(rest)} ended with exit code {ended.returncode}")
-    typed = [Path(word).name if Path(word).is_absolute() else word for word in rest if word != "--json"]
-    return f"{shown} {shlex.join(typed)}", json.loads(ended.stdout)
+        sys.exit(f"{typed(*arguments)} ended with exit code {ended.returncode}")
+    return typed(*arguments), json.loads(ended.stdout)
 
 
 # --- measurements -------------------------------------------------------------------------------------------------
@@ -200,6 +213,13 @@ def presets(options: argparse.Namespace) -> Found:
         for record in records
     ]
     return Found([command], rows)
+
+
+def denoising(options: argparse.Namespace) -> Found:
+    """Compare presets with non-local means and BM3D."""
+    arguments = [*shlex.split(options.denoising), "--threads", str(options.threads)]
+    command, found = run("benchmarks/denoising.py", *arguments, "--json")
+    return Found([command], found["rows"])
 
 
 def speed(options: argparse.Namespace) -> Found:

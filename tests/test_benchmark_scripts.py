@@ -14,7 +14,7 @@ from PIL import Image
 import dip_fast
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_SCRIPTS = {"common.py", "figure_tables.py"}  # modules that scripts share
+NOT_SCRIPTS = {"common.py", "figure_tables.py", "yardsticks.py"}  # modules that scripts share
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
@@ -25,6 +25,10 @@ SCRIPTS = {
     "curves.py": (
         "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
         ["largest distance", "fused", "plain, bits 1"],
+    ),
+    "denoising.py": (
+        "clean.png --presets fast --iterations 2 --threads 1 --records records",
+        ["clean 32x32, sigma 25", "| `fast` | estimated |"],
     ),
     "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
     "figures.py": ("--list", ["presets: ", "speed: "]),  # tests/test_figures.py has the rest
