@@ -1,4 +1,4 @@
-"""Measures the noise of a picture: how much of it there is, and whether it grows with the true value."""
+"""Measures the noise of pictures: how much of it there is, and whether it grows with the true value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 3
 
 
 def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
-    """Measure independent noise of variance ``a + b x`` in a picture.
+    """Measure independent noise of variance ``a + b x`` in a picture, or in several at once.
 
     The diagonal Haar coefficients of squares of four pixels hold the noise, and the least of the picture.  Their median
     magnitude over 0.6745 is the deviation of a Gaussian.  It is taken over the squares around which the smoothed
@@ -27,7 +27,7 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     Parameters
     ----------
     y : Tensor
-        ``(1, C, H, W)``, range [0, 1].
+        A picture or several with the same noise, ``(N, C, H, W)``, range [0, 1].
     grows : bool, optional
         Whether the variance is proportional to x, or does not depend on it; by default what the levels say.
 
@@ -44,7 +44,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994),
     doi:10.1093/biomet/81.3.425: the median.
     """
-    detail, level, structure = _squares(y.double())
+    squares = [_squares(picture.double(), SQUARES // len(y)) for picture in y.split(1)]
+    detail, level, structure = (torch.cat(parts) for parts in zip(*squares, strict=True))
     deviation = _deviation(detail)
     for _ in range(ROUNDS):
         low, high = cut_off(y, deviation)
@@ -58,8 +59,11 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     return NoiseModel(a, b, low, high)
 
 
-def _squares(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute diagonal Haar coefficient, mean of the smoothed picture and its variation for squares, each flat."""
+def _squares(y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute diagonal Haar coefficient, mean of the smoothed picture and its variation for squares, each flat.
+
+    There are less than twice as many as `most`.
+    """
     smooth = blur(y, 2.0)
 
     def corners(image: Tensor) -> tuple[Tensor, ...]:
@@ -69,7 +73,7 @@ def _squares(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     p, q, r, s = corners(y)
     level = torch.stack(corners(smooth)).mean(0)
     variation = blur((level - blur(level, 2.0)).square(), 2.0).mean(1, keepdim=True).expand_as(level)
-    chosen = slice(None, None, max(1, level.numel() // SQUARES))
+    chosen = slice(None, None, max(1, level.numel() // max(1, most)))
     return ((p - q - r + s) / 2).flatten()[chosen], level.flatten()[chosen], variation.flatten()[chosen]
 
 
