@@ -22,7 +22,7 @@ from dip_fast.fitting.computing import threads, workspace
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Polish
 from dip_fast.fitting.problem import Problem
-from dip_fast.fitting.results import COLUMNS, Result, State
+from dip_fast.fitting.results import COLUMNS, Result, State, channels_last
 from dip_fast.fitting.steps import (
     FAULTY,
     MAX_STEPS_BETWEEN_SYNCS,
@@ -115,6 +115,7 @@ class Fit:
         self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
         self._steps = FitSteps(self.problem, options, reads_are_free=reads_are_free)
         self._polished: dict[str, Tensor] = {}
+        self._pictures: Tensor | None = None  # where the objective made several
         self._learning_rate_factor = 1.0
         self._fixed_pace = steps_between_syncs
         self._pace = steps_between_syncs or 1  # steps that fill the time between two syncs
@@ -228,19 +229,21 @@ class Fit:
         if keep:
             self.kept = self.state()
 
-    def draw(self) -> Tensor:
-        """Draw the answer so far at the fixed input, ``(1, C, H, W)``, known pixels put back."""
-        problem = replace(self.problem, precision="fp32")
+    def draw(self, z: NetworkInput | None = None) -> Tensor:
+        """Draw the answer so far at the fixed input, or another picture's, ``(1, C, H, W)``, known pixels put back."""
+        problem, z = replace(self.problem, precision="fp32"), z or self.objective.z
         with torch.no_grad(), self._threads, products("fp32", self.device):
-            return self.objective.composite(problem.draw(self.objective.z.tensor(self.device), self._answer()))
+            return self.objective.composite(problem.draw(z.tensor(self.device), self._answer()))
 
     def result(self) -> Result:
         """Draw the answer and load its weights into the network; the fit cannot go on afterwards."""
         self._steps.release()
-        image = self.draw()
+        image, several, kept = self.draw(), self._pictures, self.objective.kept
+        if several is None and self.objective.pictures > 1:  # it was interrupted
+            several = torch.cat([self.draw(z) for z in self.objective.inputs()])
         self.network.load_state_dict(self._answer())
         return Result(
-            image=image[0].permute(1, 2, 0).contiguous().cpu().numpy(),
+            image=channels_last(image)[0],
             network=self.network,
             z=self.objective.z.surrounded(*self.network.input_size(*self.objective.size)),
             history=self.history(),
@@ -249,16 +252,11 @@ class Fit:
             stop_reason="interrupted" if self.interrupted else self.stop_reason,
             seconds=self.seconds,
             events=list(self.events),
-            kept=self._kept_pixels(),
+            kept=None if kept is None else (channels_last(kept[0])[0], channels_last(kept[1])[0]),
             estimated_psnr=self.objective.estimated_psnr,
+            estimated_psnrs=self.objective.estimated_psnrs,
+            images=None if several is None else channels_last(several),
         )
-
-    def _kept_pixels(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Copy what the objective puts back into the picture, channels last."""
-        if self.objective.kept is None:
-            return None
-        mask, target = (tensor[0].permute(1, 2, 0).contiguous().cpu() for tensor in self.objective.kept)
-        return mask.numpy(), target.numpy()
 
     def state(self) -> State:
         """Copy all that the rest of the fit depends on."""
@@ -318,7 +316,8 @@ class Fit:
     def _finish(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Let the objective make its picture, and fit the network at the fixed input to it: the consolidation.
 
-        It starts from the averages alone, so an interrupted one is made anew when the fit is resumed.
+        Several pictures are the answer as they are, since the network has one fixed input.  All of it starts from the
+        averages alone, so what was interrupted is made anew when the fit is resumed.
         """
         self._steps.release()
 
@@ -333,6 +332,9 @@ class Fit:
                 with self._at_work():
                     polish = next(work)
             except StopIteration as end:
+                if self.objective.pictures > 1:
+                    self._pictures = end.value
+                    return
                 to_picture = DeepImagePrior(Identity(end.value), self.z)
                 rate = self.options.consolidation_learning_rate
                 self._polish(Polish(to_picture, self.options.consolidation_steps, rate), callbacks)

@@ -1,8 +1,9 @@
-"""The masked objective: the network sees the picture with holes and predicts what was in them.
+"""The masked objective: the network sees a picture with holes and predicts what was in them.
 
 A network that is compared with samples that it does not see learns the picture and no noise, as far as the noise of a
 sample cannot be told from its neighbours.  It does not have to be stopped in time, and nothing in it is bound to a
-place: it learns from crops, whose number and size do not grow with the picture.
+place: it learns from crops, whose number and size do not grow with the picture, nor with the number of pictures of one
+kind: one network learns from crops of them all.
 
 The *prediction* A is the mean of the network's images over many masks, each sample from the masks that dropped it, so
 it owes nothing to the noise n of its own sample ``y = c + n``.  Hence two things follow:
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -39,19 +40,23 @@ from dip_fast.presets import Masking
 ORIENTATIONS = 8
 OVERLAP = 16  # pixels of a window next to its ends, which lack neighbours
 UNBIASING = 1.0  # pixels: window in which the bias of noise that is cut off is taken
+# Most masks of each of several pictures.  Against 64, with 8 noisy pictures of 128x128 and 300 steps, 32 lose 0.02 dB,
+# 16 lose 0.17 dB, since one sample in 36 is never dropped then, and 8 lose 0.8 dB.
+MASKS_OF_SEVERAL = 32
 
 
 class MaskedPrediction(Objective):
     """The mean squared error of predictions of samples that were dropped from the network's input.
 
-    A step sees a random square of the picture in one of its eight orientations, and predicts the samples that a random
-    mask drops: see `dip_fast.ops.masking.masked_crop`.
+    A step sees a random square of one of the pictures in one of its eight orientations, and predicts the samples that a
+    random mask drops: see `dip_fast.ops.masking.masked_crop`.
 
     Parameters
     ----------
     y : Tensor
-        The noisy picture, float32 ``(1, C, H, W)``, range [0, 1].
+        The noisy pictures, float32 ``(N, C, H, W)``, range [0, 1].
     noise : NoiseModel
+        Of all of them.
     masking : Masking
     side : int
         Side of the squares; one that the network reads.
@@ -63,7 +68,10 @@ class MaskedPrediction(Objective):
     Attributes
     ----------
     predicted_psnr, estimated_psnr : float or None
-        PSNR in dB of the prediction A and of what `estimate` made of it, estimated without the truth; None before.
+        PSNR in dB of the prediction A and of its combination with the noisy samples, estimated without the truth, the
+        mean over the pictures; None before.
+    estimated_psnrs : tuple of float
+        The latter for each picture.
     """
 
     draws_iterates = False
@@ -72,8 +80,10 @@ class MaskedPrediction(Objective):
         self, y: Tensor, noise: NoiseModel, masking: Masking, side: int, refinement: int, seed: int = 0
     ) -> None:
         height, width = y.shape[-2:]
-        super().__init__(whole(y), (height, width), y.shape[1])
+        super().__init__(whole(y[:1]), (height, width), y.shape[1])
         self.y = y
+        self.pictures = len(y)
+        self.masks = masking.passes if self.pictures == 1 else min(masking.passes, MASKS_OF_SEVERAL)
         self.noise = noise
         self.notes = (str(noise),)
         self.masking = masking
@@ -87,7 +97,7 @@ class MaskedPrediction(Objective):
         self.noise_variance = float(noise.variance_at_mean(blur(y, 2.0)).double().mean())
 
     def example(self, step: Tensor) -> Example:
-        """Drop samples from a square of the picture."""
+        """Drop samples from a square of one of the pictures."""
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
         z, target = masking.masked_crop(self.y, self.step_size[0], self.margin, self.masking.keep, 1, self.seed, step)
@@ -105,8 +115,8 @@ class MaskedPrediction(Objective):
 
     @property
     def passes(self) -> int:
-        """One for each mask of the prediction, and one for each orientation of the refined picture."""
-        return self.masking.passes + (ORIENTATIONS if self.polish_steps else 0)
+        """One for each mask of a prediction, and one for each orientation of a refined picture."""
+        return self.pictures * (self.masks + (ORIENTATIONS if self.polish_steps else 0))
 
     @property
     def polish_steps(self) -> int:
@@ -114,38 +124,50 @@ class MaskedPrediction(Objective):
         return self.refinement
 
     def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
-        """Predict, combine with the noisy samples, and refine."""
-        A = yield from self._predict(draw)
-        x, self.predicted_psnr, self.estimated_psnr = combine(self.y, A, self.noise)
+        """Predict each picture, combine it with its noisy samples, and refine."""
+        x, predicted, estimated = torch.empty_like(self.y), [], []
+        for n in range(self.pictures):
+            A = yield from self._predict(draw, n)
+            x[n : n + 1], psnr_of_prediction, psnr = combine(self.y[n : n + 1], A, self.noise)
+            predicted.append(psnr_of_prediction)
+            estimated.append(psnr)
+        self.predicted_psnr = sum(predicted) / self.pictures
+        self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
         if not self.polish_steps:
             return x
         renoised = Renoised(x, self.noise, self.z, self.step_size, self.margin, self.seed)
         yield Polish(renoised, self.polish_steps, self.masking.refinement_learning_rate)
-        refined = yield from self._draw_whole(draw)
-        return (x + refined) / 2
+        for n in range(self.pictures):
+            refined = yield from self._draw_whole(draw, n)
+            x[n : n + 1] = (x[n : n + 1] + refined) / 2
+        return x
 
-    def _predict(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
-        """Average predictions of dropped samples over masks and orientations: A."""
-        predicted, count, seen = (torch.zeros_like(self.y) for _ in range(3))
-        for number in range(self.masking.passes):
-            image, kept = self._pass(draw, number, self.masking.keep)
+    def inputs(self) -> Iterator[NetworkInput]:
+        """Show each noisy picture without holes."""
+        return map(whole, self.y.split(1))
+
+    def _predict(self, draw: Callable[[Tensor], Tensor], n: int) -> Generator[None, None, Tensor]:
+        """Average predictions of the dropped samples of a picture over masks and orientations: A."""
+        predicted, count, seen = (torch.zeros_like(self.y[:1]) for _ in range(3))
+        for number in range(self.masks):
+            image, kept = self._pass(draw, n, number, self.masking.keep)
             predicted += image * (1 - kept)
             count += 1 - kept
             seen += image
             yield
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
-        return torch.where(count > 0, predicted / count.clamp(min=1), seen / self.masking.passes)
+        return torch.where(count > 0, predicted / count.clamp(min=1), seen / self.masks)
 
-    def _draw_whole(self, draw: Callable[[Tensor], Tensor]) -> Generator[None, None, Tensor]:
-        """Average what the network draws of the noisy picture without holes over the orientations."""
-        drawn = torch.zeros_like(self.y)
+    def _draw_whole(self, draw: Callable[[Tensor], Tensor], n: int) -> Generator[None, None, Tensor]:
+        """Average what the network draws of a noisy picture without holes over the orientations."""
+        drawn = torch.zeros_like(self.y[:1])
         for number in range(ORIENTATIONS):
-            drawn += self._pass(draw, number, 1.0)[0]
+            drawn += self._pass(draw, n, number, 1.0)[0]
             yield
         return drawn / ORIENTATIONS
 
-    def _pass(self, draw: Callable[[Tensor], Tensor], number: int, keep: float) -> tuple[Tensor, Tensor]:
-        """Draw the picture with one mask, in windows as large as the squares of the steps.
+    def _pass(self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float) -> tuple[Tensor, Tensor]:
+        """Draw a picture with one mask, in windows as large as the squares of the steps.
 
         The statistics of batch norm are then those that the network has learned with, and the memory does not grow with
         the picture.  The windows overlap and are laid elsewhere in each pass, so they leave no seams.
@@ -153,16 +175,16 @@ class MaskedPrediction(Objective):
         Returns
         -------
         image, kept : Tensor
-            What the network draws, and the mask, of the shape of y.
+            What the network draws, and the mask, ``(1, C, H, W)``.
         """
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
         side, orientation = self.step_size[0], number % ORIENTATIONS
-        image, kept = torch.empty_like(self.y), torch.empty_like(self.y)
+        image, kept = torch.empty_like(self.y[:1]), torch.empty_like(self.y[:1])
         places = [_windows(length, side, self.margin, number) for length in self.size]
         for (top, rows), (left, columns) in itertools.product(*places):
             # Steps count from 1, so those below 1 have masks of their own.
-            z, _ = masking.masked_window(self.y, 0, top, left, side, side, orientation, keep, 1, self.seed, -number)
+            z, _ = masking.masked_window(self.y, n, top, left, side, side, orientation, keep, 1, self.seed, -number)
             inner = (..., slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
             image[..., rows, columns] = masking.oriented_back(draw(z), orientation)[inner]
             kept[..., rows, columns] = masking.oriented_back(z[:, self.channels :], orientation)[inner]
@@ -188,7 +210,7 @@ def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int
 
 
 class Renoised(Objective):
-    """The mean squared error of what the network makes of an estimate with fresh noise on it.
+    """The mean squared error of what the network makes of estimates with fresh noise on them.
 
     The network that has learned to predict dropped samples does not yet know how to use the samples it sees.  Here it
     sees all of them, on a picture like the one to be restored, and the noise is new at each step.
@@ -196,11 +218,11 @@ class Renoised(Objective):
     Parameters
     ----------
     x : Tensor
-        The estimate, ``(1, C, H, W)``.
+        The estimates, ``(N, C, H, W)``.
     noise : NoiseModel
-        Of the noisy picture.
+        Of the noisy pictures.
     z : NetworkInput
-        The noisy picture, with a mask of ones.
+        A noisy picture, with a mask of ones.
     step_size, margin
         Of the squares, as in `MaskedPrediction`.
     seed : int
@@ -224,7 +246,7 @@ class Renoised(Objective):
         self.seed = seed
 
     def example(self, step: Tensor) -> Example:
-        """Add noise to a square of the estimate."""
+        """Add noise to a square of one of the estimates."""
         from dip_fast.ops import masking, perturbation  # here, since it loads or builds the extension
 
         # Steps of its own, which no step of the fit and no mask of its prediction has, and noise of another seed.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -64,6 +64,7 @@ class Objective(ABC):
     ----------
     z : NetworkInput
         What the answer is drawn from, and exported with; of the size that the network reads, or of the picture's size.
+        Where there are several pictures, that of the first.
     size : tuple of int
         Height and width of the image that the network draws.
     channels : int
@@ -78,18 +79,26 @@ class Objective(ABC):
         decides by one.
     step_size : tuple of int
         Height and width of the image of a step.
+    pictures : int
+        How many pictures of one size are fitted at once: those of `inputs`.  Where there is one, the answer is the
+        network at the fixed input z; where there are several, it is what `finish` makes.
     draws_iterates : bool
         Whether the image of a step is an estimate of the whole picture: an iterate, which can be averaged, and whose
         variance can end the fit.  Otherwise it is a crop, or turned, and `finish` makes the picture.
     estimated_psnr : float or None
-        PSNR in dB of what `finish` made, as estimated without the truth; None before, or where it is not known.
+        PSNR in dB of what `finish` made, as estimated without the truth, the mean over the pictures; None before, or
+        where it is not known.
+    estimated_psnrs : tuple of float
+        The same for each picture; empty before, or where it is not known.
     notes : tuple of str
         What a user should know of it, a line each.
     """
 
     captures = True
+    pictures = 1
     draws_iterates = True
     estimated_psnr: float | None = None
+    estimated_psnrs: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __init__(self, z: NetworkInput, size: tuple[int, int], channels: int) -> None:
@@ -132,8 +141,12 @@ class Objective(ABC):
             0-dim float32.
         """
 
+    def inputs(self) -> Iterator[NetworkInput]:
+        """Make the fixed input of each picture."""
+        yield self.z
+
     def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
-        """Make the picture that the answer is fitted to, from the network as the steps have left it.
+        """Make the picture that the answer is fitted to, or several, from the network as the steps have left it.
 
         It yields None after each of its `passes`, so that the fit can show its progress or be interrupted; or what the
         weights shall be fitted to before it goes on.  By default it has nothing to do.
@@ -149,7 +162,7 @@ class Objective(ABC):
         Returns
         -------
         Tensor
-            ``(1, channels, *size)``.
+            ``(pictures, channels, *size)``.
         """
         yield from ()
         return average

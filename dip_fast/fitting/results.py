@@ -28,7 +28,8 @@ class Result:
     Attributes
     ----------
     image : ndarray
-        The restored picture, ``(H, W, C)``, float32, range [0, 1].
+        The restored picture, ``(H, W, C)``, float32, range [0, 1]; where several were fitted at once, what the network
+        draws of the first.
     network : Module
         The network, with the averaged weights that draw ``image`` from ``z``.
     z : NetworkInput
@@ -48,7 +49,12 @@ class Result:
         A mask of the pixels that were not drawn but are those of the target, bool ``(H, W, 1)``, and the target,
         float32 ``(H, W, C)``.
     estimated_psnr : float, optional
-        PSNR of ``image`` in dB, as estimated without the truth, where the objective can.
+        PSNR of ``image`` in dB, as estimated without the truth, where the objective can; the mean over ``images``.
+    estimated_psnrs : tuple of float
+        The same for each picture.
+    images : ndarray, optional
+        The restored pictures, ``(N, H, W, C)``, where several were fitted at once: what the objective made of each with
+        the network, or, of an interrupted fit, what the network draws of each.
     """
 
     image: np.ndarray
@@ -62,3 +68,10 @@ class Result:
     events: list[dict[str, Any]]
     kept: tuple[np.ndarray, np.ndarray] | None = None
     estimated_psnr: float | None = None
+    estimated_psnrs: tuple[float, ...] = ()
+    images: np.ndarray | None = None
+
+
+def channels_last(images: Tensor) -> np.ndarray:
+    """Copy images ``(N, C, H, W)`` to an array ``(N, H, W, C)``."""
+    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()

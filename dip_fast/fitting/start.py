@@ -54,8 +54,9 @@ def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int
     Parameters
     ----------
     y : Tensor
-        The noisy picture, float32 ``(1, C, H, W)``, range [0, 1].
+        The noisy pictures, float32 ``(N, C, H, W)``, range [0, 1]: one network is fitted to them all.
     noise : NoiseModel
+        Of all of them.
     recipe : Recipe
         One with `masking`.
     seed : int
@@ -117,7 +118,7 @@ def fit(
     reference: Tensor | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> Result:
-    """Fit a network to one damaged picture.
+    """Fit a network to one damaged picture, or to several of one kind at once.
 
     Parameters
     ----------

@@ -1,0 +1,231 @@
+"""One network for several pictures: frames of a scene, planes of a stack, tiles."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_masked import NOISE, RECIPE, SIGMA, clean
+from torch import Tensor
+
+import dip_fast
+from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, measure_noise, prepare
+from dip_fast.fitting.masked import MASKS_OF_SEVERAL, combine
+from dip_fast.runs import checkpoints
+from dip_fast.runs.progress import steps_done, steps_in_all
+
+UNREFINED = replace(RECIPE, masking=replace(RECIPE.masking, refinement=0))
+
+
+def frames(count: int = 3, height: int = 37, width: int = 45, channels: int = 3) -> Tensor:
+    """Draw one scene several times, each with noise of its own, ``(N, C, H, W)``."""
+    scene = clean(height, width, channels).expand(count, -1, -1, -1)
+    return scene + SIGMA * torch.randn(scene.shape, generator=torch.Generator().manual_seed(1))
+
+
+def made(y: Tensor, recipe: dip_fast.Recipe = RECIPE, noise: NoiseModel = NOISE) -> MaskedPrediction:
+    return masked_prediction(y, noise, recipe, seed=3)
+
+
+def finished(objective: MaskedPrediction) -> Tensor:
+    """Let an objective make its pictures with a network that smooths what it sees, and learns nothing."""
+
+    def draw(z: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(z[:, : objective.channels], 3, 1, 1, count_include_pad=False)
+
+    work = objective.finish(draw, objective.y)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def test_steps_see_squares_of_all_pictures() -> None:
+    objective = made(torch.arange(4.0)[:, None, None, None].expand(4, 1, 40, 40).contiguous() / 4)
+    seen = [round(4 * objective.example(torch.tensor(step)).target.mean().item()) for step in range(1, 65)]
+    assert sorted(set(seen)) == [0, 1, 2, 3]
+    assert max(np.bincount(seen)) < 32
+
+
+def test_what_describes_a_picture_describes_one() -> None:
+    one, objective = made(frames(1)), made(frames(3))
+    assert (objective.size, objective.channels, objective.pictures) == ((37, 45), 3, 3)
+    assert objective.z.size == (37, 45)
+    inputs = [z.tensor() for z in objective.inputs()]
+    for z, y in zip(inputs, frames(3), strict=True):
+        assert z.shape == (1, 6, 37, 45)
+        torch.testing.assert_close(z[0, :3], y.clamp(0, 1), atol=1e-5, rtol=0)
+        assert bool((z[0, 3:] == 1).all())
+    assert torch.equal(inputs[0], objective.z.tensor())
+    assert [z.size for z in one.inputs()] == [(37, 45)]
+
+
+# --- the noise -----------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_measured_on_all_pictures() -> None:
+    c = clean(64, 64, 1)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.cat([c + sigma * torch.randn(c.shape, generator=generator) for sigma in (0.05, 0.1, 0.1)])
+    low, middle, high = measure_noise(y[:1]).deviation, measure_noise(y).deviation, measure_noise(y[1:]).deviation
+    assert low < 0.06 < 0.07 < middle < 0.97 * high
+    assert high == pytest.approx(0.1, rel=0.08)
+
+
+def test_noise_of_a_picture_and_its_copies_is_one() -> None:
+    y = frames(1, 64, 64)
+    assert measure_noise(y.repeat(4, 1, 1, 1)).deviation == pytest.approx(measure_noise(y).deviation, rel=0.01)
+
+
+# --- the pictures --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, UNREFINED], ids=["refined", "not refined"])
+def test_samples_of_a_picture_enter_its_own_answer_alone(recipe: dip_fast.Recipe) -> None:
+    y = frames(3)
+    changed = y.clone()
+    changed[1] = 1 - changed[1]
+    first, second = finished(made(y, recipe)), finished(made(changed, recipe))
+    assert first.shape == y.shape
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[2], second[2])
+    assert (first[1] - second[1]).abs().min() > 0
+
+
+def test_answer_of_the_first_picture_is_that_of_it_alone() -> None:
+    """Its masks are those that it has alone; a network that learns nothing makes the same of it."""
+    y = frames(3)
+    objective, alone = made(y), made(y[:1])
+    pictures = finished(objective)
+    assert torch.equal(pictures[:1], finished(alone))
+    assert objective.estimated_psnrs[0] == alone.estimated_psnr
+    assert objective.estimated_psnr == pytest.approx(sum(objective.estimated_psnrs) / 3)
+    assert len(set(objective.estimated_psnrs)) == 3
+    for n in range(3):
+        assert (y[n] - pictures[n]).std() < (y[n] - pictures[n - 1]).std()
+
+
+def test_order_does_not_matter_where_nothing_is_drawn() -> None:
+    recipe = replace(RECIPE, masking=replace(RECIPE.masking, keep=1.0))
+    y = frames(3)
+    forth, back = finished(made(y, recipe)), finished(made(y.flip(0), recipe))
+    assert torch.equal(forth, back.flip(0))
+    assert not torch.equal(forth[0], forth[1])
+
+
+def test_masks_of_several_pictures_differ() -> None:
+    y = frames(1).repeat(2, 1, 1, 1)
+    pictures = finished(made(y, UNREFINED))
+    assert not torch.equal(pictures[0], pictures[1])
+
+
+@pytest.mark.parametrize("masks", [4, 64])
+def test_several_pictures_take_fewer_masks_each(masks: int) -> None:
+    recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=masks))
+    assert made(frames(1), recipe).passes == masks + 8
+    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 8)
+
+
+def test_progress_ends_at_its_total() -> None:
+    for count in (1, 3):
+        run = prepare(made(frames(count)), RECIPE, seed=3)
+        total = steps_in_all(run)
+        shown: list[int] = []
+        run.run([lambda run, shown=shown: shown.append(steps_done(run))])
+        assert shown == list(range(1, total + 1))
+
+
+# --- whole fits ----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    combined = []
+
+    def recording(y: Tensor, A: Tensor, noise: NoiseModel) -> tuple[Tensor, float, float]:
+        combined.append(combine(y, A, noise))
+        return combined[-1]
+
+    monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
+    result = fit(made(frames(3), UNREFINED), UNREFINED, seed=3)
+    assert result.images.shape == (3, 37, 45, 3)
+    for image, (x, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
+        np.testing.assert_array_equal(image, x[0].permute(1, 2, 0).numpy())
+        assert estimated == psnr
+    assert result.estimated_psnr == pytest.approx(np.mean(result.estimated_psnrs))
+    assert result.image.shape == (37, 45, 3)
+
+
+def test_one_picture_of_a_fit_has_no_others() -> None:
+    assert fit(made(frames(1)), RECIPE, seed=3).images is None
+
+
+def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many steps for six frames as for one; without consolidation, which has hardly a step here."""
+    options, masking = replace(RECIPE.options, iterations=150), replace(RECIPE.masking, passes=32, refinement=0)
+    recipe = replace(RECIPE, options=options, masking=masking)
+    y, c = frames(6, 64, 64), clean(64, 64)
+
+    def psnr(x: Tensor) -> float:
+        return -10 * float((x - c[0]).square().mean().log10())
+
+    images = fit(made(y, recipe), recipe, seed=3).images
+    together = [psnr(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
+    single: list[Tensor] = []
+    monkeypatch.setattr(Fit, "_polish", lambda self, polish, _: single.append(polish.objective.degradation.target[0]))
+    for n in range(3):
+        prepare(made(y[n : n + 1], recipe), recipe, seed=3).run()
+    alone = [psnr(x) for x in single]
+    assert len(alone) == 3
+    assert min(together) > 20 + 6  # dB; the noisy pictures have 20
+    assert np.mean(together[:3]) > np.mean(alone) - 0.15, (together, alone)
+
+
+@pytest.mark.parametrize("engine", ["fused", "plain"])
+@pytest.mark.parametrize("stop", ["step 17", "pass 20", "polish 3", "pass 40"])
+def test_resumed_bit_for_bit(engine: str, stop: str, tmp_path: Path) -> None:
+    y = frames(3)
+    expected = fit(made(y), RECIPE, seed=3, engine=engine)
+    kind, number = stop.split()
+
+    def interrupt(run: Fit) -> None:
+        if {"step": run.steps, "pass": run.passes, "polish": run.polish_steps}[kind] >= int(number):
+            run.interrupt()
+
+    first = prepare(made(y), RECIPE, seed=3, engine=engine)
+    first.run([interrupt])
+    assert first.interrupted
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    second = prepare(made(y), RECIPE, seed=3, engine=engine)
+    checkpoints.load(tmp_path / "checkpoint", second)
+    second.run()
+    result = second.result()
+    np.testing.assert_array_equal(result.images, expected.images)
+    np.testing.assert_array_equal(result.image, expected.image)
+    assert result.estimated_psnrs == expected.estimated_psnrs
+
+
+def test_interrupted_fit_draws_each_picture_from_its_own_input() -> None:
+    y = frames(3)
+    run = prepare(made(y), RECIPE, seed=3)
+    run.run([lambda run: run.interrupt() if run.steps == 20 else None])
+    result = run.result()
+    assert result.images.shape == (3, 37, 45, 3)
+    np.testing.assert_array_equal(result.images[0], result.image)
+    for n in range(3):
+        errors = [float(np.square(result.images[n] - other.permute(1, 2, 0).numpy()).mean()) for other in y]
+        assert int(np.argmin(errors)) == n
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    images = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        images.append(fit(made(frames(3, 40, 60)), RECIPE, seed=3, engine="fused").images)
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(images[0], images[1])
+    np.testing.assert_array_equal(images[0], images[2])
