@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from dip_fast.fitting import Fit
+from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.samples import from_unit, to_unit, value_range
 from dip_fast.runs.job import complete, start
 from dip_fast.tasks import TASKS, Data
-
-SMALLEST_SIDE = 16
 
 
 def denoise(
@@ -27,6 +26,7 @@ def denoise(
     engine: str = "auto",
     precision: str = "tf32",
     channel_axis: int | None = None,
+    frames_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
 ) -> np.ndarray:
     """Denoise an image with a network that is fitted to it alone.
@@ -60,6 +60,10 @@ def denoise(
         float32.
     channel_axis : int, optional
         Axis of the channels; None for a gray image.
+    frames_axis : int, optional
+        Axis of several images of one kind and size, such as the frames of a scene, the planes of a stack or tiles: one
+        network is fitted to all of them, and restores each from its own samples.  The preset must be one of the masked
+        objective, as the default is.
     callbacks : sequence of callable
         Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it, with the best
         answer so far.
@@ -107,7 +111,7 @@ def denoise(
         "denoise",
         image,
         {},
-        channel_axis,
+        Layout(channel_axis, frames_axis),
         callbacks,
         noise=_as_option(noise),
         preset=preset,
@@ -183,7 +187,7 @@ def inpaint(
         "inpaint",
         image,
         {"mask": np.asarray(mask)},
-        channel_axis,
+        Layout(channel_axis),
         callbacks,
         composite=composite,
         preset=preset,
@@ -208,21 +212,20 @@ def _restore(
     task_name: str,
     image: np.ndarray,
     inputs: dict[str, np.ndarray],
-    channel_axis: int | None,
+    layout: Layout,
     callbacks: Sequence[Callable[[Fit], None]],
     **asked: Any,
 ) -> np.ndarray:
     """Restore an array as the command line restores a file: the same checks, the same job, the same fit."""
     job = complete({"task": task_name, **asked}, inputs)
     task = TASKS[job.task]
-    image = np.asarray(image)
-    channels_last = _channels_last(image, channel_axis)
+    channels_last = layout.channels_last(image)
     read = {name: task.read(name, array, channels_last) for name, array in inputs.items()}
     known = task.known(Data(channels_last, read))
     filled = channels_last
     if known is not None:  # what is unknown may be NaN, or hold values that would widen the range
         mean = channels_last[known].mean(dtype=np.float64)
-        filled = np.where(known[..., None], channels_last, mean).astype(image.dtype)
+        filled = np.where(known[..., None], channels_last, mean).astype(channels_last.dtype)
     if not np.isfinite(filled).all():
         raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
     limits = value_range(filled)
@@ -230,21 +233,9 @@ def _restore(
     run = start(job, data)
     run.run(callbacks)
     result = run.result()
-    samples = from_unit(result.image, limits, image.dtype)
+    images = result.image if result.images is None else result.images
+    samples = from_unit(images.reshape(channels_last.shape), limits, channels_last.dtype)
     if result.kept is not None:
         # The values themselves: a float image passes through another range on its way.
         samples = np.where(result.kept[0], channels_last, samples)
-    return samples[..., 0] if channel_axis is None else np.moveaxis(samples, -1, channel_axis)
-
-
-def _channels_last(image: np.ndarray, channel_axis: int | None) -> np.ndarray:
-    """Check an image's dtype and shape, and view it as ``(H, W, C)``."""
-    if image.dtype not in (np.uint8, np.uint16, np.float16, np.float32, np.float64):
-        raise TypeError(f"image must be uint8, uint16, float16, float32 or float64, got {image.dtype}")
-    if image.ndim != (2 if channel_axis is None else 3):
-        wanted = "(H, W)" if channel_axis is None else "three-dimensional with channel_axis"
-        raise ValueError(f"image must be {wanted}, got {image.shape}; set channel_axis for a colour image")
-    channels_last = image[..., None] if channel_axis is None else np.moveaxis(image, channel_axis, -1)
-    if min(channels_last.shape[:2]) < SMALLEST_SIDE:
-        raise ValueError(f"image must be at least {SMALLEST_SIDE}x{SMALLEST_SIDE}, got {channels_last.shape[:2]}")
-    return channels_last
+    return layout.as_given(samples)

@@ -91,7 +91,7 @@ class Masking:
     margin : int
         How far such a square may reach over the picture's edges, where the picture is mirrored.
     passes : int
-        Masks whose predictions are averaged; where one network is fitted to several pictures, at most 32 of each.
+        Masks whose predictions are averaged; of several pictures, `masked.MASKS_OF_SEVERAL` of each at most.
     refinement : float
         Steps in which the network learns to take fresh noise out of the estimate, as a part of the iterations.
     refinement_learning_rate : float

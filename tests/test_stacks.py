@@ -12,6 +12,8 @@ from torch import Tensor
 import dip_fast
 from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, measure_noise, prepare
 from dip_fast.fitting.masked import MASKS_OF_SEVERAL, combine
+from dip_fast.pictures.layout import Layout
+from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
 from dip_fast.runs.progress import steps_done, steps_in_all
 
@@ -22,6 +24,11 @@ def frames(count: int = 3, height: int = 37, width: int = 45, channels: int = 3)
     """Draw one scene several times, each with noise of its own, ``(N, C, H, W)``."""
     scene = clean(height, width, channels).expand(count, -1, -1, -1)
     return scene + SIGMA * torch.randn(scene.shape, generator=torch.Generator().manual_seed(1))
+
+
+def stack(dtype: str = "float32", shape: tuple[int, ...] = (3, 18, 21, 3)) -> np.ndarray:
+    values = np.random.default_rng(0).uniform(0.1, 0.9, shape)
+    return values.astype(dtype) if np.dtype(dtype).kind == "f" else (values * np.iinfo(dtype).max).astype(dtype)
 
 
 def made(y: Tensor, recipe: dip_fast.Recipe = RECIPE, noise: NoiseModel = NOISE) -> MaskedPrediction:
@@ -40,6 +47,12 @@ def finished(objective: MaskedPrediction) -> Tensor:
             next(work)
         except StopIteration as end:
             return end.value
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default preset with a network and a fit of milliseconds."""
+    monkeypatch.setitem(PRESETS._entries, "default", replace(PRESETS["default"], recipe=RECIPE))
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -229,3 +242,107 @@ def test_same_bits_for_any_number_of_threads() -> None:
     torch.set_num_threads(1)
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_dtype_and_shape_are_kept(dtype: str) -> None:
+    noisy = stack(dtype)
+    before = noisy.copy()
+    result = dip_fast.denoise(noisy, iterations=2, channel_axis=-1, frames_axis=0)
+    assert (result.dtype, result.shape) == (noisy.dtype, noisy.shape)
+    np.testing.assert_array_equal(noisy, before)
+    middle = np.float64(1 if noisy.dtype.kind == "f" else np.iinfo(dtype).max) / 2
+    assert all(abs(frame.mean(dtype=np.float64) - middle) < 0.3 * middle for frame in result)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_one_frame_is_the_plain_call(dtype: str) -> None:
+    noisy = stack(dtype, (1, 18, 21, 3))
+    plain = dip_fast.denoise(noisy[0], iterations=12, channel_axis=-1)
+    np.testing.assert_array_equal(dip_fast.denoise(noisy, iterations=12, channel_axis=-1, frames_axis=0)[0], plain)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_axes_are_a_matter_of_layout() -> None:
+    noisy = stack()
+    expected = dip_fast.denoise(noisy, iterations=2, channel_axis=3, frames_axis=0)
+    moved = np.moveaxis(noisy, (0, 3), (-1, 0))  # (C, H, W, N)
+    found = dip_fast.denoise(moved, iterations=2, channel_axis=0, frames_axis=-1)
+    np.testing.assert_array_equal(np.moveaxis(found, (-1, 0), (0, 3)), expected)
+    gray = dip_fast.denoise(noisy[..., 0], iterations=2, frames_axis=0)
+    np.testing.assert_array_equal(
+        dip_fast.denoise(noisy[..., :1], iterations=2, channel_axis=-1, frames_axis=0)[..., 0], gray
+    )
+    np.testing.assert_array_equal(dip_fast.denoise(list(noisy[..., 0]), iterations=2, frames_axis=0), gray)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 0, 3), (3, 1, 2, 0), (1, 0, 3, 2), (2, 3, 1, 0)])
+@pytest.mark.parametrize("negative", [False, True])
+def test_layout_finds_the_axes_and_puts_them_back(order: tuple[int, ...], negative: bool) -> None:
+    samples = stack()
+    given = samples.transpose(order)
+    frames_axis, channel_axis = (order.index(axis) - (4 if negative else 0) for axis in (0, 3))
+    rows_first = order.index(1) < order.index(2)
+    layout = Layout(channel_axis, frames_axis)
+    found = layout.channels_last(given)
+    np.testing.assert_array_equal(found if rows_first else found.swapaxes(1, 2), samples)
+    np.testing.assert_array_equal(layout.as_given(found), given)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_frames_have_one_range() -> None:
+    noisy = stack(shape=(2, 18, 21))
+    noisy[1] *= 0.1  # a range of its own would begin at its minimum
+    seen: list[Fit] = []
+    dip_fast.denoise(noisy * 1000, iterations=1, frames_axis=0, callbacks=[seen.append])
+    assert isinstance(seen[0].objective, MaskedPrediction)
+    low, high = noisy.min(), noisy.max()
+    np.testing.assert_allclose(seen[0].objective.y[:, 0], (noisy - low) / (high - low), atol=1e-5)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: dip_fast.denoise(stack(), frames_axis=0),
+            ValueError,
+            r"must be three-dimensional with frames_axis, got \(3, 18, 21, 3\); set channel_axis for a colour image",
+        ),
+        (
+            lambda: dip_fast.denoise(stack()[0], frames_axis=0, channel_axis=-1),
+            ValueError,
+            r"must be four-dimensional with frames_axis and channel_axis, got \(18, 21, 3\)",
+        ),
+        (lambda: dip_fast.denoise(stack(), frames_axis=4, channel_axis=3), ValueError, "frames_axis must.* 4, got 4"),
+        (lambda: dip_fast.denoise(stack(), frames_axis=0, channel_axis=-5), ValueError, "channel_axis must.* got -5"),
+        (lambda: dip_fast.denoise(stack(), frames_axis=-1, channel_axis=3), ValueError, "must differ, got -1 and 3"),
+        (lambda: dip_fast.denoise(stack()[:0], frames_axis=0, channel_axis=3), ValueError, r"got none in \(0, 18"),
+        (lambda: dip_fast.denoise(stack(), frames_axis=1, channel_axis=3), ValueError, r"16x16, got \(3, 21\)"),
+        (
+            lambda: dip_fast.denoise([stack()[0], stack()[0][:17]], frames_axis=0, channel_axis=3),
+            ValueError,
+            r"frames of one size, got \(18, 21, 3\) and \(17, 21, 3\)",
+        ),
+        (lambda: dip_fast.denoise(stack("int32"), frames_axis=0, channel_axis=3), TypeError, "got int32"),
+        (
+            lambda: dip_fast.denoise(stack(), frames_axis=0, channel_axis=3, preset="quick"),
+            dip_fast.UsageError,
+            "preset='quick' learns from one picture; for several take one of .*default",
+        ),
+        (
+            lambda: dip_fast.inpaint(stack(), np.ones((18, 21)), frames_axis=0, channel_axis=3),  # type: ignore[call-arg]
+            TypeError,
+            "unexpected keyword argument 'frames_axis'",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused(call: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        call()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)

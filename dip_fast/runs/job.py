@@ -206,8 +206,11 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
     reference : ndarray, optional
         The ground truth, float32 ``(H, W, C)``, range [0, 1].
     """
-    height, width = data.image.shape[:2]
+    height, width = data.image.shape[-3:-1]
     recipe = job.recipe((height, width))
+    if data.image.ndim > 3 and recipe.masking is None:
+        able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
+        raise UsageError("{} learns from one picture; for several take one of {}", Argument("preset", job.preset), able)
     return prepare(
         TASKS[job.task].objective(data, job.options, recipe, job.seed),
         recipe,

@@ -81,7 +81,8 @@ class Data:
     Attributes
     ----------
     image : ndarray
-        The damaged picture, float32 ``(H, W, C)``, range [0, 1].
+        The damaged picture, float32 ``(H, W, C)``, range [0, 1]; or several that one network is fitted to,
+        ``(N, H, W, C)``.
     inputs : dict of str to ndarray
         The other inputs by name, as `Task.read` returned them.
     """
@@ -191,8 +192,9 @@ class Task:
 
 
 def as_target(image: np.ndarray) -> Any:
-    """Convert an image ``(H, W, C)`` to the target of a degradation, a float32 Tensor ``(1, C, H, W)``."""
+    """Convert an image ``(H, W, C)``, or several, to a float32 Tensor ``(1, C, H, W)`` or ``(N, C, H, W)``."""
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    images = image.reshape(-1, *image.shape[-3:])
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
