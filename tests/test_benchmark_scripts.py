@@ -48,6 +48,10 @@ SCRIPTS = {
         "--presets quick hourglass --sizes 32 --rounds 2",
         ["quick 32x32: onnxruntime", "hourglass 32x32: onnxruntime"],
     ),
+    "stack.py": (
+        "clean.png --frames 3 --alone 1 --pan 2 --preset fast --iterations 2 --threads 1",
+        ["3 frames of 28x32: ", "ratio", "| 2 | 2"],
+    ),
     "upsample_conv.py": (
         "--sizes 8 --channels 8 --engines fused plain --modes nearest --threads 1 --seconds 0",
         ["8x8", "torch.mm", "weight gradient"],
