@@ -1,7 +1,9 @@
 """One network for several pictures: frames of a scene, planes of a stack, tiles."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -346,3 +348,14 @@ def test_wrong_arguments_are_refused(call: object, error: type[Exception], messa
     with pytest.raises(error, match=message) as caught:
         call()  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_example_on_the_page_runs() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "stacks.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"frames": stack(), "planes": stack(shape=(2, 18, 21)), "dip_fast": dip_fast}
+    exec(compile("".join(blocks), "docs/stacks.md", "exec"), names)
+    assert names["restored"].shape == (2, 18, 21)
+    assert names["result"].images.shape == (3, 18, 21, 3)
+    assert names["result"].estimated_psnr == pytest.approx(np.mean(names["result"].estimated_psnrs))
