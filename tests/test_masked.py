@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import dip_fast
-from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, prepare
+from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked, masked_prediction, prepare
 from dip_fast.fitting.masked import Renoised, combine
 from dip_fast.presets import PRESETS, FitOptions, Masking, Recipe
 from dip_fast.runs import checkpoints
@@ -124,6 +124,7 @@ def test_prediction_is_made_of_dropped_samples() -> None:
 def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=300))
     recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0.0))
+    monkeypatch.setattr(masked, "LEARNED", 3.0)  # so small a network learns little of the noise
     made_of = []
     monkeypatch.setattr(Fit, "_polish", lambda self, polish, callbacks: made_of.append(polish.objective))
     run = made(recipe=recipe, y=noisy(96, 96))
@@ -202,6 +203,22 @@ def test_answer_is_one_network_at_one_input(channels: int, tmp_path) -> None:
         assert np.abs(drawn - result.image).max() < 2e-5
 
 
+def test_interrupted_fit_has_an_answer_and_goes_on_as_if_nothing_was() -> None:
+    y, recipe = noisy(96, 96), replace(RECIPE, options=replace(RECIPE.options, iterations=200, consolidation=20))
+    whole = made(recipe=recipe, y=y)
+    whole.run()
+    run = made(recipe=recipe, y=y)
+    run.run([lambda fit: fit.interrupt() if fit.steps == 150 else None])
+    state, result = run.state(), run.result()
+    assert result.stop_reason == "interrupted"
+    image = torch.from_numpy(result.image).permute(2, 0, 1)[None]
+    assert -10 * float((image - clean(96, 96)).square().mean().log10()) > 20 + 2  # dB; the noisy picture has 20
+    again = made(recipe=recipe, y=y)
+    again.load_state(state)
+    again.run()
+    np.testing.assert_array_equal(again.result().image, whole.result().image)
+
+
 def test_iterate_is_drawn_when_asked_for() -> None:
     run = made()
     run.step()
@@ -211,3 +228,17 @@ def test_iterate_is_drawn_when_asked_for() -> None:
 
 def test_objective_is_exported() -> None:
     assert isinstance(masked_prediction(noisy(), NOISE, RECIPE), MaskedPrediction)
+
+
+def test_correlated_noise_drops_squares_of_all_channels() -> None:
+    y = noisy(96, 96)
+    objective = masked_prediction(y, NOISE, RECIPE, block=3, seed=3)
+    kept = objective.example(torch.tensor(1)).z[0, 3:]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+    changes = (kept[0].diff(dim=1) != 0).float().mean()
+    assert changes < 0.2  # 0.32 if each sample were dropped by itself
+    run = prepare(objective, RECIPE, seed=3)
+    run.run()
+    assert run.result().image.shape == (96, 96, 3)
+    assert "neighbouring" in objective.notes[0]

@@ -10,6 +10,7 @@ from torch import Tensor
 from dip_fast.fitting import NoiseModel, measure_noise
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.error_map import error_map
+from dip_fast.fitting.noise_level import correlated_noise, is_correlated
 from dip_fast.fitting.noise_model import cut_off
 
 
@@ -138,3 +139,26 @@ def test_error_map_finds_regions_edges_and_lines() -> None:
     assert v[:, 0].mean() > 0.07
     assert v[:, 2:6].mean() < 0.06
     assert v[:70, 63:65].mean() > 0.06
+
+
+# --- correlated noise ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [5, 25])
+def test_white_noise_is_not_correlated(sigma: float) -> None:
+    assert not is_correlated(noisy(picture(), NoiseModel((sigma / 255) ** 2)).float())
+
+
+def test_noise_of_enlarged_pictures_is_correlated() -> None:
+    y = noisy(picture(96, 80), NoiseModel(0.01)).float()
+    larger = torch.nn.functional.interpolate(y, scale_factor=2, mode="bilinear")
+    assert is_correlated(larger)
+    assert is_correlated(torch.full((1, 3, 64, 64), 0.5))  # none at all: no telling
+
+
+def test_correlated_noise_is_measured_where_the_residual_is_least() -> None:
+    generator = torch.Generator().manual_seed(1)
+    y = 0.5 + 0.02 * torch.randn(1, 3, 64, 64, generator=generator)
+    y[..., 40:] += 0.2 * torch.randn(1, 3, 64, 24, generator=generator)
+    model = correlated_noise(y, torch.full_like(y, 0.5))
+    assert model.deviation == pytest.approx(0.04, rel=0.25)

@@ -7,12 +7,8 @@ from torch import Tensor
 
 from dip_fast.fitting.error_map import error_map
 
-# How far the prediction of a sample follows the sample's own noise, which the weights have learned in part, times the
-# samples of a channel.  docs/notes/masked.md has the pictures that it was measured on.
-LEARNED = 0.0
 
-
-def estimated_error(y: Tensor, A: Tensor, own: Tensor, slope: Tensor) -> tuple[float, float]:
+def estimated_error(y: Tensor, A: Tensor, own: Tensor, learned: float, slope: Tensor) -> tuple[float, float]:
     """Estimate the mean squared error of A and of ``A + w (y - A)``.
 
     The weight w of a sample comes from the error map, hence from ``(y - A)^2`` around it; where that is large by chance
@@ -25,6 +21,8 @@ def estimated_error(y: Tensor, A: Tensor, own: Tensor, slope: Tensor) -> tuple[f
         Noisy samples, and predictions that do not depend on their own sample's noise, ``(1, C, H, W)``.
     own : Tensor
         The variance of the samples' noise.
+    learned : float
+        As in `share_of_samples`.
     slope : Tensor
         The true value over the mean of samples that are cut off: what an error of the mean is multiplied by.
 
@@ -33,16 +31,38 @@ def estimated_error(y: Tensor, A: Tensor, own: Tensor, slope: Tensor) -> tuple[f
     predicted, combined : float
     """
     height, width = y.shape[2:]
-    learned = LEARNED / (height * width)
-    excess = (y - A).square() - own * (1 - 2 * learned)
+    excess = (y - A).square() - own
+    error_of_A = excess + 2 * learned * own
     colour = (torch.arange(height, device=y.device)[:, None] + torch.arange(width, device=y.device)) % 2 == 0
     combined = torch.zeros_like(y)
     for seen in (colour, ~colour):
-        v = error_map(torch.where(seen, excess, _neighbours(excess)), own, A)
-        w = v / (v + own).clamp(min=1e-12)
-        error = (1 - w).square() * excess + (w.square() + 2 * w * (1 - w) * learned) * own
+        w = share_of_samples(torch.where(seen, excess, _neighbours(excess)), A, own, learned)
+        error = (1 - w).square() * error_of_A + (w.square() + 2 * w * (1 - w) * learned) * own
         combined += torch.where(seen, 0.0, error)
-    return float((excess * slope.square()).double().mean()), float((combined * slope.square()).double().mean())
+    predicted = float((error_of_A * slope.square()).double().mean())
+    return predicted, float((combined * slope.square()).double().mean())
+
+
+def share_of_samples(excess: Tensor, A: Tensor, own: Tensor, learned: float) -> Tensor:
+    """Compute the weight w of the noisy samples that makes the error of ``A + w (y - A)`` least.
+
+    With the error v of A, the variance s^2 of the noise n, and cov(A, n) = r s^2, that error is
+    ``(1 - w)^2 v + w^2 s^2 + 2 w (1 - w) r s^2``, and the excess ``(y - A)^2 - s^2`` has the mean ``v - 2 r s^2``.
+
+    Parameters
+    ----------
+    excess, A, own : Tensor
+        As in `error_map`.
+    learned : float
+        r: how far a prediction follows the noise of its own sample, which the weights have learned in part.
+
+    Returns
+    -------
+    Tensor
+        In [0, 1].
+    """
+    v = error_map(excess, own, A)
+    return ((v + learned * own) / (v + own).clamp(min=1e-12)).clamp(max=1)
 
 
 def _neighbours(image: Tensor) -> Tensor:

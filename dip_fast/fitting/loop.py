@@ -22,15 +22,8 @@ from dip_fast.fitting.computing import threads, workspace
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Polish
 from dip_fast.fitting.problem import Problem
-from dip_fast.fitting.results import COLUMNS, Result, State, channels_last
-from dip_fast.fitting.steps import (
-    FAULTY,
-    MAX_STEPS_BETWEEN_SYNCS,
-    PICTURE,
-    STOPPED,
-    FitSteps,
-    PolishSteps,
-)
+from dip_fast.fitting.results import COLUMNS, Result, State, channels_last, psnr
+from dip_fast.fitting.steps import FAULTY, MAX_STEPS_BETWEEN_SYNCS, PICTURE, STOPPED, FitSteps, PolishSteps
 from dip_fast.fitting.stopping import MovingVariance
 from dip_fast.networks.network_input import NetworkInput
 from dip_fast.presets import FitOptions
@@ -38,6 +31,7 @@ from dip_fast.presets import FitOptions
 KEEP_EVERY = MAX_STEPS_BETWEEN_SYNCS  # steps between the states that a loss gone wrong falls back to
 SECONDS_BETWEEN_SYNCS = 0.25  # on a GPU, where no callback asks for a step sooner
 LOSSES_AVERAGED = 100  # for an estimate of the PSNR: one crop says little of the picture
+BRIEF_STEPS, BRIEF_RATE = 40, 0.01  # of an interrupted fit without iterates, whose network draws no answer yet
 MAX_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 
 
@@ -193,6 +187,10 @@ class Fit:
                     callback(self)
             if not self.interrupted:
                 self._finish(callbacks)
+            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._polished:
+                with self._at_work():
+                    picture = self.objective.brief(self._image)
+                self._polish(Polish(DeepImagePrior(Identity(picture), self.z), BRIEF_STEPS, BRIEF_RATE))
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error
 
@@ -211,7 +209,7 @@ class Fit:
         done = int(self._steps.numbers.steps) - self.steps
         log = self._steps.log(min(done + 1, steps))
         for (rate, *_), (loss, variance, error) in zip(schedule, log[:done], strict=False):
-            self.rows.append((len(self.rows) + 1, loss, rate, variance, _psnr(error)))
+            self.rows.append((len(self.rows) + 1, loss, rate, variance, psnr(error)))
         self.steps += done
         if self._steps.status == FAULTY:
             self._fall_back(self._fault(log[done][0]))
@@ -320,12 +318,7 @@ class Fit:
         averages alone, so what was interrupted is made anew when the fit is resumed.
         """
         self._steps.release()
-
-        @torch.no_grad()
-        def draw(z: Tensor) -> Tensor:
-            return self.problem.draw(z, self._answer(), (z.shape[2], z.shape[3]))
-
-        work = self.objective.finish(draw, self.averages()[PICTURE])
+        work = self.objective.finish(self._image, self.averages()[PICTURE])
         while not self.interrupted:
             started = time.perf_counter()
             try:
@@ -347,14 +340,22 @@ class Fit:
             for callback in callbacks:
                 callback(self)
 
-    def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]]) -> None:
-        """Fit the weights to something else; if that is interrupted, the weights stay as they were."""
+    @torch.no_grad()
+    def _image(self, z: Tensor) -> Tensor:
+        """Draw the image of a network input with the weights of the answer so far."""
+        return self.problem.draw(z, self._answer(), (z.shape[2], z.shape[3]))
+
+    def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
+        """Fit the weights to something else; if that is interrupted, they stay as they were.
+
+        Without callbacks nothing interrupts it.
+        """
         problem = replace(self.problem, objective=polish.objective.to(self.device))
         steps = PolishSteps(problem, self._answer(), self.options)
         first, done = self.polish_steps, 0
-        while done < polish.steps and not self.interrupted:
+        while done < polish.steps and not (self.interrupted and callbacks is not None):
             started = time.perf_counter()
-            numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks, done, polish.steps))
+            numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks or (), done, polish.steps))
             with self._at_work():
                 steps.make([(polish.rate_at(step),) for step in numbers])
                 if self.device.type == "cuda":
@@ -362,9 +363,9 @@ class Fit:
             done += len(numbers)
             self.polish_steps = first + done
             self._count_time(time.perf_counter() - started, len(numbers))
-            for callback in callbacks:
+            for callback in callbacks or ():
                 callback(self)
-        if not self.interrupted:
+        if done == polish.steps:
             self._polished = steps.weights
 
     def _count_time(self, seconds: float, steps: int) -> None:
@@ -391,8 +392,3 @@ class Fit:
                 f"{fault} at step {step}, as it did {MAX_FALLBACKS} times before at ever smaller learning rates; "
                 "check the picture for values that do not belong there"
             )
-
-
-def _psnr(error: float) -> float:
-    """PSNR in dB at data range 1, of a mean squared error; NaN of NaN."""
-    return -10 * math.log10(max(error, 2.0**-48))

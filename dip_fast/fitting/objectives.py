@@ -167,6 +167,10 @@ class Objective(ABC):
         yield from ()
         return average
 
+    def brief(self, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Make a picture in seconds, for a fit without iterates that is interrupted before `finish`."""
+        raise TypeError(f"{type(self).__name__} draws no iterates and must define brief()")
+
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR in dB of the network's images from a mean of the loss; None where it does not say."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,3 +76,8 @@ class Result:
 def channels_last(images: Tensor) -> np.ndarray:
     """Copy images ``(N, C, H, W)`` to an array ``(N, H, W, C)``."""
     return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def psnr(error: float) -> float:
+    """PSNR in dB at data range 1, of a mean squared error; NaN of NaN."""
+    return -10 * math.log10(max(error, 2.0**-48))

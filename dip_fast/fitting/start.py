@@ -48,7 +48,9 @@ def deep_image_prior(degradation: Degradation, recipe: Recipe, *, seed: int = 0)
     return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
 
 
-def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int = 0) -> MaskedPrediction:
+def masked_prediction(
+    y: Tensor, noise: NoiseModel, recipe: Recipe, *, block: int = 1, seed: int = 0
+) -> MaskedPrediction:
     """Make the objective of a fit to samples that the network does not see.
 
     Parameters
@@ -59,6 +61,8 @@ def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int
         Of all of them.
     recipe : Recipe
         One with `masking`.
+    block : int
+        Side of the squares that masks drop, see `MaskedPrediction`.
     seed : int
         Seed of the fit.
     """
@@ -66,8 +70,9 @@ def masked_prediction(y: Tensor, noise: NoiseModel, recipe: Recipe, *, seed: int
     assert masking is not None
     side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
     side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
-    refinement = round(masking.refinement * recipe.options.iterations)
-    return MaskedPrediction(y, noise, masking, side, refinement, streams(seed)[2])
+    iterations = recipe.options.iterations
+    refinement = round(masking.refinement * iterations)
+    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2])
 
 
 def prepare(

@@ -14,6 +14,7 @@ from dip_fast.tasks.task import Baseline, Data, Option, Task, as_target
 if TYPE_CHECKING:
     from dip_fast.fitting import Degradation, NoiseModel, Objective
 
+BLOCK = 3  # pixels: side of the squares that are predicted where noise is correlated
 NOISE = "Noise: auto, poisson, its standard deviation in 1/255 of the range, or a,b for a variance of a + b x."
 
 
@@ -44,9 +45,12 @@ class Denoise(Task):
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Predict samples that the network does not see; or fit it from a random z, where the preset says so."""
         from dip_fast.fitting import masked_prediction
+        from dip_fast.fitting.noise_level import is_correlated
 
         if recipe.masking is not None:
-            return masked_prediction(as_target(data.image), _noise(data, options), recipe, seed=seed)
+            y = as_target(data.image)
+            block = BLOCK if options["noise"] == "auto" and is_correlated(y) else 1
+            return masked_prediction(y, _noise(data, options), recipe, block=block, seed=seed)
         if options["noise"] != "auto" and recipe.options.perturbation is None:
             perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
             recipe = replace(recipe, options=replace(recipe.options, perturbation=perturbation))
