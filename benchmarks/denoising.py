@@ -6,9 +6,9 @@
     python benchmarks/denoising.py F16.png --flat --sigma 0 2 5 --check        # never worse than the input
 
 Each picture is taken as clean.  Its noise is ``numpy.random.default_rng(0).normal(0, sigma / 255)``, or that of
-``default_rng(0).poisson(peak * clean) / peak``, clipped to [0, 1] in float32.  `dip-fast run` restores it, in a process
-of its own, from a float TIFF file, and is told nothing of the noise unless ``--noise`` says it; ``--noise true`` is the
-standard deviation as it is.
+``default_rng(0).poisson(peak * clean) / peak``, clipped to [0, 1] in float32.  `dip-fast run` restores it from a float
+TIFF file, in a process of its own, and measures the noise unless ``--noise`` names it; ``--noise true`` is the noise as
+it is.
 
 Beside it stand scikit-image's non-local means at the best of six strengths, and BM3D (CBM3D for colour) with the true
 noise, for Poisson noise behind an Anscombe transform.  BM3D needs the package ``bm3d``, whose licence forbids
@@ -172,7 +172,7 @@ def measure(case: Case, options: argparse.Namespace, bm3d: BM3D | None, records:
         yards["bm3d"] = partial(by_bm3d, case, noisy, bm3d)
     row |= {name: averaged([records.get({**facts, "method": name}, by_yard)]) for name, by_yard in yards.items()}
     settings = {name: vars(options)[name] for name in ("iterations", "device", "threads")}
-    settings |= {"told": options.noise, "commit": measured_commit() if options.records else ""}
+    settings |= {"option": options.noise, "commit": measured_commit() if options.records else ""}
     for preset in options.presets:
         fits = [
             records.get(

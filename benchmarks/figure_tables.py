@@ -158,8 +158,8 @@ def denoising(measurements: Measurements, path: Path) -> str:
     measured = measurements["denoising"]
     text = (
         "PSNR in dB over all channels, in parentheses the time of the fit; the noise is drawn from the seed 0 and "
-        "clipped. NLM: scikit-image's non-local means at the best of six strengths. BM3D, for colour CBM3D, is told "
-        f"the true noise, `dip-fast` is not. Estimated: without the clean picture. {source(measured)}"
+        "clipped. NLM: scikit-image's non-local means at the best of six strengths. BM3D, for colour CBM3D, has "
+        f"the true noise, `dip-fast` measures it. Estimated: without the clean picture. {source(measured)}"
     )
     return "\n".join([denoising_table(measured.rows), "", paragraph(text)])
 
@@ -295,6 +295,7 @@ TABLES: dict[str, Callable[[Measurements, Path], str]] = {
     "example": example,
     "summary": summary,
     "presets": presets,
+    "denoising": denoising,
     "speed": speed,
     "operator": operator,
     "curves": curves,

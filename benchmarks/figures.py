@@ -33,6 +33,7 @@ import figure_tables
 from dip_fast import figures
 from dip_fast.figures import Measurement
 from dip_fast.presets import PRESETS
+from dip_fast.tasks import TASKS
 
 IMAGES = common.ROOT / "docs" / "images"
 FILE = common.ROOT / "dip_fast" / "data" / "figures.json"
@@ -162,24 +163,24 @@ def run(*arguments: str) -> tuple[str, Any]:
 
 def example_denoise(options: argparse.Namespace) -> Found:
     """Restore the noisy example picture."""
-    return _example(options, "restored.png", "examples/noisy.png")
+    return _example(options, "denoise", "restored.png", "examples/noisy.png")
 
 
 def example_inpaint(options: argparse.Namespace) -> Found:
     """Fill in the example picture with holes."""
-    return _example(options, "filled.png", "examples/holed.png", "--mask", "examples/mask.png")
+    return _example(options, "inpaint", "filled.png", "examples/holed.png", "--mask", "examples/mask.png")
 
 
-def _example(options: argparse.Namespace, image: str, *arguments: str) -> Found:
-    """Restore a picture with the preset `quick`, and keep the result among the images of the documents."""
-    fixed = ["--reference", "examples/clean.png", "--preset", "quick", "--device", "cpu"]
+def _example(options: argparse.Namespace, task: str, image: str, *arguments: str) -> Found:
+    """Restore a picture as the task does by default, and keep the result among the images of the documents."""
+    fixed = ["--reference", "examples/clean.png", "--device", "cpu"]
     command = [*arguments, *fixed, "--threads", str(options.threads)]
     with tempfile.TemporaryDirectory() as folder:
         quietly = ["--out", str(Path(folder) / "run"), "--quiet", "--export", "none", "--json"]
         _, summary = run("-m", "dip_fast", "run", *command, *quietly)
         shutil.copyfile(summary["result"], IMAGES / image)
     row = {
-        "preset": "quick",
+        "preset": TASKS[task].preset("cpu"),
         "psnr_damaged": round(summary["psnr_input"], 2),
         "psnr_result": round(summary["psnr"], 2),
         "ssim_damaged": round(summary["ssim_input"], 3),
@@ -306,6 +307,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], Found]] = {
     "example-denoise": example_denoise,
     "example-inpaint": example_inpaint,
     "presets": presets,
+    "denoising": denoising,
     "speed": speed,
     "operator": operator,
     "curves": curves,

@@ -1,4 +1,4 @@
-"""What other methods make of noise: non-local means at its best strength, and BM3D, which is told the true noise.
+"""What other methods make of noise: non-local means at its best strength, and BM3D, which has the true noise.
 
 BM3D is that of the package ``bm3d``, whose licence forbids commercial use: a yardstick, and no dependency.  It runs in
 a process of an interpreter that has the package.
@@ -53,7 +53,7 @@ class Noise:
 
     @property
     def option(self) -> str:
-        """What ``dip-fast run --noise`` is told, to know it."""
+        """The noise as an option of ``dip-fast run --noise``."""
         return f"{self.sigma}" if self.peak is None else f"{(self.sigma / 255) ** 2},{1 / self.peak}"
 
     def on(self, clean: np.ndarray) -> np.ndarray:
@@ -124,7 +124,7 @@ class BM3D:
 
 
 def find_bm3d(python: str | None) -> BM3D | None:
-    """Find an interpreter with the package ``bm3d``: the one that is named, else this one; None if it has it not."""
+    """Find an interpreter with the package ``bm3d``: the one that is named, else this one; None where it is missing."""
     tried = python or sys.executable
     if not subprocess.run([tried, "-c", "import bm3d"], capture_output=True).returncode:
         return BM3D(tried)

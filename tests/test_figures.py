@@ -164,6 +164,7 @@ def test_each_measurement_runs_a_command_that_exists(scripts, measurements, monk
     answers = {
         "run": {"result": str(picture), "seconds": 3.0, **quality},
         "presets": [{"preset": name, **kept, **cost} for name in PRESETS],
+        "denoising": {"rows": measurements["denoising"].rows},
         "bench": [{**bench, "median_step_seconds": 0.1, "peak_memory_bytes": 1e9}],
         "upsample_conv": [{**operator, "engine": engine} for engine in ("fused", "plain")],
         "curves": [{"fit": name, "largest_distance_db": 0.5} for name in ("fused", "plain, bits 1")],
@@ -177,6 +178,7 @@ def test_each_measurement_runs_a_command_that_exists(scripts, measurements, monk
     names = list(scripts.figures.MEASURES)
     options = SimpleNamespace(
         **{"names": names, "threads": 1, "picture": "examples/clean.png", "halve": False, "whole": ["quick"]},
+        **{"denoising": "examples/clean.png --halve"},
         **{"sizes": [16], "speed_presets": ["quick"], "engines": ["fused", "plain"], "seconds": 1.0},
     )
     scripts.figures.measure(options)
