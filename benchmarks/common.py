@@ -75,12 +75,18 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def recipe(
-    preset: str, *, iterations: int | None = None, stop: str | None = None, upsampling: str | None = None
+    preset: str,
+    *,
+    size: tuple[int, int] = (512, 512),
+    iterations: int | None = None,
+    stop: str | None = None,
+    upsampling: str | None = None,
 ) -> Recipe:
-    """Return the recipe of a preset, with what is not None in place of its own."""
+    """Return the recipe of a preset for a picture of a height and width, with what is not None in place of its own."""
     from dip_fast.presets import PRESETS
 
     found = PRESETS[preset].recipe
+    iterations = found.iterations(size) if iterations is None else iterations
     options: dict[str, Any] = {"iterations": iterations, "stop": stop}
     changed = {name: value for name, value in options.items() if value is not None}
     network_options = found.network_options | ({} if upsampling is None else {"upsampling": upsampling})

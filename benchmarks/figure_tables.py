@@ -111,6 +111,7 @@ def presets(measurements: Measurements, path: Path) -> str:
     first = next(iter(rows.values()))
     head = ["preset", "network", "steps", "a step", "in all", _damaged(first)]
     table = []
+    size = first["height"], first["width"]
     for name, preset in PRESETS.items():
         recipe, row = preset.recipe, rows.get(name)
         label = f"`{name}`{_default_of(name)}"
@@ -118,14 +119,14 @@ def presets(measurements: Measurements, path: Path) -> str:
         if row is not None:
             result = "not run to its end" if row["psnr_result"] is None else f"{row['psnr_result']:.2f} dB"
             figures = [f"{row['step_seconds']:.2g} s", duration(row["fit_seconds"]), result]
-        table.append([label, _network(recipe), recipe.options.iterations, *figures])
+        table.append([label, _network(recipe), recipe.iterations(size), *figures])
     others = [
         f"{row['picture']}, {row['damage']}, {row['psnr_damaged']:.2f} -> {row['psnr_result']:.2f} dB"
         for row in measured.rows
         if row is not rows.get(row["preset"]) and row["psnr_result"] is not None
     ]
-    size = f"{first['width']}x{first['height']}"
-    text = f"Times are those of a {size} picture; the cost grows with the number of pixels. {source(measured)}"
+    pixels = f"{first['width']}x{first['height']}"
+    text = f"Steps and times are those of a {pixels} picture; a step costs more on a larger one. {source(measured)}"
     lines = [common.markdown(head, table), "", paragraph(text)]
     if others:
         lines += ["", paragraph(f"`quick` on other pictures: {'; '.join(others)}.")]

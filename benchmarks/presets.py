@@ -104,7 +104,7 @@ def damage(clean: np.ndarray, sigma: float, missing: float | None) -> tuple[np.n
 
 def prepared(damaged: np.ndarray, known: np.ndarray | None, preset: str, options: argparse.Namespace) -> Fit:
     """Prepare a fit as the tasks do."""
-    recipe = common.recipe(preset, iterations=options.iterations)
+    recipe = common.recipe(preset, size=damaged.shape[:2], iterations=options.iterations)
     if known is None:
         objective = common.denoising_objective(damaged, recipe, options.seed)
     elif recipe.masking is not None:

@@ -110,7 +110,7 @@ def fitted(
     clean = torch.nn.functional.interpolate(clean, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     noisy = (clean + 25 / 255 * noise).clamp(0, 1)
-    recipe = common.recipe(preset, iterations=iterations, stop="never")
+    recipe = common.recipe(preset, size=(size, size), iterations=iterations, stop="never")
     objective = common.denoising_objective(common.to_image(noisy), recipe, seed)
     result = fit(objective, recipe, seed=seed, device=device, engine=engine, precision=precision)
 
