@@ -97,11 +97,11 @@ def dip(capsysbinary, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """The presets quick and default with networks of milliseconds a step, and little to do after the steps."""
+    """The presets fast, default and quick with networks of milliseconds a step, and little to do after the steps."""
     from dip_fast.presets import PRESETS
 
     tiny = {"down": 8, "up": 8, "skip": 2, "scales": 2}
-    for name, changes in (("quick", {"in_channels": 4}), ("default", {})):
+    for name, changes in (("fast", {}), ("default", {}), ("quick", {"in_channels": 4})):
         recipe = PRESETS[name].recipe
         recipe = replace(
             recipe,

@@ -106,7 +106,7 @@ EXAMPLES = ["README", "docs/quickstart", "docs/python", "docs/presets", "docs/ta
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_python_examples_run(page, monkeypatch):
     """Python as it stands on the page, with the arrays that it speaks of, a small network and three steps."""
-    for name in ("quick", "default"):
+    for name in ("fast", "default", "quick"):
         recipe = PRESETS[name].recipe
         recipe = replace(recipe, options=replace(recipe.options, iterations=3))
         monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
