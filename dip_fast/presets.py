@@ -126,7 +126,7 @@ class Recipe:
         How z is made of the picture, for the masked objective; None for a random z.
     full_size : int
         Pixels from which on a picture takes the iterations of the options.  A smaller one takes more, as its steps cost
-        less: in inverse proportion to the root of its pixels, at most twice as many.  0: all take the same.
+        less: in inverse proportion to the root of its pixels, at most half as many again.  0: all take the same.
     """
 
     network: str
@@ -140,7 +140,7 @@ class Recipe:
     def iterations(self, size: tuple[int, int]) -> int:
         """Count the iterations of a picture of this height and width."""
         more = math.sqrt(self.full_size / math.prod(size)) if self.full_size else 1.0
-        return round(self.options.iterations * min(max(more, 1.0), 2.0))
+        return round(self.options.iterations * min(max(more, 1.0), 1.5))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ PRESETS: Registry[Preset] = Registry(
                 network_options={"upsampling": "bilinear"},
                 in_channels=32,
                 distribution="uniform",
-                options=FitOptions(iterations=1200),
+                options=FitOptions(iterations=3000),
             ),
             "the denoising run of the paper",
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.presets import Recipe
+from dip_fast.presets import PRESETS, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,6 +180,9 @@ class Task:
         """Make the objective: by default the degradation's data term, at a random network input."""
         from dip_fast.fitting import deep_image_prior
 
+        if recipe.masking is not None:
+            able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is None)
+            raise UsageError("{} needs a preset that fits from random input; take one of {}", self.name, able)
         return deep_image_prior(self.degradation(data, options), recipe, seed=seed)
 
     def result_kind(self, kind: Kind, options: Mapping[str, Any]) -> Kind:
