@@ -151,7 +151,7 @@ class Preset:
     summary: str
 
 
-def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
+def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512, consolidation: int = 50) -> Preset:
     """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
     return Preset(
         Recipe(
@@ -170,9 +170,10 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
                 perturbation=0.0,
                 averaging=0.0,
                 stop="never",
+                consolidation=consolidation,
             ),
-            masking=Masking(passes=passes),
-            full_size=2**18,
+            masking=Masking(crop=crop, passes=passes),
+            full_size=2**18 if crop == 512 else 0,  # smaller squares take the same time in any picture
         ),
         summary,
     )  # fmt: skip
@@ -181,7 +182,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64) -> Preset:
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
-        "fast": _masked("seconds: a first look", iterations=40, passes=16),
+        "fast": _masked("seconds: a first look", iterations=320, passes=16, crop=128, consolidation=16),
         "default": _masked("a minute or two: level with the best classical filter", iterations=300),
         "best": _masked("some minutes: the best that one network gives", iterations=1200),
         "quick": Preset(

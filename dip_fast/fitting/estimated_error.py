@@ -39,8 +39,11 @@ def estimated_error(y: Tensor, A: Tensor, own: Tensor, learned: float, slope: Te
         w = share_of_samples(torch.where(seen, excess, _neighbours(excess)), A, own, learned)
         error = (1 - w).square() * error_of_A + (w.square() + 2 * w * (1 - w) * learned) * own
         combined += torch.where(seen, 0.0, error)
-    predicted = float((error_of_A * slope.square()).double().mean())
-    return predicted, float((combined * slope.square()).double().mean())
+    # Chance can make a mean of few samples small, or negative; what the weights have learned is an error in any case.
+    least = learned * float(own.double().mean())
+    errors = (float((error * slope.square()).double().mean()) for error in (error_of_A, combined))
+    predicted, mixed = (max(error, least) for error in errors)
+    return predicted, mixed
 
 
 def share_of_samples(excess: Tensor, A: Tensor, own: Tensor, learned: float) -> Tensor:

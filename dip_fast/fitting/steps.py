@@ -33,6 +33,7 @@ from dip_fast.presets import FitOptions
 
 MAX_STEPS_BETWEEN_SYNCS = 50  # rows of the schedule and of the log
 JUMP = 10.0  # a loss this many times its moving mean has lost the picture (10 dB)
+SMALL = 3e-3  # but none that leaves a picture of 25 dB has: that of a flat one is nearly 0, and jumps about
 RUNNING, STOPPED, FAULTY = 0.0, 1.0, 2.0  # status of a fit
 PICTURE = "picture"  # name of the averaged iterate beside the averaged weights
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, as torch names them
@@ -209,7 +210,7 @@ class FitSteps(Steps):
 
         with torch.no_grad():
             loss = objective_loss.detach().to(step)
-            wrong = ~loss.isfinite() | (loss > JUMP * known.loss_level)
+            wrong = ~loss.isfinite() | ((loss > JUMP * known.loss_level) & (loss > SMALL))
             running = status == RUNNING
             good = running & ~wrong  # all below changes nothing otherwise
             self._held.copy_(~good)
@@ -361,5 +362,7 @@ class PolishSteps(Steps):
         loss = objective.loss(self.problem.draw(example.z, self.weights, objective.step_size), example)
         gradients = torch.autograd.grad(loss, self._adam.parameters, allow_unused=True)
         rate = self.schedule.index_select(0, self.row)[0, 0]
-        self._adam.update(gradients, self._count, rate, None)
+        # Where the input has no structure the gradients overflow: each batch norm divides by a deviation of nothing.
+        sums = torch.stack([gradient.sum() for gradient in gradients if gradient is not None])
+        self._adam.update(gradients, self._count, rate, (~sums.sum().isfinite()).to(sums))
         self.row.add_(1)
