@@ -114,6 +114,14 @@ def small(monkeypatch):
 
 
 @pytest.fixture
+def from_random_input(monkeypatch):
+    """Denoise by the fit from a random input unless a preset is named: steps that draw iterates, and stop by themselves."""
+    from dip_fast.tasks.denoise import Denoise
+
+    monkeypatch.setattr(Denoise, "preset", lambda self, device: "quick")
+
+
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)

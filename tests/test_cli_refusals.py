@@ -16,7 +16,7 @@ from PIL import Image
 
 from dip_fast.device import devices
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 # --- wrong usage and wrong input: one line, exit 2, nothing written ------------------------------------------------

@@ -20,7 +20,7 @@ from dip_fast.models.verifying import verify
 from dip_fast.pictures import read_picture
 from dip_fast.presets import PRESETS
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 # --- kept only when it draws what it should ---------------------------------------------------------------------------

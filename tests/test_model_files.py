@@ -22,7 +22,7 @@ from dip_fast.models.formats import FORMATS
 from dip_fast.models.model import open_model
 from dip_fast.models.packing import digest
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 # --- the result is what the file draws --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dip_fast.models.verifying import compare, tolerance
 from dip_fast.pictures import Kind
 from dip_fast.presets import PRESETS
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 def changed(path, change):

@@ -20,7 +20,7 @@ from dip_fast.errors import DipFastError, UsageError
 from dip_fast.pictures.metrics import psnr
 from dip_fast.runs import run as runs
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 # --- what the folder holds ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dip_fast.fitting import degradations
 from dip_fast.fitting.loop import KEEP_EVERY
 from dip_fast.runs import run as runs
 
-pytestmark = pytest.mark.usefixtures("place")
+pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
 
 # --- interrupted and resumed --------------------------------------------------------------------------------------

@@ -275,8 +275,8 @@ class Skip(Network):
         if not self.corrects:
             return drawn
         # The image among the channels of z, less 1/2, as a convolution that picks it.
-        conv = nn.Conv2d(z.tensor.shape[1], self.head.out_channels, 1)
-        conv.weight.data = torch.eye(*conv.weight.shape[:2])[..., None, None]
+        conv = nn.Conv2d(z.tensor.shape[1], self.head.out_channels, 1, device="meta")  # draws no random numbers
+        conv.weight = nn.Parameter(torch.eye(*conv.weight.shape[:2])[..., None, None])
         conv.bias = nn.Parameter(torch.full((self.head.out_channels,), -0.5))
         return folder.layer("add", "corrected", folder.conv(z, conv, "image"), drawn)
 
