@@ -115,7 +115,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def from_random_input(monkeypatch):
-    """Denoise by the fit from a random input unless a preset is named: steps that draw iterates, and stop by themselves."""
+    """Denoise by the fit from a random input unless a preset is named: its steps draw iterates, it stops by itself."""
     from dip_fast.tasks.denoise import Denoise
 
     monkeypatch.setattr(Denoise, "preset", lambda self, device: "quick")

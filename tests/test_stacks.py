@@ -119,6 +119,8 @@ def test_answer_of_the_first_picture_is_that_of_it_alone() -> None:
     """Its masks are those that it has alone; a network that learns nothing makes the same of it."""
     y = frames(3)
     objective, alone = made(y), made(y[:1])
+    assert alone.learned == pytest.approx(3 * objective.learned)  # of the noise of more samples a network learns less
+    alone.learned = objective.learned
     pictures = finished(objective)
     assert torch.equal(pictures[:1], finished(alone))
     assert objective.estimated_psnrs[0] == alone.estimated_psnr
@@ -164,8 +166,8 @@ def test_progress_ends_at_its_total() -> None:
 def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPatch) -> None:
     combined = []
 
-    def recording(y: Tensor, A: Tensor, noise: NoiseModel) -> tuple[Tensor, float, float]:
-        combined.append(combine(y, A, noise))
+    def recording(y: Tensor, A: Tensor, noise: NoiseModel, learned: float) -> tuple[Tensor, float, float]:
+        combined.append(combine(y, A, noise, learned))
         return combined[-1]
 
     monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
