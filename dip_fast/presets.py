@@ -182,9 +182,11 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
-        "fast": _masked("seconds: a first look", iterations=320, passes=16, crop=128, consolidation=16),
-        "default": _masked("a minute or two: level with the best classical filter", iterations=300),
-        "best": _masked("some minutes: the best that one network gives", iterations=1200),
+        "fast": _masked(
+            "a first look, from small squares of the picture", iterations=320, passes=16, crop=128, consolidation=16
+        ),
+        "default": _masked("predicts samples that the network does not see", iterations=300),
+        "best": _masked("four times the steps of default", iterations=1200),
         "quick": Preset(
             Recipe(
                 network="skip",

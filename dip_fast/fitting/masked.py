@@ -39,7 +39,7 @@ from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
 
 CORRELATED = "noise is alike in neighbouring pixels: predicting squares of them"
-BRIDGING_RATE = 0.03
+BRIDGING_RATE = 0.03  # the rate of the steps before it; no other was tried
 ORIENTATIONS = 8
 BRIEF_MASKS = 16
 OVERLAP = 16  # pixels of a window next to its ends, which lack neighbours
