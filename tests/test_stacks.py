@@ -13,7 +13,9 @@ from torch import Tensor
 
 import dip_fast
 from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, measure_noise, prepare
-from dip_fast.fitting.masked import MASKS_OF_SEVERAL, Renoised, combine
+from dip_fast.fitting.combining import combine
+from dip_fast.fitting.finishing import Finishing
+from dip_fast.fitting.masked import MASKS_OF_SEVERAL, Renoised
 from dip_fast.pictures.layout import Layout
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
@@ -196,7 +198,9 @@ def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.Monkey
     images = fit(made(y, recipe), recipe, seed=3).images
     together = [psnr(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
     single: list[Tensor] = []
-    monkeypatch.setattr(Fit, "_polish", lambda self, polish, _: single.append(polish.objective.degradation.target[0]))
+    monkeypatch.setattr(
+        Finishing, "_polish", lambda self, polish, _: single.append(polish.objective.degradation.target[0])
+    )
     for n in range(3):
         prepare(made(y[n : n + 1], recipe), recipe, seed=3).run()
     alone = [psnr(x) for x in single]

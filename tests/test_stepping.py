@@ -111,12 +111,12 @@ def test_callbacks_see_the_steps_they_ask_for(monkeypatch: pytest.MonkeyPatch) -
 def test_pace_is_what_fills_the_time() -> None:
     fit = make(between=1)
     fit._fixed_pace = None
-    fit._count_time(0.1, 2)
+    fit.count_time(0.1, 2)
     assert fit._pace == 5
-    assert fit._steps_until_sync([whenever], 0, 130) == 5
-    assert fit._steps_until_sync([whenever], 48, 130) == 2
-    assert fit._steps_until_sync([whenever], 129, 130) == 1
-    assert fit._steps_until_sync([whenever, lambda fit: None], 0, 130) == 1
+    assert fit.steps_until_sync([whenever], 0, 130) == 5
+    assert fit.steps_until_sync([whenever], 48, 130) == 2
+    assert fit.steps_until_sync([whenever], 129, 130) == 1
+    assert fit.steps_until_sync([whenever, lambda fit: None], 0, 130) == 1
 
 
 # --- nothing is looked at -----------------------------------------------------------------------------------------

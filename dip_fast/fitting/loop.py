@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.computing import threads, workspace
-from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.objectives import DeepImagePrior, Objective, Polish
+from dip_fast.fitting.finishing import Finishing
+from dip_fast.fitting.objectives import Objective
 from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.results import COLUMNS, Result, State, channels_last, psnr
-from dip_fast.fitting.steps import FAULTY, MAX_STEPS_BETWEEN_SYNCS, PICTURE, STOPPED, FitSteps, PolishSteps
+from dip_fast.fitting.steps import FAULTY, MAX_STEPS_BETWEEN_SYNCS, PICTURE, STOPPED, FitSteps
 from dip_fast.fitting.stopping import MovingVariance
 from dip_fast.networks.network_input import NetworkInput
 from dip_fast.presets import FitOptions
@@ -31,7 +30,7 @@ from dip_fast.presets import FitOptions
 KEEP_EVERY = MAX_STEPS_BETWEEN_SYNCS  # steps between the states that a loss gone wrong falls back to
 SECONDS_BETWEEN_SYNCS = 0.25  # on a GPU, where no callback asks for a step sooner
 LOSSES_AVERAGED = 100  # for an estimate of the PSNR: one crop says little of the picture
-BRIEF_STEPS, BRIEF_RATE = 40, 0.01  # of an interrupted fit without iterates, whose network draws no answer yet
+PREVIEW_PASSES = 4  # of the picture that stands for an iterate where there are none
 MAX_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 
 
@@ -39,12 +38,7 @@ class Fit:
     """One fit, a step at a time.
 
     Minimises an objective over the weights of a network, by Adam.  The answer is the network with averaged weights, at
-    the objective's fixed input.
-
-    An average of weights draws a somewhat worse picture than the average of the iterates' pictures, or than what an
-    objective without iterates makes of many drawings (`Objective.finish`).  So, at the end, a few dozen steps of
-    *consolidation* fit the network, from its averaged weights on and at the fixed input, to that picture: one network
-    that draws it.  docs/notes/2026-11-presets.md has the figures.
+    the objective's fixed input, fitted a little further: see `finishing.Finishing`.
 
     Parameters
     ----------
@@ -73,7 +67,7 @@ class Fit:
         Whether `interrupt` was called.
     iterate : Tensor
         The network's image at the last step, ``(1, C, H, W)``, which the next steps write over; where steps draw no
-        iterates, the image at the fixed input, drawn when it is asked for.
+        iterates, the objective's `brief` picture, made when it is asked for.
     rows : list of tuple
         The history, a row a step, in the order of ``COLUMNS``.
     kept : State
@@ -108,15 +102,12 @@ class Fit:
         reads_are_free = self.device.type != "cuda" and steps_between_syncs is None
         self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
         self._steps = FitSteps(self.problem, options, reads_are_free=reads_are_free)
-        self._polished: dict[str, Tensor] = {}
-        self._pictures: Tensor | None = None  # where the objective made several
+        self._finishing = Finishing(self)
         self._learning_rate_factor = 1.0
         self._fixed_pace = steps_between_syncs
         self._pace = steps_between_syncs or 1  # steps that fill the time between two syncs
 
         self.steps = 0
-        self.passes = 0
-        self.polish_steps = 0
         self.seconds = 0.0
         self.stop_reason = ""
         self.interrupted = False
@@ -131,8 +122,21 @@ class Fit:
 
     @property
     def iterate(self) -> Tensor:
-        """The network's image at the last step, or now at the fixed input."""
-        return self._steps.iterate if self.objective.draws_iterates else self.draw()
+        """The network's image at the last step, or a picture made of a few drawings by its weights now."""
+        if self.objective.draws_iterates:
+            return self._steps.iterate
+        with self.at_work():
+            return self.objective.brief(self._finishing.image, PREVIEW_PASSES)
+
+    @property
+    def passes(self) -> int:
+        """Passes of the objective's estimate that are done."""
+        return self._finishing.passes
+
+    @property
+    def polish_steps(self) -> int:
+        """Steps of `Polish` and consolidation that are done."""
+        return self._finishing.polish_steps
 
     @property
     def best_step(self) -> int:
@@ -180,17 +184,17 @@ class Fit:
         UsageError
             If the GPU has not enough memory.
         """
+        self._finishing = Finishing(self)
         try:
             while not self.stop_reason and not self.interrupted:
-                self.advance(self._steps_until_sync(callbacks, self.steps, self.options.iterations))
+                self.advance(self.steps_until_sync(callbacks, self.steps, self.options.iterations))
                 for callback in callbacks:
                     callback(self)
             if not self.interrupted:
-                self._finish(callbacks)
-            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._polished:
-                with self._at_work():
-                    picture = self.objective.brief(self._image)
-                self._polish(Polish(DeepImagePrior(Identity(picture), self.z), BRIEF_STEPS, BRIEF_RATE))
+                self._steps.release()
+                self._finishing.run(callbacks)
+            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._finishing.weights:
+                self._finishing.in_brief()
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error
 
@@ -203,7 +207,7 @@ class Fit:
         started = time.perf_counter()
         steps = min(steps, KEEP_EVERY - self.steps % KEEP_EVERY)
         schedule = [self._schedule(step) for step in range(self.steps + 1, self.steps + steps + 1)]
-        with self._at_work():
+        with self.at_work():
             self._steps.make(schedule)
             self._steps.read()
         done = int(self._steps.numbers.steps) - self.steps
@@ -223,26 +227,25 @@ class Fit:
             self.stop_reason = "iterations"
         elif self._steps.status == STOPPED:
             self.stop_reason = "variance"
-        self._count_time(time.perf_counter() - started, steps)
+        self.count_time(time.perf_counter() - started, steps)
         if keep:
             self.kept = self.state()
 
     def draw(self, z: NetworkInput | None = None) -> Tensor:
         """Draw the answer so far at the fixed input, or another picture's, ``(1, C, H, W)``, known pixels put back."""
-        problem, z = replace(self.problem, precision="fp32"), z or self.objective.z
-        with torch.no_grad(), self._threads, products("fp32", self.device):
-            return self.objective.composite(problem.draw(z.tensor(self.device), self._answer()))
+        with self._threads:
+            return self.objective.composite(self._finishing.draw(z or self.objective.z))
 
     def result(self) -> Result:
         """Draw the answer and load its weights into the network; the fit cannot go on afterwards."""
         self._steps.release()
-        image, several, kept = self.draw(), self._pictures, self.objective.kept
+        image, several, kept = self.draw(), self._finishing.pictures, self.objective.kept
         if several is None and self.objective.pictures > 1:  # it was interrupted
             several = torch.cat([self.draw(z) for z in self.objective.inputs()])
-        self.network.load_state_dict(self._answer())
+        self.network.load_state_dict(self.answer())
         return Result(
             image=channels_last(image)[0],
-            network=self.network,
+            network=self._finishing.frozen or self.network,
             z=self.objective.z.surrounded(*self.network.input_size(*self.objective.size)),
             history=self.history(),
             steps=self.steps,
@@ -280,10 +283,10 @@ class Fit:
         self.events = list(numbers["events"])
         self._learning_rate_factor = numbers["learning_rate_factor"]
 
-    def _answer(self) -> dict[str, Tensor]:
+    def answer(self) -> dict[str, Tensor]:
         """Weights of the answer so far, by name."""
-        if self._polished:
-            return self._polished
+        if self._finishing.weights:
+            return self._finishing.weights
         if not self.steps:
             return self._steps.parameters
         averages = self.averages()
@@ -297,7 +300,7 @@ class Fit:
         weight = weight_of_newest(options.averaging, options.averaging_window, step)
         return rate, weight, *MovingVariance.weights(step)
 
-    def _steps_until_sync(self, callbacks: Sequence[Callable[[Fit], None]], done: int, total: int) -> int:
+    def steps_until_sync(self, callbacks: Sequence[Callable[[Fit], None]], done: int, total: int) -> int:
         """Count the steps to make before the host reads the device, of which ``done`` of ``total`` are made."""
         if self._steps.reads_are_free:
             return 1
@@ -305,73 +308,17 @@ class Fit:
         return min(self._pace, total - done, *(every - done % every for every in (MAX_STEPS_BETWEEN_SYNCS, *periods)))
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def at_work(self) -> Iterator[None]:
         """Set the threads, the precision and the GPU that steps are made with."""
         gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with self._threads, products(self.precision, self.device), gpu:
             yield
 
-    def _finish(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
-        """Let the objective make its picture, and fit the network at the fixed input to it: the consolidation.
-
-        Several pictures are the answer as they are, since the network has one fixed input.  All of it starts from the
-        averages alone, so what was interrupted is made anew when the fit is resumed.
-        """
-        self._steps.release()
-        work = self.objective.finish(self._image, self.averages()[PICTURE])
-        while not self.interrupted:
-            started = time.perf_counter()
-            try:
-                with self._at_work():
-                    polish = next(work)
-            except StopIteration as end:
-                if self.objective.pictures > 1:
-                    self._pictures = end.value
-                    return
-                to_picture = DeepImagePrior(Identity(end.value), self.z)
-                rate = self.options.consolidation_learning_rate
-                self._polish(Polish(to_picture, self.options.consolidation_steps, rate), callbacks)
-                return
-            self.seconds += time.perf_counter() - started
-            if polish is not None:
-                self._polish(polish, callbacks)
-                continue
-            self.passes += 1
-            for callback in callbacks:
-                callback(self)
-
-    @torch.no_grad()
-    def _image(self, z: Tensor) -> Tensor:
-        """Draw the image of a network input with the weights of the answer so far."""
-        return self.problem.draw(z, self._answer(), (z.shape[2], z.shape[3]))
-
-    def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
-        """Fit the weights to something else; if that is interrupted, they stay as they were.
-
-        Without callbacks nothing interrupts it.
-        """
-        problem = replace(self.problem, objective=polish.objective.to(self.device))
-        steps = PolishSteps(problem, self._answer(), self.options)
-        first, done = self.polish_steps, 0
-        while done < polish.steps and not (self.interrupted and callbacks is not None):
-            started = time.perf_counter()
-            numbers = range(done + 1, done + 1 + self._steps_until_sync(callbacks or (), done, polish.steps))
-            with self._at_work():
-                steps.make([(polish.rate_at(step),) for step in numbers])
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-            done += len(numbers)
-            self.polish_steps = first + done
-            self._count_time(time.perf_counter() - started, len(numbers))
-            for callback in callbacks or ():
-                callback(self)
-        if done == polish.steps:
-            self._polished = steps.weights
-
-    def _count_time(self, seconds: float, steps: int) -> None:
-        """Add the time that steps have taken, and set the pace by it."""
+    def count_time(self, seconds: float, steps: int = 0) -> None:
+        """Add the time that work has taken, and set the pace by it where it was steps."""
         self.seconds += seconds
-        self._pace = self._fixed_pace or max(1, int(steps * SECONDS_BETWEEN_SYNCS / seconds))
+        if steps:
+            self._pace = self._fixed_pace or max(1, int(steps * SECONDS_BETWEEN_SYNCS / seconds))
 
     def _fault(self, loss: float) -> str:
         """Describe what is wrong with a loss."""

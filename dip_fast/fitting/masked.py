@@ -26,9 +26,8 @@ from collections.abc import Callable, Generator, Iterator
 import torch
 from torch import Tensor
 
-from dip_fast.fitting.blur import blur
+from dip_fast.fitting.combining import combine, mean_variance
 from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.estimated_error import estimated_error, share_of_samples
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective, Polish
@@ -41,13 +40,12 @@ from dip_fast.presets import Masking
 CORRELATED = "noise is alike in neighbouring pixels: predicting squares of them"
 BRIDGING_RATE = 0.03  # the rate of the steps before it; no other was tried
 ORIENTATIONS = 8
-BRIEF_MASKS = 16
+WINDOWS = 8  # that the statistics of a large picture are taken from
 OVERLAP = 16  # pixels of a window next to its ends, which lack neighbours
 # How far a prediction follows its own sample's noise, which the weights learn in part: this times the steps, over the
 # pixels.  Measured with the truth, as steps times it: 297 after 200 steps and 428 after 400 (house, 256x256), 418 after
 # 300 (F16, 512x512), 1020 after 600 (F16, 256x256).
 LEARNED = 1.5
-UNBIASING = 1.0  # pixels: window in which the bias of noise that is cut off is taken
 # Most masks of each of several pictures.  Against 64, with 4 pictures of 128x128 and sigma 10 to 50, 32 lose 0.04 to
 # 0.06 dB of the answer in half of the time, and 16 lose 0.3 dB, since one sample in 36 is never dropped then.
 MASKS_OF_SEVERAL = 32
@@ -114,8 +112,7 @@ class MaskedPrediction(Objective):
         self.margin = max(masking.margin, -((min(height, width) - side) // 2))
         self.seed = seed
         self.predicted_psnr: float | None = None
-        # The mean variance of a sample's own noise, at the values of the smoothed picture.
-        self.noise_variance = float(noise.variance_at_mean(blur(y, 2.0)).double().mean())
+        self.noise_variance = mean_variance(y, noise)
 
     def example(self, step: Tensor) -> Example:
         """Drop samples from a square of one of the pictures."""
@@ -174,9 +171,9 @@ class MaskedPrediction(Objective):
         noise = self.noise if self.block == 1 else correlated_noise(y, A)
         return combine(y, A, noise, self.learned)
 
-    def brief(self, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
         """Predict the first picture with few masks, and combine it with its noisy samples."""
-        work = self._predict(draw, 0, BRIEF_MASKS)
+        work = self._predict(draw, 0, passes)
         while True:
             try:
                 next(work)
@@ -187,14 +184,24 @@ class MaskedPrediction(Objective):
         """Show each noisy picture without holes."""
         return map(whole, self.y.split(1))
 
+    def windows(self) -> Iterator[Tensor]:
+        """Show squares without holes."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        for number in range(WINDOWS):
+            # Steps of its own, as in `_pass`.
+            step = torch.tensor(-1 - self.masks - number, device=self.y.device)
+            yield masking.masked_crop(self.y, self.step_size[0], self.margin, 1.0, 1, self.seed, step)[0]
+
     def _predict(self, draw: Callable[[Tensor], Tensor], n: int, masks: int) -> Generator[None, None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks and orientations: A."""
-        predicted, count, seen = (torch.zeros_like(self.y[:1]) for _ in range(3))
+        predicted, seen = (torch.zeros_like(self.y[:1]) for _ in range(2))
+        count = torch.zeros(self.y[:1].shape, dtype=torch.uint8, device=self.y.device)  # of at most 255 masks
         for number in range(masks):
-            image, kept = self._pass(draw, n, number, self.masking.keep)
-            predicted += image * (1 - kept)
-            count += 1 - kept
-            seen += image
+            for place, image, kept in self._pass(draw, n, number, self.masking.keep):
+                predicted[place] += image * (1 - kept)
+                count[place] += kept < 0.5
+                seen[place] += image
             yield
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
         return torch.where(count > 0, predicted / count.clamp(min=1), seen / masks)
@@ -203,25 +210,29 @@ class MaskedPrediction(Objective):
         """Average what the network draws of a noisy picture without holes over the orientations."""
         drawn = torch.zeros_like(self.y[:1])
         for number in range(ORIENTATIONS):
-            drawn += self._pass(draw, n, number, 1.0)[0]
+            for place, image, _ in self._pass(draw, n, number, 1.0):
+                drawn[place] += image
             yield
         return drawn / ORIENTATIONS
 
-    def _pass(self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float) -> tuple[Tensor, Tensor]:
+    def _pass(
+        self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float
+    ) -> Iterator[tuple[tuple, Tensor, Tensor]]:
         """Draw a picture with one mask, in windows as large as the squares of the steps.
 
         The statistics of batch norm are then those that the network has learned with, and the memory does not grow with
         the picture.  The windows overlap and are laid elsewhere in each pass, so they leave no seams.
 
-        Returns
-        -------
+        Yields
+        ------
+        place : tuple
+            An index of the picture, ``(..., rows, columns)``; all of them together are the picture.
         image, kept : Tensor
-            What the network draws, and the mask, ``(1, C, H, W)``.
+            What the network draws there, and the mask, ``(1, C, h, w)``.
         """
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
         side, orientation = self.step_size[0], number % ORIENTATIONS
-        image, kept = torch.empty_like(self.y[:1]), torch.empty_like(self.y[:1])
         places = [_windows(length, side, self.margin, number) for length in self.size]
         for (top, rows), (left, columns) in itertools.product(*places):
             # Steps count from 1, so those below 1 have masks of their own.
@@ -229,9 +240,8 @@ class MaskedPrediction(Objective):
                 self.y, n, top, left, side, side, orientation, keep, self.block, self.seed, -number
             )
             inner = (..., slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-            image[..., rows, columns] = masking.oriented_back(draw(z), orientation)[inner]
-            kept[..., rows, columns] = masking.oriented_back(z[:, self.channels :], orientation)[inner]
-        return image, kept
+            image = masking.oriented_back(draw(z), orientation)[inner]
+            yield (..., rows, columns), image, masking.oriented_back(z[:, self.channels :], orientation)[inner]
 
 
 def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int, slice]]:
@@ -309,31 +319,3 @@ def whole(y: Tensor) -> NetworkInput:
     """Make the network input that shows a picture without holes: the picture, and a mask of ones."""
     ones = Part(torch.ones(y.shape, dtype=torch.uint8), 1)
     return network_input.joined(network_input.of_image(y.clamp(0, 1)), NetworkInput((ones,)))
-
-
-def combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float = 0.0) -> tuple[Tensor, float, float]:
-    """Combine a prediction with the noisy samples, by the local error of the prediction.
-
-    Parameters
-    ----------
-    y, A : Tensor
-        The noisy picture, and a prediction of each of its samples that does not depend on that sample's noise,
-        ``(1, C, H, W)``.
-    noise : NoiseModel
-    learned : float
-        How far a prediction follows the noise of its own sample, see `share_of_samples`.
-
-    Returns
-    -------
-    x : Tensor
-        The combination, without the bias of noise that is cut off.
-    predicted_psnr, combined_psnr : float
-        PSNR in dB of A and of x, estimated without the truth.
-    """
-    own = noise.variance_at_mean(A)  # of the sample's own noise
-    x = A + share_of_samples((y - A).square() - own, A, own, learned) * (y - A)
-    predicted, combined = estimated_error(y, A, noise.variance_at_mean(x), learned, noise.slope_at_mean(x))
-    # The mean of noise that is cut off is not the true value.  The smoothed prediction is true enough to say by how
-    # much, and adds no error of its own.
-    level = blur(A, UNBIASING)
-    return x + (noise.value_at_mean(level) - level), psnr(predicted), psnr(combined)

@@ -11,6 +11,7 @@ from dip_fast.fitting.blur import blur
 from dip_fast.fitting.noise_model import NoiseModel, cut_off
 
 SQUARES = 2**20  # are enough
+WINDOW, WINDOWS = 512, 4  # side of a window of a large picture, and how many there are along each side
 QUIET = 0.3  # the part of the squares of a level with the least structure, which are measured
 LEVELS = 8
 FEWEST = 200  # squares of a level: the deviation is known to 5%
@@ -47,7 +48,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994),
     doi:10.1093/biomet/81.3.425: the median.
     """
-    squares = [_squares(picture.double(), SQUARES // len(y)) for picture in y.split(1)]
+    windows = [window for picture in y.split(1) for window in _windows(picture)]
+    squares = [_squares(window.double(), SQUARES // len(windows)) for window in windows]
     detail, level, structure = (torch.cat(parts) for parts in zip(*squares, strict=True))
     deviation = _deviation(detail)
     for _ in range(ROUNDS):
@@ -94,6 +96,15 @@ def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
         Of twice the deviation of the residual where it is least: the prediction follows the noise by about half.
     """
     return NoiseModel(4 * float(blur((y - A).square(), 2.0).median()))
+
+
+def _windows(picture: Tensor) -> list[Tensor]:
+    """Choose windows that stand for a large picture, evenly; of a smaller one, the whole."""
+    height, width = picture.shape[2:]
+    if height * width <= 4 * SQUARES:
+        return [picture]
+    rows, columns = (torch.linspace(0, max(n - WINDOW, 0), WINDOWS).long().tolist() for n in (height, width))
+    return [picture[..., top : top + WINDOW, left : left + WINDOW] for top in rows for left in columns]
 
 
 def _squares(y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:

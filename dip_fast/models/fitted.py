@@ -107,7 +107,6 @@ def from_result(
     """
     import torch
 
-    from dip_fast.models import onnx_format
     from dip_fast.programs import drawing
 
     height, width, channels = result.image.shape
@@ -128,7 +127,7 @@ def from_result(
         "torch": torch.__version__,
     }
     reference = drawing.draw(program)
-    output = onnx_engine.run_file(onnx_format.write(program), threads=threads)
+    output = onnx_engine.draw(program, threads=threads)
     require_alike(output, reference, kind, "onnxruntime")
     return FittedModel(program, output, kind, extras, facts, reference, onnx_engine.version())
 

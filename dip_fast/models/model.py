@@ -21,6 +21,7 @@ from dip_fast.models import formats
 from dip_fast.models.formats import FORMATS, Contents
 from dip_fast.models.packing import unpack
 from dip_fast.pictures import Extras, Kind, encode_samples
+from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
 
 LARGEST_FILE = 2**31 - 1  # of protobuf; model files are kept below it when they are written
@@ -81,7 +82,7 @@ class Model:
             If there is no such provider or not enough memory, or what it draws is no picture.
         """
         if self.program is not None:
-            needed, available = self.program.needed_bytes, memory.available_bytes()
+            needed, available = tiles.needed_bytes(self.program), memory.available_bytes()
             if needed > available:
                 raise UsageError(
                     f"cannot replay {self.label}: drawing it takes {needed / 1e9:.3g} GB of memory and "

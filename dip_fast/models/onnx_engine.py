@@ -6,13 +6,16 @@ onnxruntime.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.models.formats import Contents, require
-from dip_fast.programs.program import Program
+from dip_fast.programs import tiles
+from dip_fast.programs.program import Program, part_name
 
 
 def write(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
@@ -40,12 +43,9 @@ def read(data: bytes) -> Contents:
 
 def run(contents: Contents, label: str, provider: str, threads: int | None) -> np.ndarray:
     """Draw the picture of a file that was read: float32 ``(H, W, C)``, in its range."""
-    from dip_fast.models import onnx_format
-
     assert contents.program is not None
     # Not the file's own bytes: nothing that two parsers could read in two ways reaches the engine.
-    data = onnx_format.write(contents.program)
-    return run_file(data, provider=provider, threads=threads, label=label)
+    return draw(contents.program, provider=provider, threads=threads, label=label)
 
 
 def version() -> str:
@@ -60,13 +60,14 @@ def engine() -> str:
     return f"{version()}, cpu"
 
 
-def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, label: str = "the model") -> np.ndarray:
-    """Draw the picture of an ONNX file that this package has written.
+def draw(
+    program: Program, *, provider: str = "cpu", threads: int | None = None, label: str = "the model"
+) -> np.ndarray:
+    """Draw the picture of a program, in tiles where it is large: float32 ``(H, W, C)``, in its range.
 
     Parameters
     ----------
-    data : bytes
-        The file's content.
+    program : Program
     provider : {"cpu", "cuda"}
         The execution provider of onnxruntime.
     threads : int, optional
@@ -81,6 +82,29 @@ def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, 
     DipFastError
         If it fails.
     """
+    from dip_fast.models import onnx_format
+
+    session: Any = None
+
+    def draw_part(part: Program) -> np.ndarray:
+        nonlocal session
+        if session is None:
+            session = _session(onnx_format.write(part), provider, threads, label)
+        drawn: np.ndarray = session({part_name(i): codes for i, (codes, _) in enumerate(part.inputs)})
+        return drawn
+
+    return tiles.draw(program, draw_part)
+
+
+def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, label: str = "the model") -> np.ndarray:
+    """Draw the picture of an ONNX file that this package has written; the parameters are those of `draw`."""
+    return _session(data, provider, threads, label)({})
+
+
+def _session(
+    data: bytes, provider: str, threads: int | None, label: str
+) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Load an ONNX file; what is returned draws its picture from the codes that it is called with, or its own."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -95,15 +119,25 @@ def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, 
                 Argument("provider", provider),
             )
         providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
-    try:
+    with _failures(label):
         session = onnxruntime.InferenceSession(data, options, providers=providers)
-        if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-            other = Argument("provider", "cpu")
-            raise UsageError("{}: onnxruntime finds no usable GPU; use {}", Argument("provider", provider), other)
-        output: np.ndarray = session.run(None, {})[0]
-    except DipFastError:
-        raise
+    if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        other = Argument("provider", "cpu")
+        raise UsageError("{}: onnxruntime finds no usable GPU; use {}", Argument("provider", provider), other)
+
+    def run(codes: dict[str, np.ndarray]) -> np.ndarray:
+        with _failures(label):
+            output: np.ndarray = session.run(None, codes)[0]
+        return output
+
+    return run
+
+
+@contextmanager
+def _failures(label: str) -> Iterator[None]:
+    """Name the model that onnxruntime fails with."""
+    try:
+        yield
     except Exception as error:  # onnxruntime has a kind for each of its status codes
         text = " ".join(str(error).split())[:200]
         raise DipFastError(f"onnxruntime cannot draw {label}: {text}; see dip-fast info") from error
-    return output

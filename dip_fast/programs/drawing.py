@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dip_fast.programs import tiles
 from dip_fast.programs.program import INPUT, Layer, Program, array_names, part_name
 
 
@@ -146,8 +147,12 @@ class Drawing(nn.Module):
 @torch.no_grad()
 def draw(program: Program) -> np.ndarray:
     """Draw a program's picture with plain PyTorch on the CPU: float32 ndarray ``(H, W, C)``, in its range."""
-    picture: np.ndarray = Drawing(program)().numpy()
-    return picture
+
+    def draw_part(part: Program) -> np.ndarray:
+        drawn: np.ndarray = Drawing(part)().numpy()
+        return drawn
+
+    return tiles.draw(program, draw_part)
 
 
 def crop(output: Tensor, height: int, width: int) -> Tensor:

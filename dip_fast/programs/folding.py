@@ -1,8 +1,9 @@
 """Folding: a fitted network at its input becomes a program of plain layers, batch norm gone.
 
-Batch norm here normalises with the statistics of the one image that the network draws.  At the one input z they are
-constants, so each is an affine map of every channel, ``y = s x + t`` with ``s = weight / sqrt(variance + epsilon)``
-and ``t = bias - s mean``, and can be moved into a convolution:
+Batch norm here normalises with the statistics of the one image that the network draws, or with frozen ones
+(`dip_fast.networks.frozen`).  At the one input z they are constants, so each is an affine map of every channel,
+``y = s x + t`` with ``s = weight / sqrt(variance + epsilon)`` and ``t = bias - s mean``, and can be moved into a
+convolution:
 
     before it:  s (w * x + b) + t    = (s w) * x + (s b + t)
     after it:   w * (s x + t) + b    = (w s) * x + (b + sum over the taps of w t)
@@ -202,7 +203,7 @@ class Folder:
         ----------
         value : Value
         norm : BatchNorm2d
-            One that keeps no running statistics.
+            One that keeps no running statistics, or is in ``eval`` mode and uses them.
         channels : slice
             Which of its channels the value has; all by default.
         upsampled : {"nearest", "bilinear"}, optional
@@ -211,11 +212,15 @@ class Folder:
         shared : bool
             Whether something else reads the value without this norm; then it is left as it is.
         """
-        if norm.running_mean is not None or not norm.affine:
+        mean, variance = norm.running_mean, norm.running_var
+        if not norm.affine or (mean is not None and norm.training):
             raise ValueError("a batch norm must have weight and bias, and use the image's statistics to be folded")
         self._require_current(value, "a batch norm")
         seen = self.place(value)
-        mean, variance = _statistics(seen.tensor if upsampled is None else upsample(seen.tensor, upsampled))
+        if mean is None or variance is None:
+            mean, variance = _statistics(seen.tensor if upsampled is None else upsample(seen.tensor, upsampled))
+        else:
+            mean, variance = mean[channels].double(), variance[channels].double()
         scale = norm.weight.detach()[channels].double() / torch.sqrt(variance + norm.eps)
         shift = norm.bias.detach()[channels].double() - scale * mean
         if shared or not self._can_absorb(seen.name, readers=0):
@@ -319,8 +324,8 @@ def fold(
     """
     if not callable(getattr(network, "fold", None)):
         raise TypeError(f"network must have a method fold(folder, z) to be folded; {type(network).__name__} has none")
-    folder = Folder(z.tensor())
     own: Any = _on_cpu(network)
+    folder = Folder(_corner(own, z) if _is_frozen(own) else z.tensor())
     drawn = folder.place(own.fold(folder, folder.input))
     if [*folder.layers][-1:] != [drawn.name]:
         raise ValueError(f"{type(network).__name__}.fold must return the value of the last layer, got {drawn.name}")
@@ -341,6 +346,19 @@ def _on_cpu(network: nn.Module) -> nn.Module:
     if all(parameter.device.type == "cpu" for parameter in network.parameters()):
         return network
     return copy.deepcopy(network).cpu()
+
+
+def _is_frozen(network: nn.Module) -> bool:
+    """Whether no batch norm of a network asks for the statistics of its image."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    return bool(norms) and all(norm.running_mean is not None for norm in norms)
+
+
+def _corner(network: Any, z: NetworkInput) -> Tensor:
+    """Return the smallest corner of z that a network reads, where what it draws is of no interest."""
+    height, width = network.input_size(1, 1)
+    codes = [part.codes[..., :height, :width].to(torch.float32) / part.denominator for part in z.parts]
+    return torch.cat(codes, dim=1)
 
 
 def _require_dense(conv: nn.Conv2d | nn.ConvTranspose2d, name: str) -> None:

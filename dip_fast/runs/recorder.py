@@ -31,8 +31,9 @@ class Recorder:
 
     def __call__(self, fit: Fit) -> None:
         """Write what is due after a step."""
-        # A fit that has fallen back, or is consolidating, shows no new iterate.
-        if fit.steps > self.steps and self.every and fit.steps % self.every == 0:
+        # A fit that has fallen back, or is consolidating, shows no new iterate, and a large picture none in good time.
+        due = fit.steps > self.steps and self.every and fit.steps % self.every == 0
+        if due and not fit.objective.is_large:
             image = fit.iterate[0].permute(1, 2, 0).cpu().numpy()
             self.folder.write(f"snapshots/iter_{fit.steps:06}.png", reporting.preview(image))
         self.steps = fit.steps
