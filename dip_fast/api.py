@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dip_fast.device.modes import fresh_state
 from dip_fast.fitting import Fit
 from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.samples import from_unit, to_unit, value_range
@@ -208,6 +209,7 @@ def _as_option(noise: str | float | tuple[float, float]) -> str:
     return ",".join(repr(float(number)) for number in numbers)
 
 
+@fresh_state()
 def _restore(
     task_name: str,
     image: np.ndarray,

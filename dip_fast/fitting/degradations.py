@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
 from dip_fast.fitting.reductions import mean_square, total
@@ -60,7 +61,7 @@ class Degradation:
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(moved, name, value.to(device))
+                setattr(moved, name, to_keep(value.to(device)))
             elif isinstance(value, nn.Module):
                 setattr(moved, name, copy.deepcopy(value).to(device))
         return moved

@@ -60,12 +60,16 @@ def repeatable(step: Callable[[], None], state: Sequence[Tensor], device: torch.
 
 
 def _warm_up(step: Callable[[], None], device: torch.device) -> None:
-    """Make some steps on a stream of their own, and leave the caller's random state alone."""
+    """Make some steps on a stream of their own; what they draw of the GPU's generator is put back."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream), torch.random.fork_rng([device]):
-        for _ in range(WARMUP):
-            step()
+    random_state = torch.cuda.get_rng_state(device)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP):
+                step()
+    finally:
+        torch.cuda.set_rng_state(random_state, device)
     torch.cuda.current_stream(device).wait_stream(stream)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device import devices
+from dip_fast.device.modes import in_fresh_state
 from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
@@ -34,6 +35,7 @@ PREVIEW_PASSES = 4  # of the picture that stands for an iterate where there are 
 MAX_FALLBACKS = 8  # by then the learning rate is 1/256 of what it was: the fault lies elsewhere
 
 
+@in_fresh_state("__init__", "run", "advance", "draw", "result", "state", "load_state")
 class Fit:
     """One fit, a step at a time.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from dip_fast.device.modes import to_keep
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.networks.network_input import NetworkInput
 
@@ -115,7 +116,9 @@ class Objective(ABC):
         """Copy the objective to a device, with the tensors and the degradation among its attributes."""
         moved = copy.copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, Tensor | Degradation):
+            if isinstance(value, Tensor):
+                setattr(moved, name, to_keep(value.to(device)))
+            elif isinstance(value, Degradation):
                 setattr(moved, name, value.to(device))
         return moved
 

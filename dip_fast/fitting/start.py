@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device import devices, engines
+from dip_fast.device.modes import drawn_from, fresh_state
 from dip_fast.device.precision import require
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.fitting.loop import Fit
@@ -75,6 +76,7 @@ def masked_prediction(
     return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2])
 
 
+@fresh_state()
 def prepare(
     target: Degradation | Objective,
     recipe: Recipe,
@@ -89,14 +91,14 @@ def prepare(
     """Build the network of a recipe, ready for the first step of a fit.
 
     The parameters are those of `fit`, and `Fit`'s ``steps_between_syncs``.  The seed gives the first weights, and with
-    a degradation z and the perturbations, each its own stream; the caller's random state is left as it was.
+    a degradation z and the perturbations, each its own stream; no random state of the
+    caller's is used or changed.
     """
     where = devices.choose(device)
     require(precision, where)
     objective = target if isinstance(target, Objective) else deep_image_prior(target, recipe, seed=seed)
     in_channels, channels = objective.z.channels, objective.channels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(streams(seed)[0])
+    with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
         network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
     chosen = engines.choose(engine, network, where)
     devices.require_memory(recipe, channels, objective.size, where, chosen, in_channels)
