@@ -53,6 +53,15 @@ def test_meta_tensors(layer, dtype):
 
 
 @kinds
+def test_argument_on_another_device_is_refused(layer):
+    """A meta tensor among them once chose the kernel that only allocates: the output was uninitialised memory."""
+    tensors = arguments(layer, (3, 2, 4, 5, 6))
+    for name in tensors:
+        with pytest.raises(ValueError, match="must be on the device of the image"):
+            call(norm_conv, layer, tensors | {name: tensors[name].to("meta")})
+
+
+@kinds
 def test_second_derivatives_are_refused(device, layer):
     tensors = {name: tensor.requires_grad_() for name, tensor in on(device, arguments(layer, MEDIUM)).items()}
     output, _ = call(norm_conv, layer, tensors)

@@ -172,6 +172,13 @@ def empty_image(like: Tensor, size: Sequence[int]) -> Tensor:
     return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=layout)
 
 
+def _check_devices(image: Tensor, *others: Tensor | None) -> None:
+    """Refuse arguments on several devices, whichever of them PyTorch has chosen the kernel by."""
+    for other in others:
+        if other is not None and other.device != image.device:
+            raise ValueError(f"all arguments must be on the device of the image, {image.device}, got {other.device}")
+
+
 def _empty_like(image: Tensor) -> Tensor:
     return empty_image(image, image.shape) if image.dim() == 4 else torch.empty_like(image)
 
@@ -188,6 +195,7 @@ def _fake_conv(
     stride: int,
     padding_mode: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(input, statistics, norm_weight, norm_bias, weight, bias)
     K = weight.shape[0]
     size = (-(-side // stride) for side in input.shape[2:])
     return empty_image(input, (1, K, *size)), _statistics(input, K)
@@ -214,6 +222,7 @@ def _fake_conv_backward(
     padding_mode: str,
     mask: list[bool],
 ) -> tuple[Tensor, ...]:
+    _check_devices(input, grad, grad_statistics, output, output_statistics, statistics, norm_weight, norm_bias, weight)
     norm_gradients = [
         torch.empty_like(t) if t is not None and mask[0] else input.new_empty(0)
         for t in (statistics, norm_weight, norm_bias)
@@ -244,6 +253,8 @@ def _fake_upsample(
     mode: str,
     padding_mode: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias)
+    _check_devices(deep, norm_weight, norm_bias, weight, bias)
     K = weight.shape[0]
     return empty_image(deep, (1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
 
@@ -274,6 +285,7 @@ def _fake_upsample_backward(
         deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
         norm_bias,
     )  # fmt: skip
+    _check_devices(deep, grad, grad_statistics, output, output_statistics, weight, *tensors)
     like = [deep.new_empty(0) if tensor is None else _empty_like(tensor) for tensor in tensors]
     return [*like, torch.empty_like(weight), _wanted(weight, weight.shape[:1], with_bias)]
 

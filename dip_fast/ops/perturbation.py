@@ -182,6 +182,8 @@ def _check(z: Tensor) -> None:
 
 def _fake(z: Tensor, deviation: float, seed: int, step: int | Tensor, divisor: float = 1.0) -> Tensor:
     _check(z)
+    if isinstance(step, Tensor) and step.device != z.device:
+        raise ValueError(f"step must be on the device of z, {z.device}, got {step.device}")
     return z.new_empty(z.shape, dtype=torch.float32)
 
 
