@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dip_fast.fitting.results import Result
     from dip_fast.models.exporting import export
     from dip_fast.models.replaying import replay
-    from dip_fast.ops.fuse import fuse, fusion_report
+    from dip_fast.ops.fuse import fuse, fusion_report, unfuse
     from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
 
@@ -42,6 +42,7 @@ __all__ = [
     "fusion_report",
     "inpaint",
     "replay",
+    "unfuse",
 ]
 
 _HOME = {
@@ -49,7 +50,7 @@ _HOME = {
     "fitting": ("DeepImagePrior", "Degradation", "Fit", "Identity", "Mask", "Objective", "Operator", "Result", "fit"),
     "errors": ("DipFastError", "UsageError"),
     "models.exporting": ("export",),
-    "ops.fuse": ("fuse", "fusion_report"),
+    "ops.fuse": ("fuse", "fusion_report", "unfuse"),
     "ops.modules": ("UpsampleConv2d",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
     "models.replaying": ("replay",),

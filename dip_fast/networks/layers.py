@@ -131,10 +131,15 @@ def activated(x: Image) -> Tensor:
 
 
 def is_supported(x: Image) -> bool:
-    """Whether the operators read such an image: a single one, in float32 or float64, or on a GPU in bfloat16."""
+    """Whether the operators read such an image: a single one, in float32 or float64, or on a GPU in bfloat16.
+
+    They read none under transforms of ``torch.func`` and in forward-mode differentiation, for which they have no rules.
+    """
+    from dip_fast.ops.transforms import is_transformed  # here, since it loads or builds the extension
+
     tensor = x.tensor if isinstance(x, Convolved) else x
     dtypes = (torch.float32, torch.float64, torch.bfloat16) if tensor.is_cuda else (torch.float32, torch.float64)
-    return tensor.shape[0] == 1 and tensor.dtype in dtypes
+    return tensor.shape[0] == 1 and tensor.dtype in dtypes and not is_transformed()
 
 
 def operand(x: Image, slope: float) -> Any:
@@ -161,6 +166,12 @@ class _WithoutGradient(torch.autograd.Function):
 
 def without_gradient(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Return x, and let the parameters, on which it does not depend, have gradients of zero in place of none."""
+    if not parameters:
+        return x
+    from dip_fast.ops.transforms import is_transformed  # here, since it loads or builds the extension
+
+    if is_transformed():  # every block runs plainly then, and uses its parameters
+        return x
     result: Tensor = _WithoutGradient.apply(x, *parameters)
     return result
 

@@ -1,5 +1,6 @@
 """The fused operators; importing this loads or builds the extension and registers them with PyTorch."""
 
+from dip_fast.ops import flops  # noqa: F401  (registers the formulas)
 from dip_fast.ops.masking import masked_crop, masked_window, oriented, oriented_back
 from dip_fast.ops.norm_conv import NormedInput, norm_conv2d, norm_upsample_conv2d
 from dip_fast.ops.perturbation import bernoulli, perturb

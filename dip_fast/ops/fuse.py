@@ -89,6 +89,40 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return model
 
 
+def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Undo `fuse`: every module of a model has the class that it had before, and runs as before.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A fused model, or any other.
+    inplace : bool
+        Whether to change the model itself rather than a copy.
+
+    Returns
+    -------
+    nn.Module
+        The plain model.  It shares the parameters and buffers of `model`.
+
+    Notes
+    -----
+    A layer `UpsampleConv2d` stays as it is: it is no layer of PyTorch that `fuse` has changed.
+
+    Examples
+    --------
+    >>> import dip_fast
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1))
+    >>> type(dip_fast.unfuse(dip_fast.fuse(model)))
+    <class 'torch.nn.modules.container.Sequential'>
+    """
+    if not inplace:
+        model = _copy_sharing_tensors(model)
+    for module in model.modules():
+        fused_modules.unfuse_class(module)
+    return model
+
+
 def fusion_report(model: nn.Module) -> FusionReport:
     """List the upsamplings that `fuse` replaces in a model, and those that it leaves, with the reasons.
 
@@ -114,9 +148,10 @@ def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _report(model: nn.Module, analyses: list[tuple[str, Analysis]]) -> FusionReport:
     """Merge what was found in each module; of several reasons, the one found in the outermost module counts."""
     names = {module: name for name, module in model.named_modules()}  # a shared module has its first name
+    modules = dict(model.named_modules(remove_duplicate=False))  # TorchScript has no get_submodule
 
     def full_name(name: str, place: str) -> str:
-        return names[model.get_submodule(".".join(filter(None, (name, place))))]
+        return names[modules[".".join(filter(None, (name, place)))]]
 
     replaced: dict[Any, list[Pair]] = {}
     left: dict[Any, Left] = {}

@@ -27,6 +27,13 @@ def fuse_class(module: nn.Module, plan: Plan) -> None:
     module.__dict__["_dip_fast_plans"] = [plan]
 
 
+def unfuse_class(module: nn.Module) -> None:
+    """Make a fused module one of its own class again; leave any other as it is."""
+    if isinstance(module, FusedModule):
+        module.__dict__.pop("_dip_fast_plans", None)  # a copy has none yet
+        module.__class__ = module.plain_class  # type: ignore[assignment]
+
+
 class FusedModule:
     """Base class of fused modules: the forward runs a plan where one fits, else the plain forward."""
 
@@ -43,6 +50,10 @@ class FusedModule:
             if plan.run is not None and plan.fits(self, tensors):
                 return plan.run(self, *tensors)
         return self.plain_class.forward(self, *args, **kwargs)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        # A plain module returned here would take this one's place in the user's model.
+        raise TypeError("torch.jit.script cannot compile a fused model; script dip_fast.unfuse(model), or trace it")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class exists in this process only, and plans hold compiled code: a copy makes both anew.

@@ -85,6 +85,8 @@ class UpsampleConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the output, (N, out_channels, 2H, 2W), from the input, (N, in_channels, H, W)."""
+        if torch.jit.is_scripting():
+            return torch.ops.dip_fast.upsample_conv2d(input, self.weight, self.bias, self.mode, self.padding_mode)
         return upsample_conv2d(input, self.weight, self.bias, mode=self.mode, padding_mode=self.padding_mode)
 
     def extra_repr(self) -> str:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dip_fast.ops.reference import PADDING_MODES
 from dip_fast.ops.tracing import Tracer, has_hooks
+from dip_fast.ops.transforms import is_transformed
 from dip_fast.ops.upsample_conv import upsample_conv2d
 
 # At exactly twice the size, nearest-exact takes the same pixels as nearest.
@@ -246,9 +248,11 @@ def run_pair(
     Tensor, (N, K, 2H, 2W)
         The output of the convolution.
     """
-    if x.dim() == 4 and _is_twice(x, size):
+    if x.dim() == 4 and not is_transformed() and _is_twice(x, size):
         padding = conv.padding_mode if padding_mode is None else padding_mode
-        return upsample_conv2d(x, conv.weight, conv.bias, mode=MODES[mode], padding_mode=padding)
+        y = upsample_conv2d(x, conv.weight, conv.bias, mode=MODES[mode], padding_mode=padding)
+        # In the layout of a convolution's output, which the layers after it are fast in.
+        return y.contiguous(memory_format=torch.channels_last) if _any_channels_last(x, conv.weight) else y
     if upsample is not None:
         x = upsample(x)
     else:
@@ -259,6 +263,10 @@ def run_pair(
     elif padding_mode is not None:
         x = F.pad(x, (1, 1, 1, 1), mode="constant" if padding_mode == "zeros" else padding_mode)
     return conv(x)
+
+
+def _any_channels_last(*tensors: Tensor) -> bool:
+    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors)
 
 
 def _is_twice(x: Tensor, size: Any) -> bool:

@@ -8,6 +8,7 @@ code it was traced from as long as `Plan.is_current` and `Plan.fits`.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +119,7 @@ def analyse(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Analysis:
     found = Analysis(Plan(None, None, [], torch.is_grad_enabled(), [(module, _state(module))]))
     if not tracing.has_code_of_its_own(module):
         if isinstance(module, torch.jit.ScriptModule):
-            if "interpolate" in str(getattr(module, "code", "")):
+            if re.search(r"\binterpolate\b|torch\.upsample", str(getattr(module, "code", ""))):
                 found.left[module] = Left("", "it is TorchScript, which cannot be traced")
         elif "forward" in vars(module) and not isinstance(module, nn.Upsample) and _mentions_upsampling(module):
             found.left[module] = Left("", "its forward was replaced by another")

@@ -97,6 +97,11 @@ def upsample_conv2d(
         If `output_shape` refuses the arguments.
     """
     output_shape(input, weight, bias, mode, padding_mode)
+    return layers(input, weight, bias, mode, padding_mode)
+
+
+def layers(input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str) -> Tensor:
+    """Compute `upsample_conv2d` of arguments that were checked."""
     x = F.interpolate(input, scale_factor=2, mode=mode, align_corners=False if mode == "bilinear" else None)
     if padding_mode == "zeros":  # the convolution pads with zeros itself and saves a copy
         return F.conv2d(x, weight, bias, padding=1)

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as all_modules
 
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 MAX_PATHS = 16  # how many combinations of branches of one forward are tried
 
 
@@ -236,10 +238,9 @@ def has_code_of_its_own(module: nn.Module) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a call of the module calls hooks."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    """Return whether a call of the module calls hooks, of its own or those of all modules."""
+    own = (f"_{kind}" for kind in HOOKS)
+    return any(getattr(module, name) for name in own) or any(getattr(all_modules, f"_global_{kind}") for kind in HOOKS)
 
 
 def parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:

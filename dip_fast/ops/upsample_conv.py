@@ -14,9 +14,11 @@ from torch import Tensor
 
 from dip_fast.ops import extension, reference
 from dip_fast.ops.norm_conv import empty_image
+from dip_fast.ops.transforms import is_transformed
 
 FORWARD = "dip_fast::upsample_conv2d"
 BACKWARD = "dip_fast::upsample_conv2d_backward"
+KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}  # of PyTorch's dispatcher, by device
 
 
 def upsample_conv2d(
@@ -62,14 +64,37 @@ def upsample_conv2d(
     The result is ``conv2d(pad(interpolate(input, scale_factor=2, mode=mode), (1, 1, 1, 1), padding_mode), weight,
     bias)`` up to rounding.  It does not depend on the number of threads.
 
+    These layers themselves run under the transforms of ``torch.func``, with forward-mode derivatives, and while
+    ``torch.onnx.export`` traces: all of them go by PyTorch's own rules there.  Autocast casts the arguments as it casts
+    those of a convolution.
+
     Examples
     --------
     >>> y = upsample_conv2d(torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3), padding_mode="reflect")
     >>> y.shape
     torch.Size([1, 3, 8, 8])
     """
-    reference.output_shape(input, weight, bias, mode, padding_mode)
+    device = input.device.type if isinstance(input, Tensor) else ""
+    if device in KEYS and torch.is_autocast_enabled(device):
+        return _autocast(input, weight, bias, mode, padding_mode)
+    if not torch.jit.is_tracing():  # it warns of every comparison; the operator itself checks too
+        reference.output_shape(input, weight, bias, mode, padding_mode)
+    if is_transformed() or torch.onnx.is_in_onnx_export():
+        return reference.layers(input, weight, bias, mode, padding_mode)
     return torch.ops.dip_fast.upsample_conv2d(input, weight, bias, mode, padding_mode)
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str) -> Tensor:
+    """Cast the arguments to autocast's dtype, as those of a convolution are, and call the operator outside of it."""
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+
+    with torch.autocast(device, enabled=False):
+        bias = None if bias is None else cast(bias)
+        return upsample_conv2d(cast(input), cast(weight), bias, mode=mode, padding_mode=padding_mode)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None, mode: str, padding_mode: str) -> Tensor:
@@ -145,4 +170,6 @@ torch.library.register_fake(FORWARD, _fake)
 torch.library.register_fake(BACKWARD, _fake_backward)
 torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
 torch.library.register_autograd(BACKWARD, _second_backward, setup_context=_save_backward)
-torch.library.register_autocast(FORWARD, "cpu", torch.bfloat16)
+_library = torch.library.Library("dip_fast", "FRAGMENT")  # its registrations last as long as it does
+for key in KEYS.values():
+    _library.impl("upsample_conv2d", _autocast, key)
