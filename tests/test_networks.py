@@ -112,6 +112,37 @@ def test_input_covers_the_picture(name: str, options: dict, picture: tuple[int, 
     assert networks.crop(output, *picture).shape == (1, 3, *picture)
 
 
+@pytest.mark.parametrize("padding_mode", ["reflect", "zeros", "replicate"])
+@pytest.mark.parametrize("downsampling", ["stride", "average"])
+@pytest.mark.parametrize(
+    ("kernels", "least"),
+    [
+        ({"kernel_down": 5}, 12),
+        ({"kernel_down": (9, 3)}, 12),
+        ({"kernel_up": 7}, 8),
+        ({"kernel_up": (3, 11)}, 12),
+        ({"kernel_skip": 9}, 12),
+        ({"kernel_skip": (9, 1), "kernel_down": (1, 3)}, 8),
+        ({"kernel_down": 1, "kernel_up": 1}, 8),
+    ],
+    ids=str,
+)
+def test_smallest_input_size_can_be_padded(kernels: dict, least: int, downsampling: str, padding_mode: str) -> None:
+    """Reflection needs more pixels than it adds, at every scale: a 5x5 kernel at the deepest one needs three there."""
+    network = Skip(
+        1, 1, down=2, up=2, skip=1, scales=2, downsampling=downsampling, padding_mode=padding_mode, **kernels
+    )
+    size = network.input_size(1, 1)
+    assert size == ((least, least) if padding_mode == "reflect" else (8, 8))
+    assert network(torch.rand(1, 1, *size)).shape == (1, 1, *size)
+    with pytest.raises(ValueError, match=f"multiples of 4 and at least {size[0]}, got"):
+        network(torch.rand(1, 1, size[0] - 4, size[0]))
+    if padding_mode == "reflect" and least > 8:
+        network._multiples -= 1
+        with pytest.raises(RuntimeError, match="Padding size should be less"):
+            network(torch.rand(1, 1, size[0] - 4, size[0]))
+
+
 def test_crop_is_the_middle() -> None:
     image = torch.arange(6 * 8).view(1, 1, 6, 8)
     assert torch.equal(networks.crop(image, 3, 4), image[..., 1:4, 2:6])

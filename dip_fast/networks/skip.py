@@ -16,6 +16,7 @@ from dip_fast.networks.layers import (
     Network,
     activated,
     batch_norm,
+    cover,
     full,
     is_supported,
     operand,
@@ -178,8 +179,8 @@ class Skip(Network):
 
     Notes
     -----
-    H and W are multiples of ``2**scales``, and at least twice that, since reflection and batch norm need two pixels
-    at the deepest scale.
+    H and W are multiples of ``2**scales``, and at least twice that, since batch norm needs two pixels at the deepest
+    scale, and so does the reflection of one; a larger kernel reflects more pixels, and needs more.
 
     References
     ----------
@@ -245,6 +246,12 @@ class Skip(Network):
         self.scale = scale
         self.head = nn.Conv2d(ups[0], out_channels, 1)
         self.multiple = 2**depth
+        self._multiples = 2  # of `multiple`, at least
+        if padding_mode == "reflect":  # fewer pixels than there are
+            for i in range(depth):
+                inside, outside = kernels_down[i], max(kernels_down[i], kernels_up[i], kernels_skip[i])
+                for kernel, side in ((inside, 2 ** (depth - 1 - i)), (outside, 2 ** (depth - i))):
+                    self._multiples = max(self._multiples, -(-(kernel // 2 + 1) // side))
         # Convolutions whose fused form leaves their bias out, since a batch norm takes it away again.
         self._without_bias: list[nn.Conv2d | nn.ConvTranspose2d] = []
 
@@ -252,7 +259,8 @@ class Skip(Network):
         """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
         if tuple(z.shape[-2:]) != self.input_size(*z.shape[-2:]):
             raise ValueError(
-                f"z must have sides that are multiples of {self.multiple} and at least {2 * self.multiple}, "
+                f"z must have sides that are multiples of {self.multiple} and at least "
+                f"{self._multiples * self.multiple}, "
                 f"got {tuple(z.shape[-2:])}"
             )
         drawn = self.scale(z)
@@ -267,6 +275,10 @@ class Skip(Network):
         drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
         drawn = torch.sigmoid(full(drawn))
         return full(z[:, : drawn.shape[1]]) - 0.5 + drawn if self.corrects else drawn
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Size of z whose output covers a picture of ``height x width``."""
+        return cover(height, self.multiple, self._multiples), cover(width, self.multiple, self._multiples)
 
     def fold(self, folder: Folder, z: Value) -> Value:
         """Fold the network, see `Network.fold`."""
