@@ -84,6 +84,15 @@ def test_code_that_does_more_than_compute_runs_as_before(
     assert (fused.seen, len(fused.kept), len(fused_calls)) == (model.seen, len(model.kept), 0)
 
 
+def test_torchs_generator_is_left_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To put its state back after a trace would undo what they have drawn meanwhile."""
+    monkeypatch.setattr(torch.random, "set_rng_state", lambda state: pytest.fail("the state was set"))
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: pytest.fail("the state was set"))
+    model, before = nn.Sequential(AddsNoise(), VaeUpsample()), torch.get_rng_state()
+    dip_fast.fuse(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_untraceable_module_around_a_traceable_one(fused_calls: list[tuple[str, str]]) -> None:
     class Around(BranchesOnValues):
         def __init__(self) -> None:

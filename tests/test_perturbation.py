@@ -68,6 +68,11 @@ def test_codes_are_perturbed_as_their_quotients_are(level, device, shape, dtype,
     torch.testing.assert_close(got.cpu(), wanted, rtol=0, atol=1e-6)
 
 
+def test_step_on_another_device_is_refused():
+    with pytest.raises(ValueError, match="step must be on the device of z, cpu, got meta"):
+        perturb(torch.zeros(4), 0.5, 7, torch.tensor(1, device="meta"))
+
+
 @pytest.mark.parametrize("step", [0, 3, *FAR])
 def test_counted_step_gives_the_same_noise(device, step):
     z = torch.rand(2, 5, 7, 30).to(device)

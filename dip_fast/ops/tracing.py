@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as all_modules
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+DRAWS = "its code draws random numbers of its own"
 MAX_PATHS = 16  # how many combinations of branches of one forward are tried
 
 
@@ -268,23 +270,36 @@ def _undoing_effects(module: nn.Module) -> Iterator[None]:
     attributes = [(vars(each), dict(vars(each))) for each in module.modules()]
     values = [value for _, before in attributes for value in before.values()]
     containers = [(value, copy.copy(value)) for value in values if type(value) in (dict, list, set)]
-    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    python_state, draws = random.getstate(), _Draws()
     changed = False
     try:
-        yield
+        with draws:
+            yield
     finally:
         for now, before in [*attributes, *containers]:
             if not _holds_the_same(now, before):
                 changed = True
                 now.clear()
                 (now.extend if isinstance(now, list) else now.update)(before)
-        drawn = random.getstate() != python_state or not torch.equal(torch.get_rng_state(), torch_state)
-        random.setstate(python_state)
-        torch.set_rng_state(torch_state)
+        drawn = draws.refused or random.getstate() != python_state
+        if drawn:
+            random.setstate(python_state)
     if changed:
         raise CannotTraceError("its code changes its own attributes")
     if drawn:
-        raise CannotTraceError("its code draws random numbers of its own")
+        raise CannotTraceError(DRAWS)
+
+
+class _Draws(TorchDispatchMode):
+    """Refuses what draws from a generator of PyTorch before it draws: other threads draw from the same one."""
+
+    refused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.refused = True
+            raise CannotTraceError(DRAWS)
+        return func(*args, **(kwargs or {}))
 
 
 def _holds_the_same(now: Any, before: Any) -> bool:
