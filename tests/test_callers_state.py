@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import dip_fast
 from dip_fast import Identity, networks
 from dip_fast.fitting import fit, prepare, start
+from dip_fast.fitting.results import Result
 from dip_fast.networks import Network
 from dip_fast.networks.layers import cover
 
@@ -100,6 +102,20 @@ def assert_same(results: dict[str, np.ndarray], expected: dict[str, np.ndarray])
 def test_same_bits_in_each_state(state: str, expected: dict[str, np.ndarray]) -> None:
     with STATES[state]():
         assert_same(restored(), expected)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Result:
+    return fit(Identity(target()), TINY)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_model_files_draw_the_same_in_each_state(state: str, fitted: Result, tmp_path: Path) -> None:
+    for suffix in (".onnx", ".pt"):
+        expected = dip_fast.replay(dip_fast.export(fitted, tmp_path / f"expected{suffix}"), trust=True)
+        with STATES[state]():
+            drawn = dip_fast.replay(dip_fast.export(fitted, tmp_path / f"model{suffix}"), trust=True)
+        np.testing.assert_array_equal(drawn, expected)
 
 
 @pytest.mark.parametrize("state", STATES)

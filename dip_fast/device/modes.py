@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Functions that make a tensor of the default dtype where none is named; the others only for numbers with a point.
-MAKE_FLOATS = {f"aten::{name}" for name in ("empty", "eye", "linspace", "normal", "ones", "rand", "randn", "zeros")}
-MAKE_WHAT_IS_GIVEN = {"aten::arange", "aten::full", "aten::scalar_tensor"}
+MAKE_FLOATS = {torch.empty, torch.eye, torch.linspace, torch.ones, torch.rand, torch.randn, torch.zeros}
+MAKE_WHAT_IS_GIVEN = {torch.arange, torch.full, torch.scalar_tensor, torch.tensor}
 
 
 @contextmanager
@@ -96,13 +97,12 @@ def _with_generator(func: Any) -> Any:
     )
 
 
-class _Float32(TorchDispatchMode):
+class _Float32(TorchFunctionMode):
     """While entered, float32 is the default dtype of this thread: PyTorch's own default is that of all threads."""
 
-    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name
-        floats = name in MAKE_FLOATS or (name in MAKE_WHAT_IS_GIVEN and any(isinstance(each, float) for each in args))
+        floats = func in MAKE_FLOATS or (func in MAKE_WHAT_IS_GIVEN and any(isinstance(each, float) for each in args))
         if floats and kwargs.get("dtype") is None:
             kwargs = {**kwargs, "dtype": torch.float32}
         return func(*args, **kwargs)

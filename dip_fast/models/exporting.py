@@ -76,8 +76,11 @@ def export(
     if picture is not None:
         height, width, channels = result.image.shape
         kind, extras = replace(picture.kind, height=height, width=width, channels=channels), picture.extras
-    model = fitted.from_result(result, kind, extras)
-    write(model, target, format_, fused_ops=fused_ops, fp16=fp16, license_=license)
+    from dip_fast.device.modes import fresh_state  # here, since it loads torch
+
+    with fresh_state():
+        model = fitted.from_result(result, kind, extras)
+        write(model, target, format_, fused_ops=fused_ops, fp16=fp16, license_=license)
     return target
 
 

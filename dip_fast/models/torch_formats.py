@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dip_fast.device.modes import fresh_state
 from dip_fast.errors import DipFastError
 from dip_fast.models import archives
 from dip_fast.programs.drawing import Drawing
@@ -23,11 +24,11 @@ from dip_fast.programs.program import Program
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one thread and without gradients, and restore the number of threads."""
+    """Compute on one thread and without gradients, whatever the caller's state, which is as it was afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
+        with fresh_state(), torch.no_grad():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -55,8 +56,9 @@ def write_torchscript(program: Program, facts: dict[str, Any], blobs: dict[str, 
     fused_ops : bool
         Call the project's operators, for users who load the library that CMake builds.
     """
-    module, file = Drawing(program, fused=fused_ops).eval(), io.BytesIO()
+    file = io.BytesIO()
     with _one_thread(), _torchscript_kept():
+        module = Drawing(program, fused=fused_ops).eval()
         traced = torch.jit.trace(module, (), check_trace=False)
         torch.jit.save(traced, file, _extra_files=archives.texts(program.schema, facts, blobs))
     return file.getvalue()
@@ -65,9 +67,9 @@ def write_torchscript(program: Program, facts: dict[str, Any], blobs: dict[str, 
 def write_pt2(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
     """Encode a program as a .pt2 file, as `write_torchscript` does, with standard operators alone."""
     assert not fused_ops, ".pt2 files have standard operators only"
-    module, file = Drawing(program).eval(), io.BytesIO()
+    file = io.BytesIO()
     with _one_thread():
-        exported = torch.export.export(module, (), strict=False)
+        exported = torch.export.export(Drawing(program).eval(), (), strict=False)
         torch.export.save(exported, file, extra_files=archives.texts(program.schema, facts, blobs))
     return file.getvalue()
 
@@ -93,9 +95,8 @@ def load(format_: str, data: bytes, *, fused: bool = False) -> Callable[[], torc
 def run(format_: str, data: bytes, label: str, *, fused: bool = False) -> np.ndarray:
     """Draw the picture of a trusted file: ndarray ``(H, W, C)``, float32."""
     try:
-        draw = load(format_, data, fused=fused)
         with _one_thread():
-            output = draw()
+            output = load(format_, data, fused=fused)()
         return np.ascontiguousarray(output.numpy())
     except Exception as error:  # whatever loading or running a foreign program raises
         text = " ".join(str(error).split())[:200]
