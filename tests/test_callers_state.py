@@ -23,11 +23,14 @@ from dip_fast.fitting import fit, prepare, start
 from dip_fast.fitting.results import Result
 from dip_fast.networks import Network
 from dip_fast.networks.layers import cover
+from dip_fast.ops import extension
 
 pytestmark = [pytest.mark.usefixtures("small"), pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")]
 
 NOISY = np.random.default_rng(0).random((20, 18)).astype(np.float32)
 KNOWN = NOISY > 0.2
+
+needs_extension = pytest.mark.skipif(extension.load() is None, reason="there is no compiled extension")
 
 
 @contextlib.contextmanager
@@ -234,7 +237,7 @@ def test_one_core_of_several(expected: dict[str, np.ndarray]) -> None:
         os.sched_setaffinity(0, before)
 
 
-@pytest.mark.parametrize("engine", ["fused", "plain"])
+@pytest.mark.parametrize("engine", [pytest.param("fused", marks=needs_extension), "plain"])
 def test_child_forked_after_torch_has_used_two_threads(engine: str) -> None:
     """It has lost PyTorch's threads, and waited for them without end."""
     alone, before = dip_fast.denoise(NOISY, iterations=2, engine=engine), torch.get_num_threads()
@@ -256,6 +259,7 @@ def image() -> np.ndarray:
     return fit(Identity(target()), TINY).image
 
 
+@needs_extension  # bits of PyTorch's convolutions depend on the number of threads
 @pytest.mark.parametrize(
     "settings",
     [

@@ -12,6 +12,8 @@ import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from dip_fast.ops import extension
+from dip_fast.ops.norm_conv import CONV, CONV_BACKWARD, UPSAMPLE, UPSAMPLE_BACKWARD
+from dip_fast.ops.upsample_conv import BACKWARD, FORWARD
 
 Shape = Sequence[int]
 
@@ -52,15 +54,15 @@ def _norm_upsample_conv2d_backward(grad: Shape, *rest: Any, **options: Any) -> i
     return 2 * _convolution(rest[13], grad)
 
 
-FORMULAS: dict[str, Any] = {"upsample_conv2d": _upsample_conv2d, "upsample_conv2d_backward": _upsample_conv2d_backward}
+FORMULAS: dict[str, Any] = {FORWARD: _upsample_conv2d, BACKWARD: _upsample_conv2d_backward}
 if extension.load() is not None:
     FORMULAS |= {
-        "norm_conv2d": _norm_conv2d,
-        "norm_conv2d_backward": _norm_conv2d_backward,
-        "norm_upsample_conv2d": _norm_upsample_conv2d,
-        "norm_upsample_conv2d_backward": _norm_upsample_conv2d_backward,
+        CONV: _norm_conv2d,
+        CONV_BACKWARD: _norm_conv2d_backward,
+        UPSAMPLE: _norm_upsample_conv2d,
+        UPSAMPLE_BACKWARD: _norm_upsample_conv2d_backward,
     }
 for name, formula in FORMULAS.items():
-    operator = getattr(torch.ops.dip_fast, name)
+    operator = getattr(torch.ops.dip_fast, name.removeprefix("dip_fast::"))
     if operator not in flop_registry:
         register_flop_formula(operator)(formula)
