@@ -71,11 +71,13 @@ def test_capture_follows_a_warm_up_on_another_stream(monkeypatch: pytest.MonkeyP
         "stream": on,
         "CUDAGraph": lambda: graph,
         "graph": on,
+        "get_rng_state": lambda device: "random state",
+        "set_rng_state": lambda state, device: done.append(f"{state} put back"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
     repeat = graphs.repeatable(step, [state], gpu)
-    warm_up = ["side waits for main", "on side", *["step"] * graphs.WARMUP, "off side", "main waits for side"]
+    warm_up = ["side waits for main", "on side", *["step"] * graphs.WARMUP, "off side", "random state put back"]
+    warm_up.append("main waits for side")
     assert done == [*warm_up, "on graph", "step", "off graph"]
     assert (state == 1).all()  # by the capture, which does nothing on a GPU
     repeat()
