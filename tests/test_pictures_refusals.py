@@ -22,6 +22,7 @@ from picture_files import (
     palette_picture,
     pillow,
     png,
+    samples_of,
     smooth,
     tiff,
 )
@@ -167,6 +168,75 @@ def test_a_tiff_that_lists_too_few_tiles_is_refused():
             struct.pack_into("<I", data, file.pages[0].tags[code].offset + 4, 8)
     with pytest.raises(UsageError, match="parts of the picture are missing"):
         read_picture(bytes(data))
+
+
+def with_directories(data, *more):
+    """Let the list of a TIFF's directories go on: `more` are their contents; an empty one is the first again."""
+    data = bytearray(data)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        first, place, layout = file.pages.first.offset, file.pages.next_page_offset, file.tiff
+    for content in more:
+        struct.pack_into(layout.offsetformat, data, place, len(data) if content else first)
+        data += content
+        place = len(data) - layout.offsetsize
+    return bytes(data)
+
+
+EMPTY = bytes(2 + 4)  # a directory without tags
+
+
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}], ids=["II", "MM", "BigTIFF"])
+@pytest.mark.parametrize("between", [0, 1, 150])
+def test_directories_in_circles_are_refused_at_once(options, between):
+    """Tifffile would walk in them for ever, or as far as the memory goes."""
+    empty = bytes(8 + 8) if "bigtiff" in options else EMPTY
+    data = with_directories(tiff(noise(*TALL), **options), *[empty] * between, b"")
+    with pytest.raises(UsageError, match="round in circles.*intact copy" if between < 100 else "more than 100 pages"):
+        read_picture(data)
+
+
+def test_tens_of_thousands_of_directories_are_refused_before_they_are_read(monkeypatch):
+    data = with_directories(tiff(noise(*TALL)), *[EMPTY] * 60_000)
+    monkeypatch.setattr(tifffile, "TiffFile", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(UsageError, match="more than 100 pages; save one page as a file of its own"):
+        read_picture(data)
+
+
+def test_directories_of_thousands_of_tags_are_refused_before_they_are_read(monkeypatch):
+    data = with_directories(tiff(noise(*TALL)), struct.pack("<H", 4096) + bytes(12 * 4096 + 4))
+    monkeypatch.setattr(tifffile, "TiffFile", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(UsageError, match="more than 4096 tags"):
+        read_picture(data)
+
+
+def test_thumbnails_and_a_list_that_ends_outside_the_file_are_no_reason_to_refuse():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(noise(40, 40), metadata=None)
+        writer.write(noise(20, 20), metadata=None, subfiletype=1)
+    np.testing.assert_array_equal(samples_of(read_picture(file.getvalue())), noise(40, 40))
+    data = bytearray(tiff(noise(*TALL)))
+    with tifffile.TiffFile(io.BytesIO(data)) as opened:
+        struct.pack_into("<I", data, opened.pages.next_page_offset, 2**31)
+    np.testing.assert_array_equal(samples_of(read_picture(bytes(data))), noise(*TALL))
+
+
+CODECS = [None, "zlib", "lzw", "lzma", "packbits", "zstd", "jpeg", "webp", "png", "jpeg2000", "jpegxl", "lerc"]
+
+
+@pytest.mark.parametrize("options", [{"rowsperstrip": 40}, {"rowsperstrip": 10}, {"tile": (16, 16)}], ids=str)
+@pytest.mark.parametrize("codec", CODECS)
+def test_strips_and_tiles_that_hold_a_larger_picture_are_refused(codec, options):
+    """Tifffile would cut the picture, or begin each row at another column."""
+    whole = tiff(smooth(40, 50, 3), compression=codec, **options)
+    assert read_picture(whole).size == (40, 50)
+    with tifffile.TiffFile(io.BytesIO(whole)) as file:
+        tags = {code: file.pages.first.tags[code] for code in (256, 257)}
+    for code, side in ((257, 20), (256, 20)):
+        data = bytearray(whole)
+        struct.pack_into("<I" if tags[code].dtype == 4 else "<H", data, tags[code].valueoffset, side)
+        with pytest.raises(UsageError, match=r"holds more than the picture|damaged or cut short"):
+            read_picture(bytes(data))
 
 
 # --- damage
