@@ -1,6 +1,7 @@
 """Pictures that are refused, and those that are damaged: the whole picture comes out, or a UsageError."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from picture_files import (
 from PIL import Image
 
 from dip_fast.errors import UsageError
+from dip_fast.models.model import open_model
 from dip_fast.pictures import read_picture, reading
 from dip_fast.pictures.formats import MIN_SIDE
 
@@ -134,13 +136,45 @@ def test_what_is_not_a_readable_file(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"longer than any picture of \d+ pixels; cut out the part to restore$"):
         read_picture(path)
 
-    def refuse(self):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.undo()
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # root, as in most containers, may read everything
+    monkeypatch.setattr(reading, "read_regular", refuse)  # root, as in most containers, may read everything
     with pytest.raises(UsageError, match="permission denied; make"):
         read_picture(path)
+
+
+def test_devices_and_pipes_are_not_read(place):
+    """The first may have no end, and the second no writer."""
+    os.mkfifo("pipe.png")
+    for path in ("/dev/zero", "pipe.png"):
+        with pytest.raises(UsageError, match=f"cannot read {path}: it is a device or a pipe, not a regular file; save"):
+            read_picture(path)
+        with pytest.raises(UsageError, match=f"cannot replay {path}: it is a device or a pipe, not a regular file"):
+            open_model(path)
+
+
+class Endless(io.RawIOBase):
+    """A stream that begins in some way and goes on with zeros for ever."""
+
+    def __init__(self, start):
+        self.start, self.given = start, 0
+
+    def read(self, size=-1):
+        assert size > 0, "asked for all of an endless stream"
+        self.given += size
+        start, self.start = self.start, b""
+        return start + bytes(size - len(start))
+
+
+def test_an_endless_stream_is_read_to_the_limit_at_most(monkeypatch):
+    nothing, picture = Endless(b""), Endless(pillow(noise(*TALL), "PNG"))
+    assert len(reading.read_stream(nothing)) == nothing.given == 2**20  # it is no picture from the first
+    monkeypatch.setattr(reading, "MAX_BYTES", 2**22)
+    with pytest.raises(UsageError, match=r"cannot read stdin: it is longer than any picture of \d+ pixels; cut out"):
+        reading.read_stream(picture)
+    assert picture.given == 2**22 + 2**20
 
 
 def test_refusals_leave_no_trace_on_stderr(tmp_path):

@@ -42,16 +42,18 @@ def say(line: str) -> None:
 
 
 def standard_input() -> bytes:
-    """Read standard input to its end.
+    """Read a picture's content from standard input.
 
     Raises
     ------
     UsageError
-        If it is closed.
+        If it is closed, or longer than any picture.
     """
     if sys.stdin is None:
         raise UsageError("standard input is closed; name the picture's file")
-    return sys.stdin.buffer.read()
+    from dip_fast.pictures.reading import read_stream
+
+    return read_stream(sys.stdin.buffer)
 
 
 def complain(message: str, code: int, arguments: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from dip_fast.models import formats
 from dip_fast.models.formats import FORMATS, Contents
 from dip_fast.models.packing import unpack
 from dip_fast.pictures import Extras, Kind, encode_samples
+from dip_fast.pictures.files import read_regular
 from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
 
@@ -132,13 +133,14 @@ def _file_content(path: Path) -> bytes:
     try:
         if path.is_dir():
             raise UsageError("it is a folder; name the model file in it")
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError("it is larger than any model file; get the right one")
-        return path.read_bytes()
+        data = read_regular(path, LARGEST_FILE)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
         raise UsageError(f"{getattr(error, 'strerror', None) or error}; check the path") from error
+    if data is None:
+        raise UsageError("it is larger than any model file; get the right one")
+    return data
 
 
 def _read(data: bytes, trust: bool) -> Contents:

@@ -1,13 +1,45 @@
-"""Files written so that a crash never leaves a part of one."""
+"""Files read only where they end, and written so that a crash never leaves a part of one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
 
-from dip_fast.errors import DipFastError
+from dip_fast.errors import DipFastError, UsageError
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes | None:
+    """Read a regular file that is not longer than a limit.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A file, or a symbolic link to one.
+    limit : int
+        In bytes.
+
+    Returns
+    -------
+    bytes or None
+        None where the file is longer.
+
+    Raises
+    ------
+    UsageError
+        For a device, a pipe or a socket, which may have no end; none is waited for.
+    OSError, ValueError
+        As `open`.
+    """
+    # Without O_NONBLOCK, to open a pipe would be to wait for its writer; it means nothing to a regular file.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError("it is a device or a pipe, not a regular file; save its content as a file")
+        # No more than was there when it was opened: what grows meanwhile is cut short, and its reader finds that.
+        return file.read(found.st_size) if found.st_size <= limit else None
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -10,18 +10,21 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.pictures import formats
-from dip_fast.pictures.files import one_line
+from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.pictures.formats import MAX_PIXELS
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
 from dip_fast.pictures.samples import value_range
 
 MAX_BYTES = 32 * MAX_PIXELS  # four float64 samples a pixel; a longer file is refused before it fills the memory
+_TOO_LONG = f"it is longer than any picture of {MAX_PIXELS} pixels; cut out the part to restore"
+_CHUNK = 2**20
 
 # EXIF's orientation tag says how the stored picture was turned; each entry turns it upright.
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -79,6 +82,33 @@ def read_picture(
         raise UsageError(one_line(text)) from error
 
 
+def read_stream(stream: BinaryIO) -> bytes:
+    """Read a picture's content from a stream that may have no end.
+
+    Parameters
+    ----------
+    stream : binary file
+        Such as standard input.
+
+    Returns
+    -------
+    bytes
+        All of it; or its beginning, where no format recognises that, for `read_picture` to refuse.
+
+    Raises
+    ------
+    UsageError
+        If it is longer than any picture.
+    """
+    data = bytearray(stream.read(_CHUNK))
+    if any(format_.sniff(bytes(data)) for format_ in formats.FORMATS.values()):
+        while chunk := stream.read(_CHUNK):
+            data += chunk
+            if len(data) > MAX_BYTES:
+                raise UsageError(f"cannot read stdin: {_TOO_LONG}")
+    return bytes(data)
+
+
 def read_mask(source: str | os.PathLike[str] | bytes, size: tuple[int, int]) -> np.ndarray:
     """Read a mask: white is known, black is to be filled in.
 
@@ -125,8 +155,9 @@ def _by(size: tuple[int, int]) -> str:
 
 def _file_content(path: Path) -> bytes:
     try:
-        if path.stat().st_size <= MAX_BYTES:
-            return path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
+    except UsageError:
+        raise
     except FileNotFoundError as error:
         raise UsageError("there is no such file; check the path") from error
     except IsADirectoryError as error:
@@ -135,7 +166,9 @@ def _file_content(path: Path) -> bytes:
         raise UsageError("permission denied; make the file readable for this user") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise UsageError(f"{getattr(error, 'strerror', None) or error}; check the path and the drive") from error
-    raise UsageError(f"it is longer than any picture of {MAX_PIXELS} pixels; cut out the part to restore")
+    if data is None:
+        raise UsageError(_TOO_LONG)
+    return data
 
 
 def _picture(data: bytes, name: str, keep_metadata: bool) -> Picture:
