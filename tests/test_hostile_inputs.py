@@ -1,7 +1,9 @@
 """Model files of schema 2, whose network input has parts of other kinds: damaged, and meant badly."""
 
+import io
 import json
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     written = {}
     for schema, z in inputs.items():
         result = Result(np.zeros((*SIZE, 1), np.float32), network, z, {}, 0, 0, "iterations", 0.0, [])
-        written[schema] = exporting.export(result, path).read_bytes()
+        written[schema] = exporting.export(result, path, overwrite=True).read_bytes()
     return written
 
 
@@ -108,6 +110,27 @@ def test_metadata_that_say_nonsense_of_the_input(
     model = onnx.load_model_from_string(files[schema])
     change_document(model, change)
     assert "damaged" in refuse(model, monkeypatch)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_metadata_with_numbers_that_json_has_not(small_models: dict[str, bytes], number: str, suffix: str) -> None:
+    """Python's reader lets them pass, and its writer does not: such a file was replayed and could not be exported."""
+    data = small_models[suffix]
+    if suffix == ".onnx":
+        model = onnx.load_model_from_string(data)
+        (entry,) = (entry for entry in model.metadata_props if entry.key == "dip_fast")
+        entry.value = entry.value.replace('"seed": null', f'"seed": {number}')
+        data = model.SerializeToString()
+    else:
+        file = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name).replace(b'"seed": null', f'"seed": {number}'.encode()))
+        data = file.getvalue()
+    Path(f"bad{suffix}").write_bytes(data)
+    with pytest.raises(UsageError, match="damaged"):
+        models.open_model(f"bad{suffix}", trust=True)
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:

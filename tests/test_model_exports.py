@@ -19,6 +19,7 @@ from dip_fast.models.model import open_model
 from dip_fast.models.verifying import verify
 from dip_fast.pictures import read_picture
 from dip_fast.presets import PRESETS
+from dip_fast.runs.folder import Folder
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input")
 
@@ -175,14 +176,28 @@ def test_export_and_replay_from_python(small):
         dip_fast.replay("model.pt")
     known = torch.rand(1, 1, 20, 25) < 0.5
     result = dip_fast.fit(dip_fast.Mask(target, known), recipe)
-    drawn = dip_fast.replay(dip_fast.export(result, "model.onnx"))
+    before = Path("model.onnx").read_bytes()
+    with pytest.raises(UsageError, match=r"^model\.onnx exists; choose another name or give overwrite=True$"):
+        dip_fast.export(result, "model.onnx")
+    assert Path("model.onnx").read_bytes() == before
+    drawn = dip_fast.replay(dip_fast.export(result, "model.onnx", overwrite=True))
     np.testing.assert_allclose(drawn, result.image, rtol=0, atol=2e-5)
     np.testing.assert_array_equal(drawn[known[0, 0].numpy()], result.image[known[0, 0].numpy()])
 
 
+def test_a_name_of_255_bytes_is_none_too_long(dip):
+    """What is written aside must not have a longer one."""
+    model, longest = Path(__file__).parent / "data" / "model.onnx", f"{83 * '網'}a.onnx"
+    assert len(longest.encode()) == 255
+    assert dip("export", model, "--format", "onnx", "-o", longest).code == 0
+    assert dip("replay", longest, "-o", f"{83 * '網'}aa.png").code == 0
+    out = Folder(Path(85 * "網"), print)  # it is not there, so that nothing can be written in it
+    assert out.write_result("result.png", b"").read_bytes() == b""
+
+
 def test_errors_name_the_arguments_of_python(ran):
     ran("nearest", "gray.png")
-    with pytest.raises(UsageError, match=r"model\.onnx exists; name another file with out, or give overwrite=True$"):
+    with pytest.raises(UsageError, match=r"model\.onnx exists; choose another name or give overwrite=True$"):
         exporting.convert(Path("run"), "onnx")
     with pytest.raises(UsageError, match=r"^fused_ops=True is for torchscript files: pt2 has standard operators only"):
         exporting.convert(Path("run"), "pt2", fused_ops=True)
@@ -207,7 +222,7 @@ def test_a_result_of_another_size_than_its_picture():
     samples = dip_fast.replay(dip_fast.export(result, "model.onnx", picture=picture))
     assert (samples.shape, samples.dtype) == ((32, 40, 3), np.uint8)
     with pytest.raises(ValueError, match=r"alpha must be \(32, 40\) of uint8 as the result is, got \(16, 20\)"):
-        dip_fast.export(result, "model.onnx", picture=read_picture("rgba.png"))
+        dip_fast.export(result, "other.onnx", picture=read_picture("rgba.png"))
     with pytest.raises(ValueError, match=r"kind must be of \(32, 40, 3\) as the result is, got \(16, 20, 3\)"):
         fitted.from_result(result, picture.kind)
 

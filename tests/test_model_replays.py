@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -143,6 +144,48 @@ def test_file_of_the_first_schema_is_replayed_for_ever(dip):
     assert dip_fast.replay(path).shape == (23, 31, 4)
     with Image.open("drawn.png") as image:
         assert image.info["icc_profile"]
+
+
+MODEL = Path(__file__).parent / "data" / "model.onnx"
+
+
+def test_replay_and_verify_take_a_runs_folder_as_export_does(dip):
+    Path("run").mkdir()
+    ended = dip("replay", "run")
+    assert (ended.code, ended.err) == (2, "dip-fast: run is not a run's folder; name one, or a model.onnx\n")
+    Path("run/run.json").write_text("{}")
+    for verb in (["replay", "run"], ["export", "run", "--format", "onnx"]):
+        ended = dip(*verb)
+        assert ended.code == 2
+        assert ended.err.startswith("dip-fast: run holds no model.onnx; make it with dip-fast run PICTURE")
+    shutil.copy(MODEL, "run/model.onnx")
+    assert dip("replay", "run", "--verify").code == 0
+    assert json.loads(dip("replay", "run", "--json").out)["model"] == "run/model.onnx"
+    np.testing.assert_array_equal(read("model-replay.png"), dip_fast.replay("run"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay", MODEL, "-o", "LONG.png"),
+        ("replay", MODEL, "--verify", "--difference", "LONG.png"),
+        ("replay", "LONG"),
+        ("replay", f"{'m' * 245}.onnx"),  # its own name is none too long, that of the picture is
+        ("export", MODEL, "--format", "onnx", "-o", "LONG.onnx"),
+        ("export", "LONG", "--format", "onnx"),
+        ("export", f"{'m' * 250}.onnx", "--format", "onnx", "--fp16"),
+        ("bench", "--plot", "LONG.png"),
+    ],
+    ids=lambda arguments: " ".join(str(word)[:12] for word in arguments),
+)
+def test_names_of_more_than_255_bytes_are_one_line(dip, arguments):
+    for name in arguments:
+        if str(name).startswith("mmm"):
+            shutil.copy(MODEL, name)
+    ended = dip(*(str(word).replace("LONG", 300 * "n") for word in arguments))
+    (line,) = ended.err.splitlines()
+    assert (ended.code, ended.out) == (2, b"")
+    assert "File name too long; c" in line  # choose another name, or check the path
 
 
 def test_engine_that_fails_is_one_line(model, dip, monkeypatch):

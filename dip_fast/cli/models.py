@@ -75,7 +75,7 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
 @json_option
 @debug_option
 def replay(as_json: bool, model: Path, **options: Any) -> int:
-    """Draw the picture of MODEL, a file that dip-fast run or dip-fast export wrote.
+    """Draw the picture of MODEL, a file that dip-fast run or dip-fast export wrote, or a run's folder.
 
     An ONNX file needs onnxruntime alone, not PyTorch.  Exit codes: 0 done, also where --verify finds a difference
     within the tolerance that the file names for other machines; 1 failed; 2 wrong usage or input; 4 --verify finds

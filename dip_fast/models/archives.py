@@ -15,6 +15,7 @@ import numpy as np
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.models.formats import SCHEMA, Contents, require
+from dip_fast.models.packing import parse_metadata
 
 METADATA_ENTRY = "dip_fast"  # name in TorchScript's and .pt2's extra files
 _FORMATS = ("torchscript", "pt2")
@@ -36,7 +37,7 @@ def read(data: bytes) -> Contents:
     """
     try:
         found = _extra_files(data)
-        document = json.loads(found.pop(""))
+        document = parse_metadata(found.pop(""))
         schema, format_ = document["schema"], document["format"]
         if type(schema) is not int or schema < 1 or format_ not in _FORMATS:
             raise ValueError("metadata")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dip_fast.errors import Argument, UsageError
 from dip_fast.models import fitted, formats
 from dip_fast.models.formats import FORMATS, require
+from dip_fast.models.model import located
 from dip_fast.models.writing import write
 from dip_fast.pictures import Picture
+from dip_fast.pictures.files import check_free
 
 if TYPE_CHECKING:
     from dip_fast.fitting.results import Result
@@ -25,6 +26,7 @@ def export(
     fused_ops: bool = False,
     fp16: bool = False,
     license: str = "",
+    overwrite: bool = False,
 ) -> Path:
     """Write the fitted network and its input as a file that draws the picture by itself.
 
@@ -33,8 +35,7 @@ def export(
     result : Result
         The outcome of `dip_fast.fit`.
     path : str or os.PathLike
-        The file, whose suffix names the format: ``.onnx``, ``.pt`` (TorchScript) or ``.pt2``.  A file there is
-        replaced.
+        The file, whose suffix names the format: ``.onnx``, ``.pt`` (TorchScript) or ``.pt2``.
     picture : Picture, optional
         The picture that `dip_fast.pictures.read_picture` returned: the model then draws in its range, and a replay has
         its bit depth, its alpha and its profile.  Without one, the model draws float values in [0, 1].
@@ -44,6 +45,8 @@ def export(
         Store the weights in 16 bits; the file's metadata hold what it costs.
     license : str
         Your words on what may be done with the file, which go into the metadata unchanged.
+    overwrite : bool
+        Replace a file that is there.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def export(
     Raises
     ------
     UsageError
-        For another suffix, or where onnx or onnxruntime is missing.
+        For another suffix, where a file is there already, or where onnx or onnxruntime is missing.
     ValueError
         If the picture has an alpha of another size than the result.
     DipFastError
@@ -72,6 +75,7 @@ def export(
     require("onnx", "onnxruntime")
     target = Path(path)
     format_ = formats.by_suffix(target)
+    check_free(target, overwrite=overwrite)
     kind, extras = None, None
     if picture is not None:
         height, width, channels = result.image.shape
@@ -122,17 +126,9 @@ def convert(
         As `dip_fast.models.writing.write`.
     """
     require("onnx", "onnxruntime")
-    model = source / "model.onnx" if source.is_dir() else source
-    if source.is_dir() and not model.exists():
-        if not (source / "run.json").exists():
-            raise UsageError(f"{source} is not a run's folder; name one, or a model.onnx")
-        # A command to type, and so in its own spelling.
-        raise UsageError(f"{source} holds no model.onnx; make it with dip-fast run PICTURE ... --resume --export onnx")
+    model = located(source)
     if out is None:
         marks = ("-fused" if fused_ops else "") + ("-fp16" if fp16 else "")
         out = model.with_name(f"{model.stem}{marks}{FORMATS[format_].suffix}")
-    if out.exists() and not overwrite:
-        raise UsageError(
-            "{} exists; name another file with {}, or give {}", out, Argument("out"), Argument("overwrite", True)
-        )
+    check_free(out, overwrite=overwrite)
     return write(fitted.from_file(model), out, format_, fused_ops=fused_ops, fp16=fp16, license_=license_)

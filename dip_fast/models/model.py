@@ -25,6 +25,7 @@ from dip_fast.pictures.files import read_regular
 from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
 
+IN_FOLDER = "model.onnx"  # in the folder of a run
 LARGEST_FILE = 2**31 - 1  # of protobuf; model files are kept below it when they are written
 
 
@@ -111,7 +112,7 @@ def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
     Parameters
     ----------
     path : str or os.PathLike
-        The file.
+        The file, or a run's folder, whose ONNX file is read.
     trust : bool
         Open formats that can run code.
 
@@ -120,19 +121,37 @@ def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
     UsageError
         In one line, if the file is missing, damaged, foreign, of a later schema version, or not trusted.
     """
+    path = located(path)
     label = str(path).encode("utf-8", "replace").decode()
     try:
-        return _model(label, _read(_file_content(Path(path)), trust))
+        return _model(label, _read(_file_content(path), trust))
     except UsageError as error:
         # The message as it is, with the arguments that it names.
         template, parts = (error.template, error.parts) if error.parts else ("{}", (str(error),))
         raise UsageError(f"cannot replay {{}}: {template}", label, *parts) from error
 
 
+def located(path: str | os.PathLike[str]) -> Path:
+    """Find the model file that a path stands for: the file itself, or the ONNX file in a run's folder.
+
+    Raises
+    ------
+    UsageError
+        For a folder without one.
+    """
+    path = Path(path)
+    if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
+        return path
+    if (path / IN_FOLDER).exists():
+        return path / IN_FOLDER
+    if not (path / "run.json").exists():
+        raise UsageError(f"{path} is not a run's folder; name one, or a {IN_FOLDER}")
+    # A command to type, and so in its own spelling.
+    raise UsageError(f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx")
+
+
 def _file_content(path: Path) -> bytes:
     try:
-        if path.is_dir():
-            raise UsageError("it is a folder; name the model file in it")
         data = read_regular(path, LARGEST_FILE)
     except UsageError:
         raise

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dip_fast import __version__
 from dip_fast.errors import UsageError
 from dip_fast.models.formats import SCHEMA
+from dip_fast.models.packing import parse_metadata
 from dip_fast.programs.program import INPUT, Layer, Program, part_name
 
 OPSET = 17
@@ -276,7 +277,7 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
     if METADATA not in texts:
         raise UsageError("it is no model that dip-fast wrote; open it with what made it")
     try:
-        document = json.loads(texts[METADATA])
+        document = parse_metadata(texts[METADATA])
         schema, outline = document["schema"], document.get("program")
         if type(schema) is not int or schema < 1:
             raise ValueError(f"schema {schema!r}")

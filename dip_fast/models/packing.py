@@ -1,14 +1,34 @@
-"""Samples as text in a model file, and hashes of arrays.  Needs numpy alone."""
+"""Samples and metadata as text in a model file, and hashes of arrays.  Needs numpy alone."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hashlib
+import json
 import math
 import zlib
+from typing import Any
 
 import numpy as np
+
+
+def parse_metadata(text: str) -> Any:
+    """Parse JSON that can be written again: without NaN and infinity, which Python's reader lets pass.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        If it is no such JSON.
+    """
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):  # 1e999 is read as infinity too
+        raise ValueError(f"{text} is no number in JSON")
+    return number
 
 
 def digest(*arrays: np.ndarray) -> str:

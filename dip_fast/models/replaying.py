@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.models.model import Model, open_model
+from dip_fast.models.model import Model, located, open_model
 from dip_fast.models.packing import digest
 from dip_fast.models.verifying import difference_picture, verify
 from dip_fast.pictures import write_atomically
+from dip_fast.pictures.files import check_free
 
 
 def replay(
@@ -27,7 +28,8 @@ def replay(
     Parameters
     ----------
     path : str or os.PathLike
-        A file that ``dip-fast run``, ``dip-fast export`` or `dip_fast.export` wrote.
+        A file that ``dip-fast run``, ``dip-fast export`` or `dip_fast.export` wrote, or a run's folder, which holds
+        ``model.onnx``.
     provider : {"cpu", "cuda"}
         The execution provider of onnxruntime, for ONNX files.
     threads : int, optional
@@ -66,7 +68,7 @@ class Request:
     Attributes
     ----------
     path : Path
-        The model file.
+        The model file, or a run's folder.
     out : Path, optional
         The picture's file: by default ``<name of the model>-replay.png`` (or ``.tif``) in the working folder, or none
         when it is only verified; ``-`` is standard output.
@@ -114,8 +116,10 @@ def run(request: Request) -> tuple[dict[str, Any], bytes | None]:
     model = open_model(request.path, trust=request.trust)
     out, to_stdout = request.out, request.out == Path("-")
     if out is None and not request.verify:
-        out = Path(f"{request.path.stem}-replay{model.kind.suffix}")
-    _check_free(request, None if to_stdout else out)
+        out = Path(f"{located(request.path).stem}-replay{model.kind.suffix}")
+    for path in (None if to_stdout else out, request.difference):
+        if path is not None:
+            check_free(path, overwrite=request.overwrite)
     output = model.draw(request.provider, request.threads)
     samples = model.samples(output)
     summary = _summary(request, model, output, samples) | {"result": None if out is None else str(out)}
@@ -129,17 +133,10 @@ def run(request: Request) -> tuple[dict[str, Any], bytes | None]:
     return summary, None
 
 
-def _check_free(request: Request, out: Path | None) -> None:
-    """Check that no file is replaced unasked."""
-    for path in (out, request.difference):
-        if path is not None and path.exists() and not request.overwrite:
-            raise UsageError("{} exists; choose another name or give {}", path, Argument("overwrite", True))
-
-
 def _summary(request: Request, model: Model, output: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
     """Return what ``--json`` prints of every replay."""
     return {
-        "model": str(request.path),
+        "model": str(located(request.path)),
         "format": model.format,
         "provider": request.provider,
         "result": None,

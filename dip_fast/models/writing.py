@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
+import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -146,7 +146,8 @@ def _compare(aside: Path, path: Path, fitted: FittedModel, facts: dict[str, Any]
 
 def _keep(path: Path, data: bytes, check: Callable[[Path], None]) -> None:
     """Write a file under another name, check it, and rename it if it passes; else nothing is left of it."""
-    aside = path.with_name(f".dip-fast-{os.getpid()}-{path.name[-100:]}.tmp")
+    # Without the name, to which nothing can be added where it is of the longest length allowed.
+    aside = path.with_name(f".dip-fast-{secrets.token_hex(8)}.tmp")
     try:
         try:
             write_atomically(aside, data)

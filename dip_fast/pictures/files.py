@@ -8,7 +8,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from dip_fast.errors import DipFastError, UsageError
+from dip_fast.errors import Argument, DipFastError, UsageError
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes | None:
@@ -40,6 +40,31 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes | None:
             raise UsageError("it is a device or a pipe, not a regular file; save its content as a file")
         # No more than was there when it was opened: what grows meanwhile is cut short, and its reader finds that.
         return file.read(found.st_size) if found.st_size <= limit else None
+
+
+def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse, before any work is done, a name that is taken or that no file can have.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Where a file is to be written.
+    overwrite : bool
+        Whether one that is there is to be replaced.
+
+    Raises
+    ------
+    UsageError
+    """
+    try:
+        os.stat(path)  # noqa: PTH116  (Path.exists raises for a name that is too long)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError("cannot write {}: {}; choose another name", os.fspath(path), reason) from error
+    if not overwrite:
+        raise UsageError("{} exists; choose another name or give {}", os.fspath(path), Argument("overwrite", True))
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:

@@ -129,7 +129,8 @@ class Folder:
             write_atomically(self.path / name, data)
         except DipFastError as error:
             self.problems.append(str(error))
-            return write_elsewhere(f"{self.path.name}-{name}", data)
+            # Cut, since the folder's name may be as long as a name can be.
+            return write_elsewhere(f"{self.path.name[:50]}-{name}", data)
         return self.path / name
 
 
