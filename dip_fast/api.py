@@ -10,7 +10,7 @@ import numpy as np
 from dip_fast.device.modes import fresh_state
 from dip_fast.fitting import Fit
 from dip_fast.pictures.layout import Layout
-from dip_fast.pictures.samples import from_unit, to_unit, value_range
+from dip_fast.pictures.samples import as_samples, from_unit, to_unit, value_range
 from dip_fast.runs.job import complete, start
 from dip_fast.tasks import TASKS, Data
 
@@ -35,8 +35,8 @@ def denoise(
     Parameters
     ----------
     image : ndarray
-        ``(H, W)``, or with ``channel_axis`` ``(H, W, C)`` in any order; at least 16x16.  uint8, uint16, float16,
-        float32 or float64, of any range (see Notes).
+        ``(H, W)``, or with ``channel_axis`` ``(H, W, C)`` in any order; at least 16x16.  Floats of 16, 32 or 64 bits,
+        or integers from 0 to 65535, in any byte order (see Notes).
     noise : {"auto", "poisson"} or float or tuple of float
         What is known of the noise, whose samples must not depend on each other.  ``"auto"`` measures it in the image,
         and ``"poisson"`` measures a variance that is proportional to the true value.  A number is the standard
@@ -81,7 +81,7 @@ def denoise(
         preset, engine or precision, for one of these or a device that is not available here, for noise that is none of
         the above, and for an image that is too large for the memory.
     TypeError
-        For an image of another dtype.
+        For an image of another dtype, and for integers out of their range.
 
     Notes
     -----
@@ -90,8 +90,9 @@ def denoise(
     draw the combination (`dip_fast.fitting.MaskedPrediction`).  The others minimise ``||f(z) - image||^2`` over the
     weights of a network f at a fixed random z, and take the averaged network as the answer.
 
-    The network computes with values from 0 to 1, which stand for: 0 and 255 in uint8; 0 and the largest ``2**k - 1``
-    needed in uint16; 0 and 1 in a float image within these that reaches 0.25, and its minimum and maximum otherwise.
+    The network computes with values from 0 to 1, which stand for: 0 and 255 in uint8; 0 and the smallest ``2**k - 1``
+    that is needed, 255 at least, in other integers; 0 and 1 in a float image within these that reaches 0.25, and its
+    minimum and maximum otherwise.
     The range of the image is the distance of these two.
 
     References
@@ -228,6 +229,7 @@ def _restore(
     if known is not None:  # what is unknown may be NaN, or hold values that would widen the range
         mean = channels_last[known].mean(dtype=np.float64)
         filled = np.where(known[..., None], channels_last, mean).astype(channels_last.dtype)
+    filled = as_samples(filled)
     if not np.isfinite(filled).all():
         raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
     limits = value_range(filled)
@@ -236,8 +238,8 @@ def _restore(
     run.run(callbacks)
     result = run.result()
     images = result.image if result.images is None else result.images
-    samples = from_unit(images.reshape(channels_last.shape), limits, channels_last.dtype)
+    samples = from_unit(images.reshape(channels_last.shape), limits, filled.dtype)
     if result.kept is not None:
         # The values themselves: a float image passes through another range on its way.
         samples = np.where(result.kept[0], channels_last, samples)
-    return layout.as_given(samples)
+    return layout.as_given(samples.astype(channels_last.dtype, copy=False))

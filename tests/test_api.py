@@ -94,6 +94,28 @@ def test_known_pixels_stay_and_unknown_ones_do_not_matter(dtype: str) -> None:
     np.testing.assert_array_equal(drawn[~known], results[0][~known])
 
 
+@pytest.mark.parametrize("dtype", [">u2", ">f4", ">f8", "int64", ">i4", "int16", "uint32"])
+def test_big_endian_and_integer_arrays_are_restored_like_their_plain_kin(dtype: str) -> None:
+    plain = image("float32" if dtype == ">f4" else "float64" if dtype == ">f8" else "uint16")
+    plain = plain if plain.dtype.kind == "f" else plain // 16  # of 12 bits, which int16 holds too
+    known = np.random.default_rng(1).random((18, 21)) < 0.6
+    for restore in (
+        lambda noisy: dip_fast.denoise(noisy, iterations=2, channel_axis=-1),
+        lambda noisy: dip_fast.inpaint(noisy, known, iterations=2, channel_axis=-1),
+    ):
+        restored = restore(plain.astype(dtype))
+        assert restored.dtype == np.dtype(dtype)
+        np.testing.assert_array_equal(restored, restore(plain))
+
+
+@pytest.mark.parametrize("mark", [-1, 2**31])
+def test_unknown_pixels_of_integers_may_hold_anything(mark: int) -> None:
+    """Many mark a hole with a number that no sample has."""
+    whole, known = image("uint8"), np.random.default_rng(1).random((18, 21)) < 0.6
+    filled = dip_fast.inpaint(np.where(known[..., None], whole, mark), known, iterations=2, channel_axis=-1)
+    np.testing.assert_array_equal(filled, dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1))
+
+
 def test_mask_goes_with_channels_first() -> None:
     whole, known = image("float32"), np.random.default_rng(1).random((18, 21)) < 0.6
     last = dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1)
@@ -109,7 +131,15 @@ def test_mask_goes_with_channels_first() -> None:
             ValueError,
             r"must be \(H, W\), got \(18, 21, 3\); set",
         ),
-        (lambda: dip_fast.denoise(image("int32")), TypeError, "got int32"),
+        (
+            lambda: dip_fast.denoise(image("int32"), channel_axis=-1),
+            TypeError,
+            r"integers from 0 to 65535, got int32 from \d+ to \d+; convert it to floats",
+        ),
+        (lambda: dip_fast.denoise(np.full((16, 16), -1)), TypeError, "got int64 from -1 to -1; convert"),
+        (lambda: dip_fast.denoise(np.ones((16, 16), bool)), TypeError, "got bool; convert it"),
+        (lambda: dip_fast.denoise(np.ones((16, 16), complex)), TypeError, "got complex128; convert it"),
+        (lambda: dip_fast.denoise(np.ones((16, 16), np.longdouble)), TypeError, "got float128; convert it"),
         (lambda: dip_fast.denoise(np.zeros((15, 40))), ValueError, r"at least 16x16, got \(15, 40\)"),
         (lambda: dip_fast.denoise(np.full((16, 16), np.inf)), ValueError, "got 256 NaN or infinite values"),
         (lambda: dip_fast.denoise(np.zeros((16, 16)), preset="bset"), ValueError, "one of fast, .*got 'bset'"),

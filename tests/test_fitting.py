@@ -9,12 +9,13 @@ import torch
 from fit_cases import TINY, averages, number, quiet_at_step_8, target, tiny
 from torch import Tensor
 
-from dip_fast.fitting import deep_image_prior, fit, prepare
+from dip_fast.fitting import deep_image_prior, fit, masked_prediction, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Identity, Mask, Operator
+from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Polish
 from dip_fast.fitting.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
-from dip_fast.presets import FitOptions
+from dip_fast.presets import PRESETS, FitOptions
 
 # --- degradations ------------------------------------------------------------------------------------------------
 
@@ -62,6 +63,39 @@ def test_wrong_degradations_are_refused(make: object, message: str) -> None:
 
 
 # --- averages and stopping ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_targets_of_other_floats_are_fitted_as_float32(dtype: torch.dtype) -> None:
+    """A float64 target gave a float64 image, a bfloat16 one an error after the last step."""
+    y = target(16, 18).to(dtype)
+    known = torch.rand(1, 1, 16, 18, generator=torch.Generator().manual_seed(0)) < 0.5
+    for degradation in (Identity(y), Mask(y, known), Operator(torch.nn.AvgPool2d(2), y, (32, 36))):
+        assert degradation.target.dtype == torch.float32
+    recipe = tiny(iterations=2)
+    result = fit(Mask(y, known), recipe)
+    assert result.image.dtype == np.float32
+    np.testing.assert_array_equal(result.image, fit(Mask(y.float(), known), recipe).image)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_targets_of_integers_are_refused_at_once(dtype: torch.dtype) -> None:
+    """Their range is nowhere stated, and a network draws from 0 to 1."""
+    y = torch.ones(1, 1, 16, 18, dtype=dtype)
+    with pytest.raises(TypeError, match=rf"target must hold floats from 0 to 1, got {dtype}; divide it by"):
+        Identity(y)
+    recipe = PRESETS["fast"].recipe
+    with pytest.raises(TypeError, match=rf"y must hold floats from 0 to 1, got {dtype}; divide it by"):
+        masked_prediction(y, NoiseModel(0.01, 0.0), recipe)
+
+
+def test_targets_of_the_masked_objective_may_be_of_any_floats() -> None:
+    y = torch.rand(1, 1, 16, 18, generator=torch.Generator().manual_seed(0))
+    recipe = PRESETS["fast"].recipe
+    for dtype in (torch.float64, torch.float16):
+        objective = masked_prediction(y.to(dtype), NoiseModel(0.01, 0.0), recipe)
+        example = objective.example(torch.zeros((), dtype=torch.int64))
+        assert all(value.dtype == torch.float32 for value in example if isinstance(value, Tensor))
 
 
 def test_weights_of_the_average() -> None:

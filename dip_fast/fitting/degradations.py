@@ -15,6 +15,21 @@ from dip_fast.fitting.noise import haar_noise
 from dip_fast.fitting.reductions import mean_square, total
 
 
+def as_float32(name: str, values: Tensor) -> Tensor:
+    """Convert a picture, whose parameter has this name, to the dtype in which fits compute.
+
+    Raises
+    ------
+    TypeError
+        For integers, whose range nobody stated.
+    """
+    if values.is_floating_point():
+        return values.float()
+    if values.is_complex():  # for the user's own degradation to compare
+        return values
+    raise TypeError(f"{name} must hold floats from 0 to 1, got {values.dtype}; divide it by the end of its range")
+
+
 class Degradation:
     """A known forward operator and the damaged picture it gave.
 
@@ -24,7 +39,7 @@ class Degradation:
     Parameters
     ----------
     target : Tensor
-        y, float32, range [0, 1], ``(1, C, h, w)``.
+        y, range [0, 1], ``(1, C, h, w)``; floats of any precision, kept as float32.
     size : tuple of int, optional
         Height and width of the picture x; those of y by default.
     channels : int, optional
@@ -45,6 +60,8 @@ class Degradation:
     ------
     ValueError
         If the target has another number of dimensions, or holds more than one picture.
+    TypeError
+        If it holds integers.
     """
 
     kept: Tensor | None = None
@@ -52,7 +69,7 @@ class Degradation:
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
         if target.dim() != 4 or target.shape[0] != 1:
             raise ValueError(f"target must be (1, C, H, W), got {tuple(target.shape)}")
-        self.target = target
+        self.target = as_float32("target", target)
         self.channels = target.shape[1] if channels is None else channels
         self.size = (target.shape[2], target.shape[3]) if size is None else size
 

@@ -12,7 +12,7 @@ from dip_fast import networks
 from dip_fast.device import devices, engines
 from dip_fast.device.modes import drawn_from, fresh_state
 from dip_fast.device.precision import require
-from dip_fast.fitting.degradations import Degradation
+from dip_fast.fitting.degradations import Degradation, as_float32
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
@@ -57,7 +57,7 @@ def masked_prediction(
     Parameters
     ----------
     y : Tensor
-        The noisy pictures, float32 ``(N, C, H, W)``, range [0, 1]: one network is fitted to them all.
+        The noisy pictures, ``(N, C, H, W)``, range [0, 1], floats of any precision: one network is fitted to them all.
     noise : NoiseModel
         Of all of them.
     recipe : Recipe
@@ -67,7 +67,7 @@ def masked_prediction(
     seed : int
         Seed of the fit.
     """
-    masking = recipe.masking
+    masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
     side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
     side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]

@@ -49,6 +49,31 @@ def value_range(samples: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
+def as_samples(samples: np.ndarray) -> np.ndarray:
+    """Convert an array to samples of the machine's byte order, whose dtype `value_range` knows.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Floats; or integers of any kind from 0 to 65535, which mean the same as in uint16.
+
+    Raises
+    ------
+    TypeError
+        For integers out of that range, whose meaning is open.
+    """
+    dtype = samples.dtype
+    if dtype.kind == "f" or dtype == np.uint8:
+        return samples.astype(dtype.newbyteorder("="), copy=False)
+    low, high = (int(samples.min()), int(samples.max())) if samples.size else (0, 0)
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise TypeError(
+            f"image must hold integers from 0 to 65535, got {dtype} from {low} to {high}; convert it to floats, as "
+            "with image.astype(float)"
+        )
+    return samples.astype(np.uint16)
+
+
 def to_unit(samples: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """Turn samples into float32 values: 0 and 1 stand for the two limits."""
     low, high = limits
