@@ -1,5 +1,6 @@
 """Model files written: kept only when they draw what they should, from a run or later, in other formats."""
 
+import hashlib
 import importlib.util
 import json
 import zipfile
@@ -79,6 +80,15 @@ def test_run_ends_with_the_line_that_replays_it(dip, monkeypatch):
         "replay: dip-fast replay 'my runs/a/model.pt' --trust",
     ]
     assert dip("replay", "my runs/a/model.onnx").code == 0
+
+
+def test_models_of_the_summary_are_named_by_the_hash_of_their_files(ran, dip):
+    ran("nearest", "gray.png", formats="onnx,torchscript")
+    exported = json.loads(dip("export", "run", "--format", "pt2", "--json").out)
+    summary = json.loads(Path("run/run.json").read_text())["summary"]
+    for model in (*summary["models"], exported):
+        assert hashlib.sha256(Path(model["path"]).read_bytes()).hexdigest() == model["sha256"], model["path"]
+    assert summary["models"][0]["pixels"] == summary["sha256"]
 
 
 def test_missing_model_can_be_made_from_a_finished_run(ran, dip):

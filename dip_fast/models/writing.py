@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,7 +54,8 @@ def write(
     Returns
     -------
     dict
-        ``path``, ``format``, ``bytes``, ``sha256`` of the pixels, and with ``fp16`` its ``error``.
+        ``path``, ``format``, ``bytes`` and ``sha256`` of the file, ``pixels``, the SHA-256 of the samples that it
+        draws, and with ``fp16`` its ``error``.
 
     Raises
     ------
@@ -85,7 +87,13 @@ def write(
     if len(data) > LARGEST_FILE:
         raise DipFastError(f"{path} would be larger than a model file may be ({len(data) / 1e9:.1f} GB)")
     _keep(path, data, lambda aside: _compare(aside, path, stored, facts, threads))
-    written = {"path": str(path), "format": format_, "bytes": len(data), "sha256": facts["sha256"]["pixels"]}
+    written = {
+        "path": str(path),
+        "format": format_,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "pixels": facts["sha256"]["pixels"],
+    }
     return written | ({"error": facts["fp16_error"]} if fp16 else {})
 
 
