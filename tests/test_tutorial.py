@@ -1,14 +1,20 @@
-"""What docs/replay.md shows, run."""
+"""What README.md and docs/replay.md show, run."""
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import dip_fast
+from dip_fast.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "replay.md").read_text()
@@ -48,3 +54,41 @@ def test_tutorial(dip):
     assert np.abs(names["another_picture"] - names["samples"]).mean() > 1
     # The network of a denoised picture corrects it, and may leave the range that samples are clipped to.
     np.testing.assert_allclose(names["picture"].numpy().clip(0, 255), names["samples"], rtol=0, atol=0.51)
+
+
+README = re.sub(r"<!-- figures.*?<!-- /figures -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.usefixtures("place", "small")
+def test_readme(dip, monkeypatch):
+    """Python as it stands, in a namespace of its own; each command line, with a small network and few steps."""
+    recipe = PRESETS["default"].recipe
+    recipe = replace(recipe, options=replace(recipe.options, iterations=3))
+    for name in ("default", "best"):
+        monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
+    shutil.copy(ROOT / "examples" / "noisy.png", "whole.png")
+    with Image.open("whole.png") as whole:
+        for name in ("photo.png", "holed.png"):
+            whole.crop((0, 0, 56, 40)).save(name)
+    Image.new("L", (56, 40), 255).save("mask.png")
+    code = [textwrap.dedent(block) for block in re.findall(r"^    import dip_fast\n(?:(?:    .*)?\n)+", README, re.M)]
+    code += re.findall(r"`(dip_fast\.\w+\(.*?\))`", README)
+    names = {"model": dip_fast.UpsampleConv2d(2, 2)}
+    for block in code:
+        exec(compile(block, "README.md", "exec"), names)
+    with Image.open("photo.png") as noisy, Image.open("restored.png") as restored:
+        assert (noisy.size, noisy.mode) == (restored.size, restored.mode)
+    lines = re.findall(r"^    (dip-fast .*)$|`(dip-fast .*?)`", README, re.M)
+    verbs = []
+    for _, *arguments in (shlex.split(line or cell) for line, cell in lines):
+        verbs.append(arguments[0])
+        if arguments[0] == "run":
+            few = ["--threads", "1", "--quiet"] + ["--overwrite"] * ("--resume" not in arguments)
+            arguments += [*few, "--iterations", "3"] if "--mask" in arguments else few
+        ended = dip(*arguments)
+        if "cuda" in arguments and ended.code == 2:
+            assert "--device cuda: " in ended.err  # why not, on this machine
+        else:
+            assert ended.code == 0, (arguments, ended.err)
+    assert {"run", "replay"} == set(verbs)
+    assert len(code) >= 2
