@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit, value_range
 from dip_fast.runs.job import complete, start
 from dip_fast.tasks import TASKS, Data
+from dip_fast.tasks.inpaint import doubts
 
 
 def denoise(
@@ -170,6 +172,11 @@ def inpaint(
     TypeError
         For an image of another dtype.
 
+    Warns
+    -----
+    UserWarning
+        If the mask leaves more than half of the image unknown, as one that marks the unknown pixels does.
+
     References
     ----------
     D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
@@ -185,10 +192,13 @@ def inpaint(
     >>> bool((filled[known] == ramp[known]).all())
     True
     """
+    mask = np.asarray(mask)
+    for doubt in doubts(mask.astype(bool)):
+        warnings.warn(doubt, stacklevel=2)
     return _restore(
         "inpaint",
         image,
-        {"mask": np.asarray(mask)},
+        {"mask": mask},
         Layout(channel_axis),
         callbacks,
         composite=composite,

@@ -116,6 +116,15 @@ def test_unknown_pixels_of_integers_may_hold_anything(mark: int) -> None:
     np.testing.assert_array_equal(filled, dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1))
 
 
+def test_a_mask_that_may_be_the_wrong_way_round_is_warned_of() -> None:
+    """As that of skimage's functions is, which marks what is unknown."""
+    whole, known = image("float32"), np.ones((18, 21), bool)
+    known[3:6, 4:9] = False
+    dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1)  # a warning here is an error
+    with pytest.warns(UserWarning, match=r"the mask leaves 96% of the picture to be drawn: if it marks .*, invert it"):
+        dip_fast.inpaint(whole, ~known, iterations=2, channel_axis=-1)
+
+
 def test_mask_goes_with_channels_first() -> None:
     whole, known = image("float32"), np.random.default_rng(1).random((18, 21)) < 0.6
     last = dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1)

@@ -12,11 +12,28 @@ import numpy as np
 import pytest
 import tifffile
 from cli_cases import ONE, SHORT, assert_refused, encoded, gray
+from click.shell_completion import BashComplete
 from PIL import Image
 
+from dip_fast.cli.main import cli
 from dip_fast.device import devices
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input")
+
+
+# --- help and completion -------------------------------------------------------------------------------------------
+
+
+def test_help_keeps_the_lines_of_its_examples(dip):
+    text = dip("--help").out.decode()
+    assert "\\b" not in text
+    assert re.search(r"^ +dip-fast run photo\.png  +denoise\n +dip-fast run photo\.png --mask mask\.png ", text, re.M)
+
+
+@pytest.mark.parametrize("words", ["run", "run --mask", "run --reference", "replay", "export"])
+def test_a_shell_completes_the_names_of_files(words):
+    found = BashComplete(cli, {}, "dip-fast", "_DIP_FAST_COMPLETE").get_completions(words.split(), "ph")
+    assert [item.type for item in found] == ["file"]
 
 
 # --- wrong usage and wrong input: one line, exit 2, nothing written ------------------------------------------------
@@ -43,6 +60,28 @@ def nan_tiff():
 
 
 PNG, JPEG = encoded(gray(32, 32)), encoded(gray(32, 32), "JPEG")
+
+
+@pytest.mark.parametrize("name", ["out.png", "deep/out.TIF", "out.jpeg"])
+def test_out_that_names_a_picture_makes_no_folder(dip, name):
+    Path("noisy.png").write_bytes(PNG)
+    ended = dip("run", "noisy.png", "-o", name)
+    assert_refused(
+        ended, f"--out {name}: the result is a file in", f"name a folder, such as {Path(name).with_suffix('')}"
+    )
+    assert [*Path().iterdir()] == [Path("noisy.png")]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_mask_that_may_be_the_wrong_way_round_is_not_passed_over(dip):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:3] = 255
+    Path("holed.png").write_bytes(PNG)
+    for name, picture in (("inverted.png", mask), ("mask.png", 255 - mask)):
+        Path(name).write_bytes(encoded(picture))
+        ended = dip("run", "holed.png", "--mask", name, "-o", name[:-4], *SHORT)
+        said = "the mask leaves 91% of the picture to be drawn: if it marks the unknown part, invert it" in ended.err
+        assert (ended.code, said) == (0, name == "inverted.png")
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ from dip_fast.errors import DipFastError
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dip-fast")
 def cli() -> None:
-    r"""Restore one damaged picture with no training data: a fast Deep Image Prior.
+    """Restore one damaged picture with no training data: a fast Deep Image Prior.
 
     \b
     dip-fast run photo.png                     denoise
     dip-fast run photo.png --mask mask.png     fill in what the mask leaves black
     dip-fast replay runs/photo/model.onnx      draw the result again, from the fitted network
-    """
+    """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
 for verb in (run, export, replay, formats, presets, tasks, bench, info):

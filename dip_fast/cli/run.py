@@ -39,7 +39,7 @@ class Run(click.Command):
 
 
 @click.command(cls=Run)
-@click.argument("picture")
+@click.argument("picture", type=click.Path(allow_dash=True))  # so that a shell completes it
 @click.option(
     "-o",
     "--out",
@@ -122,6 +122,7 @@ def run(
     2 wrong usage or input; 130 stopped by the user.
     """
     from_stdin = picture == "-"
+    _check_folder(out)
     if from_stdin:
         _check_filter(out, as_json=as_json, resume=resume, export=export)
     from dip_fast.device.memory import keep_memory
@@ -158,6 +159,18 @@ def run(
         if from_stdin:
             _write_to_stdout(Path(summary.result), keep=kept is not None)
     return _report(summary, as_json=as_json, quiet=quiet, from_stdin=from_stdin, kept=kept is not None)
+
+
+def _check_folder(out: Path | None) -> None:
+    """Refuse the name of a picture where a folder is to be named."""
+    from dip_fast.pictures.formats import FORMATS
+
+    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.suffixes}
+    if out is not None and out.suffix.lower() in suffixes and not out.is_dir():
+        raise UsageError(
+            "{}: the result is a file in the folder of the run; name a folder, such as {}",
+            *(Argument("out", out), out.with_suffix("")),
+        )
 
 
 def _check_filter(out: Path | None, *, as_json: bool, resume: bool, export: tuple[str, ...] | None) -> None:

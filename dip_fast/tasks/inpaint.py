@@ -12,7 +12,16 @@ from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 if TYPE_CHECKING:
     import numpy as np
 
-    from dip_fast.fitting import Degradation
+    from dip_fast.fitting import Degradation, Objective
+    from dip_fast.presets import Recipe
+
+
+def doubts(known: np.ndarray) -> tuple[str, ...]:
+    """Say so where most of a picture is unknown: many programs mark the unknown pixels instead."""
+    unknown = 1 - known.mean()
+    if not 0.5 < unknown < 1:
+        return ()
+    return (f"the mask leaves {unknown:.0%} of the picture to be drawn: if it marks the unknown part, invert it",)
 
 
 class Inpaint(Task):
@@ -37,6 +46,12 @@ class Inpaint(Task):
         if not known.any():
             raise UsageError("mask must hold at least one known pixel, got none")
         return known
+
+    def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
+        """Make the data term's objective, with a word to the user whose mask may be the wrong way round."""
+        objective = super().objective(data, options, recipe, seed)
+        objective.notes += doubts(data.inputs["mask"])
+        return objective
 
     def known(self, data: Data) -> np.ndarray | None:
         """Find which pixels are known."""
