@@ -17,6 +17,7 @@ from picture_files import (
     COLOURS,
     ICC,
     TALL,
+    chunk,
     encode_picture,
     full_exif,
     noise,
@@ -93,6 +94,10 @@ REFUSALS = {
     "int8": (lambda: tiff(noise(*TALL, dtype=np.int8)), "int8.*save them"),
     "complex": (lambda: tiff(noise(*TALL, dtype=np.float32).astype(np.complex64)), "complex64.*save them"),
     "too large a float": (lambda: tiff(np.full(TALL, 1e300)), "too large for 32-bit float.*scale"),
+    "a range too wide for float32": (
+        lambda: tiff(np.where(noise(*TALL) > 99, np.float32(3e38), np.float32(-3e38))),
+        "too large for 32-bit float.*scale",
+    ),
     "float with white as zero": (
         lambda: tiff(noise(*TALL, dtype=np.float32), photometric="miniswhite"),
         "MINISWHITE.*convert",
@@ -178,20 +183,24 @@ def test_an_endless_stream_is_read_to_the_limit_at_most(monkeypatch):
 
 
 def test_refusals_leave_no_trace_on_stderr(tmp_path):
-    """Neither warnings nor tifffile's log, which would go to stderr where, unlike here, nobody listens to it."""
+    """Neither warnings nor the logs of decoders, which would go to stderr where, unlike here, nobody listens to them."""
+    deep = FILES["png16"]
+    damaged = (tiff(noise(*TALL, 3))[:-400], tiff(noise(*TALL, 3))[:200], b"II*\0" + bytes(60), deep[:-20])
+    odd = deep[:33] + chunk(b"bKGD", bytes(3)) + deep[33:]  # libpng warns that it is too short
     names = []
-    for index, data in enumerate((tiff(noise(*TALL, 3))[:-400], tiff(noise(*TALL, 3))[:200], b"II*\0" + bytes(60))):
-        names.append(str(tmp_path / f"{index}.tif"))
+    for index, data in enumerate((*damaged, odd)):
+        names.append(str(tmp_path / str(index)))
         Path(names[-1]).write_bytes(data)
     code = (
         "import sys\nfrom dip_fast.errors import UsageError\nfrom dip_fast.pictures import read_picture\n"
         "for name in sys.argv[1:]:\n"
-        "    try:\n        read_picture(name)\n    except UsageError:\n        print('refused')\n"
+        "    try:\n        read_picture(name)\n        print('read')\n"
+        "    except UsageError:\n        print('refused')\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "always", "-c", code, *names], capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("refused\n" * 3, "")
+    assert (done.stdout, done.stderr) == ("refused\n" * 4 + "read\n", "")
 
 
 def test_a_tiff_that_lists_too_few_tiles_is_refused():

@@ -6,6 +6,7 @@ A file is read whole or refused: nothing is read in part, nothing is repaired in
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,13 @@ from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
 from dip_fast.pictures.samples import value_range
 
+# Decoders report oddities through logging, which prints to stderr where nobody listens; what matters is checked here.
+for _name in ("tifffile", "imagecodecs", "PIL"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
 MAX_BYTES = 32 * MAX_PIXELS  # four float64 samples a pixel; a longer file is refused before it fills the memory
+# A network may draw values some times the range beyond it, and a model file computes them in float32.
+MAX_SAMPLE = float(np.finfo(np.float32).max) / 32
 _TOO_LONG = f"it is longer than any picture of {MAX_PIXELS} pixels; cut out the part to restore"
 _CHUNK = 2**20
 
@@ -204,15 +211,14 @@ def _storable(decoded: formats.Decoded) -> tuple[np.ndarray, np.ndarray | None]:
     samples, alpha = decoded.samples, decoded.alpha
     if samples.dtype.kind != "f":
         return samples, alpha
-    _check_finite(samples if alpha is None else np.dstack([samples, alpha]))
+    whole = samples if alpha is None else np.dstack([samples, alpha])
+    _check_finite(whole)
+    if max(abs(float(whole.min())), abs(float(whole.max()))) > MAX_SAMPLE:
+        raise UsageError("its samples are too large for 32-bit float; scale them down")
     if samples.dtype == np.float32:
         return samples, alpha
     decoded.notes.append(f"{8 * samples.dtype.itemsize}-bit float samples were converted to 32-bit float.")
-    with np.errstate(over="ignore"):
-        samples, alpha = samples.astype(np.float32), None if alpha is None else alpha.astype(np.float32)
-    if not np.isfinite(samples).all():
-        raise UsageError("its samples are too large for 32-bit float; scale them down")
-    return samples, alpha
+    return samples.astype(np.float32), None if alpha is None else alpha.astype(np.float32)
 
 
 def _check_finite(samples: np.ndarray) -> None:

@@ -6,7 +6,6 @@ What is refused raises a `UsageError` that says why and what to do; what is dama
 from __future__ import annotations
 
 import io
-import logging
 import math
 import struct
 
@@ -26,9 +25,6 @@ _ICC_TAG = 34675
 _ALPHA_KINDS = {0: "unspecified", 1: "assocalpha", 2: "unassalpha"}  # of the TIFF tag ExtraSamples, in tifffile's words
 
 EXIF_DIRECTORIES = (0x8769, 0x8825)  # camera settings, GPS
-
-# tifffile reports oddities through logging, which prints to stderr where nobody listens; what matters is checked here.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:
