@@ -183,7 +183,7 @@ def test_an_endless_stream_is_read_to_the_limit_at_most(monkeypatch):
 
 
 def test_refusals_leave_no_trace_on_stderr(tmp_path):
-    """Neither warnings nor the logs of decoders, which would go to stderr where, unlike here, nobody listens to them."""
+    """Neither warnings nor the logs of decoders, which go to stderr where, unlike here, nobody listens."""
     deep = FILES["png16"]
     damaged = (tiff(noise(*TALL, 3))[:-400], tiff(noise(*TALL, 3))[:200], b"II*\0" + bytes(60), deep[:-20])
     odd = deep[:33] + chunk(b"bKGD", bytes(3)) + deep[33:]  # libpng warns that it is too short
