@@ -14,7 +14,7 @@ from PIL import Image
 import dip_fast
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_SCRIPTS = {"common.py", "figure_tables.py", "yardsticks.py"}  # modules that scripts share
+NOT_SCRIPTS = {"common.py", "figure_tables.py", "mutations.py", "yardsticks.py"}  # modules that scripts share
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
@@ -44,6 +44,7 @@ SCRIPTS = {
             '"psnr_average": null',
         ],
     ),
+    "reliability.py": ("pictures --count 30 --fit-every 10", ["30 pictures, seed 0: 0 faults; the longest took "]),
     "replay.py": (
         "--presets quick hourglass --sizes 32 --rounds 2",
         ["quick 32x32: onnxruntime", "hourglass 32x32: onnxruntime"],
@@ -91,3 +92,12 @@ def test_script_runs(script, place, dip):
     assert "NaN" not in ended.stdout
     if "--json" in arguments:
         assert json.loads(ended.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "number"), [("pictures", 10_000), ("models", 2_000)])
+def test_many_damaged_files(kind, number, place):
+    """As docs/reliability.md tells of them, of another seed."""
+    command = [sys.executable, BENCHMARKS / "reliability.py", kind, "--count", str(number), "--seed", "12"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
