@@ -24,7 +24,7 @@ from PIL import Image, ImageCms
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 EXTREMES = (0, 1, 2, 3, 7, 255, 256, 4095, 65535, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 CHUNKS = (b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"tRNS", b"bKGD", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"PLTE")
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     0,
@@ -92,13 +92,13 @@ def whole_pictures() -> dict[str, bytes]:
     return made | {f"tiff {codec}": _tiff(color, compression=codec, rowsperstrip=10) for codec in CODECS}
 
 
-def _pillow(picture: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
+def _pillow(picture: np.ndarray | Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, kind, **options)
     return file.getvalue()
 
 
-def _tiff(samples: np.ndarray, **options: object) -> bytes:
+def _tiff(samples: np.ndarray, **options: Any) -> bytes:
     file = io.BytesIO()
     photometric = "minisblack" if samples.ndim == 2 else "rgb"
     tifffile.imwrite(file, samples, photometric=photometric, metadata=None, **options)
