@@ -7,10 +7,13 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from model_files import PICTURES, SHORT, broken, check_formats, read, record, use, write
+from onnx.reference import ReferenceEvaluator
 
 import dip_fast
 from dip_fast.errors import UsageError
@@ -80,6 +83,38 @@ def test_run_ends_with_the_line_that_replays_it(dip, monkeypatch):
         "replay: dip-fast replay 'my runs/a/model.pt' --trust",
     ]
     assert dip("replay", "my runs/a/model.onnx").code == 0
+
+
+def test_a_file_with_plain_inputs_is_drawn_by_other_engines(ran, dip):
+    """OpenCV's dnn cannot draw the run's own file, whose input is an initialiser."""
+    ran("nearest", "rgb.png")
+    ended = dip("export", "run", "--format", "onnx", "--inputs", "z")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.decode().splitlines()[1:] == ["input: run/model-inputs.z.npy"]
+    z, expected = np.load("run/model-inputs.z.npy"), open_model("run").draw()
+    session = onnxruntime.InferenceSession("run/model-inputs.onnx", providers=["CPUExecutionProvider"])
+    assert [entry.name for entry in session.get_inputs()] == ["z"]
+    assert not session.get_overridable_initializers()
+    np.testing.assert_array_equal(session.run(None, {"z": z})[0], expected)
+    # 2e-5 of the range, as between all engines.
+    np.testing.assert_allclose(ReferenceEvaluator("run/model-inputs.onnx").run(None, {"z": z})[0], expected, atol=5e-3)
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        net = cv2.dnn.readNetFromONNX("run/model-inputs.onnx")
+        net.setInput(z, "z")
+        np.testing.assert_allclose(net.forward(), expected, atol=5e-3)
+
+
+def test_a_file_with_plain_inputs_replaces_nothing_and_is_not_replayed(ran, dip):
+    ran("nearest", "gray.png")
+    Path("run/model-inputs.z.npy").write_text("mine")
+    ended = dip("export", "run", "--format", "onnx", "--inputs", "z")
+    assert (ended.code, "model-inputs.z.npy exists; choose another name or give --overwrite" in ended.err) == (2, True)
+    assert not Path("run/model-inputs.onnx").exists()
+    assert dip("export", "run", "--format", "onnx", "--inputs", "z", "--overwrite").code == 0
+    ended = dip("replay", "run/model-inputs.onnx")
+    assert (ended.code, "its network input must be fed" in ended.err) == (2, True)
+    ended = dip("export", "run", "--format", "pt2", "--inputs", "z")
+    assert (ended.code, "--inputs z is for onnx files: pt2 files draw by themselves" in ended.err) == (2, True)
 
 
 def test_models_of_the_summary_are_named_by_the_hash_of_their_files(ran, dip):

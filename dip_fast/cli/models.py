@@ -33,6 +33,11 @@ def model_formats() -> Mapping[str, Any]:
 )
 @click.option("--fp16", is_flag=True, help="Store the weights in 16 bits, and print what that changes.")
 @click.option("--fused-ops", is_flag=True, help="Call this project's operators: torchscript, for C++ users of them.")
+@click.option(
+    "--inputs",
+    type=Choice(["z"]),
+    help="For other engines and tools: an ONNX file whose network input z must be fed, its values beside it as .npy.",
+)
 @click.option("--license", "license_", default="", metavar="TEXT", help="Your words on what may be done with the file.")
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @json_option
@@ -54,7 +59,11 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
             f"16-bit weights: off by {error['largest']:.2g} of the range at most, PSNR {error['psnr']:.1f} dB, "
             f"{error['fraction']:.2%} of the samples changed"
         )
-    show(f"model: {written['path']} ({written['bytes'] / 1e6:.1f} MB)\nreplay: {replay_line(written)}")
+    show(f"model: {written['path']} ({written['bytes'] / 1e6:.1f} MB)")
+    for path in written.get("inputs", ()):
+        show(f"input: {path}")
+    if "inputs" not in written:
+        show(f"replay: {replay_line(written)}")
     return 0
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dip_fast.errors import Argument, UsageError
 from dip_fast.models import fitted, formats
 from dip_fast.models.formats import FORMATS, require
 from dip_fast.models.model import located
@@ -97,6 +98,7 @@ def convert(
     fused_ops: bool = False,
     license_: str = "",
     overwrite: bool = False,
+    inputs: str | None = None,
 ) -> dict[str, Any]:
     """Write the fitted network of a run in another format, as ``dip-fast export`` does.
 
@@ -112,11 +114,13 @@ def convert(
         As in `dip_fast.models.writing.write`.
     overwrite : bool
         Replace a file that is there.
+    inputs : {"z"}, optional
+        Write an ONNX file whose network input must be fed, and the input's values beside it as ``.npy``.
 
     Returns
     -------
     dict
-        As `dip_fast.models.writing.write`.
+        As `dip_fast.models.writing.write`, and with `inputs` the files of the values.
 
     Raises
     ------
@@ -128,7 +132,19 @@ def convert(
     require("onnx", "onnxruntime")
     model = located(source)
     if out is None:
-        marks = ("-fused" if fused_ops else "") + ("-fp16" if fp16 else "")
+        marks = ("-fused" if fused_ops else "") + ("-fp16" if fp16 else "") + ("-inputs" if inputs else "")
         out = model.with_name(f"{model.stem}{marks}{FORMATS[format_].suffix}")
     check_free(out, overwrite=overwrite)
-    return write(fitted.from_file(model), out, format_, fused_ops=fused_ops, fp16=fp16, license_=license_)
+    read = fitted.from_file(model)
+    options: dict[str, Any] = {"fused_ops": fused_ops, "fp16": fp16, "license_": license_}
+    if inputs is None:
+        return write(read, out, format_, **options)
+    from dip_fast.models import fed
+
+    if format_ != "onnx":
+        chosen = Argument("inputs", inputs)
+        raise UsageError("{} is for onnx files: {} files draw by themselves; leave it out", chosen, format_)
+    files = fed.files_of_inputs(read, out)
+    for file in files.values():
+        check_free(file, overwrite=overwrite)
+    return fed.write_fed(read, out, files, **options)

@@ -6,7 +6,7 @@ onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,14 +96,36 @@ def draw(
     return tiles.draw(program, draw_part)
 
 
-def run_file(data: bytes, *, provider: str = "cpu", threads: int | None = None, label: str = "the model") -> np.ndarray:
-    """Draw the picture of an ONNX file that this package has written; the parameters are those of `draw`."""
-    return _session(data, provider, threads, label)({})
+def run_file(
+    data: bytes,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    label: str = "the model",
+    inputs: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Draw the picture of an ONNX file that this package has written.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    provider, threads, label
+        As in `draw`.
+    inputs : mapping of str to ndarray, optional
+        What to feed, by name; a file without values of its own needs all of its inputs.
+
+    Raises
+    ------
+    UsageError, DipFastError
+        As `draw`.
+    """
+    return _session(data, provider, threads, label)(inputs or {})
 
 
 def _session(
     data: bytes, provider: str, threads: int | None, label: str
-) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
     """Load an ONNX file; what is returned draws its picture from the codes that it is called with, or its own."""
     import onnxruntime
 
@@ -125,9 +147,9 @@ def _session(
         other = Argument("provider", "cpu")
         raise UsageError("{}: onnxruntime finds no usable GPU; use {}", Argument("provider", provider), other)
 
-    def run(codes: dict[str, np.ndarray]) -> np.ndarray:
+    def run(codes: Mapping[str, np.ndarray]) -> np.ndarray:
         with _failures(label):
-            output: np.ndarray = session.run(None, codes)[0]
+            output: np.ndarray = session.run(None, dict(codes))[0]
         return output
 
     return run
