@@ -201,8 +201,9 @@ def test_cuda_without_a_gpu_is_an_error(dip, noisy, monkeypatch):
 
 def test_existing_folder_is_refused(dip, noisy):
     Path("out").mkdir()
+    Path("out/run.json").write_text("{}")
     assert_refused(dip("run", noisy, "-o", "out"), "out exists", "--resume", "--overwrite")
-    assert not list(Path("out").iterdir())
+    assert [path.name for path in Path("out").iterdir()] == ["run.json"]
 
 
 def test_picture_too_large_for_the_memory_is_told_the_size_that_fits(dip, monkeypatch):
@@ -265,13 +266,13 @@ def assert_not_resumed(outcome, *words):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--iterations", "10"], "iterations"),
-        (["--seed", "1"], "seed"),
+        (["--iterations", "8"], "--iterations 8"),
+        (["--seed", "1"], "--seed 1: the run has --seed 0"),
         (["--upsampling", "bilinear"], "upsampling"),
         (["--preset", "hourglass"], "preset"),
-        (["--snapshot-every", "3"], "snapshot every"),
+        (["--snapshot-every", "3"], "--snapshot-every"),
         (["--stop", "never"], "stop"),
-        (["--no-fused"], "engine"),
+        (["--no-fused"], "--no-fused: the run has --fused"),
         (["--task", "inpaint"], "task"),
         (["--mask", "white.png"], "mask"),
         (["--reference", "noisy.png"], "reference"),
@@ -344,8 +345,8 @@ def test_damaged_checkpoint_is_refused(dip, stopped, damage):
 
 def test_checkpoint_of_another_version_is_refused(dip, stopped):
     path = Path("runs/noisy/checkpoint.safetensors")
-    assert b"dip-fast checkpoint 3" in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(b"dip-fast checkpoint 3", b"dip-fast checkpoint 2"))
+    assert b"dip-fast checkpoint 4" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"dip-fast checkpoint 4", b"dip-fast checkpoint 3"))
     assert_not_resumed(dip(*stopped), "is not a checkpoint of this version", "--overwrite")
 
 

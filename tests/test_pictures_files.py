@@ -1,7 +1,6 @@
 """Files are written whole or not at all."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -35,10 +34,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(step, tmp_path, mon
     path = tmp_path / "result.png"
     path.write_bytes(b"old")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, "replace")), fail)
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (os, "replace")), fail)
     with pytest.raises(DipFastError, match=r"cannot write .*result\.png: No space left on device") as caught:
         write_atomically(path, b"new")
     assert caught.value.exit_code == 1
@@ -55,8 +54,8 @@ def test_writing_where_no_file_can_be(tmp_path):
 
 def test_the_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     steps = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(Path, "replace", lambda *names: (steps.append("replace"), replace(*names))[1])
+    monkeypatch.setattr(os, "replace", lambda *names, **ids: (steps.append("replace"), replace(*names, **ids))[1])
     write_atomically(tmp_path / "result.png", b"x")
     assert steps == ["fsync", "replace", "fsync"]  # the second one is the folder's

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_folder_is_of_one_run_at_a_time(dip, noisy, monkeypatch, fresh):
     def open_it():
         second = runs.Folder(Path("runs/noisy"), print)
         with contextlib.closing(second), pytest.raises(UsageError, match="another run is at work in runs/noisy"):
-            second.open({}, fresh=fresh)
+            second.open(None, fresh=fresh)
 
     after(monkeypatch, lambda fit: fit.steps == 3, open_it)
     assert dip("run", noisy, *SHORT, "--snapshot-every", "1").code == 0
@@ -199,14 +200,18 @@ def test_folder_deleted_during_the_run_does_not_lose_the_result(dip, noisy, monk
 
 def refuse(monkeypatch, wrong):
     """Let files of some paths not be written, as on a full disk."""
-    original = pictures.write_atomically
 
-    def write_atomically(path, data):
-        if wrong(Path(path)):
-            raise DipFastError(f"cannot write {path}: No space left on device; make room there")
-        original(path, data)
+    def refusing(original, path_of):
+        def write(*arguments):
+            if wrong(path := Path(path_of(arguments))):
+                raise DipFastError(f"cannot write {path}: No space left on device; make room there")
+            original(*arguments)
 
-    monkeypatch.setattr("dip_fast.runs.folder.write_atomically", write_atomically)
+        return write
+
+    for name, place in (("write_atomically", 0), ("write_in", 3)):
+        writing = refusing(getattr(pictures, name), itemgetter(place))
+        monkeypatch.setattr(f"dip_fast.runs.folder.{name}", writing)
 
 
 @pytest.mark.usefixtures("small")

@@ -221,7 +221,7 @@ def _report(summary: Summary, *, as_json: bool, quiet: bool, from_stdin: bool, k
     elif as_json:
         show(json.dumps(asdict(summary), allow_nan=False))
     elif not quiet:
-        models = [f"replay: {replay_line(model)}" for model in summary.models]
+        models = [f"replay: {replay_line(dict(model))}" for model in summary.models]
         show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
     has_folder = kept or not from_stdin
     if problems := summary.problems:

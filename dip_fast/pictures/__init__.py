@@ -3,7 +3,7 @@
 Importing this loads numpy and no decoder.
 """
 
-from dip_fast.pictures.files import write_atomically
+from dip_fast.pictures.files import write_atomically, write_in
 from dip_fast.pictures.formats import FORMATS, Decoded, Format
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
@@ -22,4 +22,5 @@ __all__ = [
     "read_mask",
     "read_picture",
     "write_atomically",
+    "write_in",
 ]

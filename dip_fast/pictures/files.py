@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -66,6 +67,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError("{} exists; choose another name or give {}", os.fspath(path), Argument("overwrite", True))
 
+TEMPORARY = re.compile(r"\.dip-fast-[\w.-]*\.tmp")  # names of what is written aside, which a kill leaves behind
+
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file so that a crash leaves either the old content or the new one, never a part.
@@ -83,29 +86,69 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         Where the system refuses; nothing is left behind.
     """
     target = Path(os.path.realpath(path))
-    # A short name of its own: a suffix on a name of the longest length allowed would be too long.
-    temporary = target.with_name(f".dip-fast-{secrets.token_hex(8)}.tmp")
     try:
-        if target.exists() and not target.is_file():
-            raise OSError("it is not a regular file")
+        folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        write_in(folder, target.name, data, path)
+    finally:
+        os.close(folder)
+
+
+def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) -> None:
+    """Write a file as `write_atomically` does, but into an open folder, wherever its name leads by now.
+
+    A symbolic link of that name is replaced, and what it leads to stays as it is.
+
+    Parameters
+    ----------
+    folder : int
+        Descriptor of the folder.
+    name : str
+        A name in it.
+    data : bytes
+        The whole content.
+    path : str or os.PathLike
+        What messages call the file.
+
+    Raises
+    ------
+    DipFastError
+        Where the system refuses; nothing is left behind.
+    """
+    # A short name of its own: a suffix on a name of the longest length allowed would be too long.
+    temporary = f".dip-fast-{secrets.token_hex(8)}.tmp"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+                raise OSError("it is not a regular file")
         try:
-            with temporary.open("xb") as file:
+            opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+            with os.fdopen(opened, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
+            os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it has got its name, or the folder takes nothing any more
+                os.unlink(temporary, dir_fd=folder)
     except OSError as error:
-        text = f"cannot write {os.fspath(path)}: {error.strerror or error}; choose another place or make room there"
-        raise DipFastError(one_line(text)) from error
+        raise _unwritable(path, error) from error
     # The new name lives in the folder.  Some network file systems have no fsync for folders; the file is there anyway.
     with contextlib.suppress(OSError):
-        folder = os.open(target.parent, os.O_RDONLY)
+        opened = os.open(".", os.O_RDONLY, dir_fd=folder)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> DipFastError:
+    """Make the error of a file that the system refuses to write."""
+    text = f"cannot write {os.fspath(path)}: {error.strerror or error}; choose another place or make room there"
+    return DipFastError(one_line(text))
 
 
 def one_line(text: str) -> str:

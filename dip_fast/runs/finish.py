@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -16,10 +16,11 @@ from dip_fast.models import fitted, writing
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Extras, Kind, Picture, metrics
+from dip_fast.pictures.files import one_line
 from dip_fast.runs import reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Folder
-from dip_fast.runs.record import NAME, Record, Summary, now
+from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
 from dip_fast.tasks import TASKS, Baseline, Data
 
 MAX_TILES = 14  # iterates on the contact sheet, chosen evenly
@@ -62,24 +63,34 @@ def finish(
     finished = _draw(result, folder, record, kind, extras)
     encoded = pictures.encode_samples(finished.samples, kind, extras)
     written = folder.write_result(f"result{kind.suffix}", encoded)
-    models = _write_models(finished, folder, formats, record.settings.threads)
-    baseline = _baseline(data, folder, record)
-    folder.write("history.csv", reporting.history_csv(result.history))
-    folder.write("history.png", reporting.history_plot(result.history, result.best_step))
-    folder.write("contact_sheet.png", _contact_sheet(folder, data.image, finished.image, baseline, reference))
+    models: list[ModelFile] = []
+    if finished.drawing is not None:
+        for name in formats:
+            with folder.attempt(f"the {name} file"):
+                target = folder.place / f"model{FORMATS[name].suffix}"
+                models.append(cast(ModelFile, writing.write(finished.drawing, target, name, threads=job.threads)))
+    baseline = None
+    if data.image.shape[0] * data.image.shape[1] <= MAX_BASELINE_PIXELS:
+        with folder.attempt(f"the picture of the classical method of {task.name}"):
+            baseline = task.baseline(data, job.options)
+    folder.write("history.csv", lambda: reporting.history_csv(result.history))
+    folder.write("history.png", lambda: reporting.history_plot(result.history, result.best_step))
+    folder.write("contact_sheet.png", lambda: _contact_sheet(folder, data.image, finished.image, baseline, reference))
+    before, reached = _quality(data.image, reference), _quality(finished.image, reference)
     summary = Summary(
         result=str(written),
-        folder=str(folder.path),
+        folder=str(folder.place),
         steps=result.steps,
         best_step=result.best_step,
-        stop_reason=result.stop_reason,
+        stop_reason=cast(Any, result.stop_reason),
         seconds=round(result.seconds, 3),
         device=job.device,
         engine=job.engine,
         precision=job.precision,
         seed=job.seed,
-        **_quality(finished.image, reference),
-        **{f"{name}_input": value for name, value in _quality(data.image, reference).items()},
+        **reached,
+        psnr_input=before["psnr"],
+        ssim_input=before["ssim"],
         estimated_psnr=result.estimated_psnr,
         baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference)},
         sha256=digest(finished.samples),
@@ -92,7 +103,7 @@ def finish(
     record.seconds_per_step = result.seconds / result.steps
     record.events = result.events
     record.summary = summary
-    folder.write(NAME, record.json())
+    folder.write(NAME, record.json)
     return summary
 
 
@@ -110,7 +121,7 @@ def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Ex
         )
         return Finished(drawing.samples, kind.to_unit(drawing.output), drawing)
     except Exception as error:  # whatever it is, the fit is worth more
-        text = " ".join(str(error).split())
+        text = one_line(str(error))
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
         return Finished(kind.to_samples(result.image), result.image, None)
 
@@ -128,34 +139,7 @@ def _extras(picture: Picture, kind: Kind) -> Extras:
     return extras
 
 
-def _write_models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[dict[str, Any]]:
-    """Write the model files, and note those that could not be written."""
-    models: list[dict[str, Any]] = []
-    if finished.drawing is None:
-        return models
-    for name in formats:
-        try:
-            target = folder.path / f"model{FORMATS[name].suffix}"
-            models.append(writing.write(finished.drawing, target, name, threads=threads))
-        except DipFastError as error:
-            folder.note(error)
-    return models
-
-
-def _baseline(data: Data, folder: Folder, record: Record) -> Baseline | None:
-    """Compute what the task's classical method makes of the picture, where that takes no more than seconds."""
-    if data.image.shape[0] * data.image.shape[1] > MAX_BASELINE_PIXELS:
-        return None
-    task = TASKS[record.settings.task]
-    try:
-        return task.baseline(data, record.settings.options)
-    except Exception as error:  # the result is written, and a picture to compare with is no reason to fail
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        folder.note(DipFastError(f"the classical method of {task.name} failed ({text})"))
-        return None
-
-
-def _quality(image: np.ndarray, reference: np.ndarray | None) -> dict[str, float | None]:
+def _quality(image: np.ndarray, reference: np.ndarray | None) -> Quality:
     """Measure an image against the reference, where there is one of its size."""
     if reference is None or reference.shape != image.shape:
         return {"psnr": None, "ssim": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from dip_fast.tasks import TASKS, Data, choose
 from dip_fast.tasks.task import as_target
 
 LARGEST_SEED = 2**63 - 1
+MOST_ITERATIONS = 10**9  # more are a mistake
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ def _check(asked: Mapping[str, Any]) -> None:
         value = asked[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
             raise UsageError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
-    if asked.get("seed", 0) > LARGEST_SEED:
-        raise UsageError(f"seed must be at most {LARGEST_SEED}, got {asked['seed']}")
+    for name, most in {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}.items():
+        if asked.get(name, 0) > most:
+            raise UsageError("{}: at most {} can be asked for", Argument(name, asked[name]), most)
     for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
         if name in asked and asked[name] not in choices:
             raise UsageError(f"{name} must be one of {', '.join(choices)}, got {asked[name]!r}")
@@ -174,11 +177,11 @@ def resumed(asked: Mapping[str, Any], job: Job) -> Job:
     Raises
     ------
     UsageError
-        If something else is asked for now, or the run cannot go on here.
+        If something else is asked for now, or the run cannot go on here.  `extended` looks at the iterations.
     """
     known = {**vars(job), **job.options}
     for name, value in asked.items():
-        if value is None or (name in ("device", "engine") and value == "auto"):
+        if value is None or name == "iterations" or (name in ("device", "engine") and value == "auto"):
             continue
         if name not in known:
             raise UsageError(
@@ -187,12 +190,55 @@ def resumed(asked: Mapping[str, Any], job: Job) -> Job:
             )
         if value != known[name] and not (name == "precision" and job.device == "cpu" and value == "tf32"):
             raise UsageError(
-                "cannot resume with another {}: the run has {}, not {}; leave it out, or start again with {}",
-                *(name.replace("_", " "), known[name], value, Argument("overwrite", True)),
+                "cannot resume with {}: the run has {}; leave it out, or start again with {}",
+                *(Argument(name, value), Argument(name, known[name]), Argument("overwrite", True)),
             )
     devices.choose(job.device)
     _engine(job.engine, job)
+    if job.threads > (cores := os.cpu_count() or 1):
+        raise UsageError(
+            "cannot resume: the run has {} threads and this machine {} cores; go on where it was started, or start "
+            "again with {}",
+            *(job.threads, cores, Argument("overwrite", True)),
+        )
     return job
+
+
+def extended(job: Job, size: tuple[int, int], iterations: int | None) -> Job:
+    """Let a run make more steps than it was started for, where these are the steps of a run that was started for more.
+
+    Parameters
+    ----------
+    job : Job
+        The settings of the run that is resumed.
+    size : tuple of int
+        Height and width of the picture.
+    iterations : int or None
+        The steps that are asked for now; None for no others.
+
+    Raises
+    ------
+    UsageError
+        If fewer are asked for, or the learning rate of each step depends on their number: such a run has ended on
+        small steps, and going on at whatever rate would be another fit than one of so many steps.
+    """
+    options = job.recipe(size).options
+    if iterations is None or iterations == options.iterations:
+        return job
+    asked, again = Argument("iterations", iterations), Argument("overwrite", True)
+    if iterations < options.iterations:
+        raise UsageError(
+            "cannot resume with {}: the run has {}, and can be extended only; leave it out, or start again with {}",
+            *(asked, options.iterations, again),
+        )
+    if options.decay != "none":
+        raise UsageError(
+            "cannot resume with {}: the learning rate of preset {} falls to nothing over the {} iterations that the "
+            "run was started with, so more make another fit from its first step on; start it with {}",
+            *(asked, job.preset, options.iterations, again),
+        )
+    _check({"iterations": iterations})
+    return replace(job, iterations=iterations)
 
 
 def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:

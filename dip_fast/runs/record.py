@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 
 from dip_fast import __version__
 from dip_fast.errors import Argument, UsageError
+from dip_fast.pictures.files import one_line
+from dip_fast.runs import typed
 from dip_fast.runs.job import Job, check
 
 NAME = "run.json"
-STATUSES = ("running", "done", "interrupted", "failed")
+MAX_BYTES = 2**24  # those of a long run are a few thousand
+# Settings that no step depends on.
+WITHOUT_STEPS = ("snapshot_every", "keep_metadata")
+
+
+class ModelFile(TypedDict):
+    """A model file, as `dip_fast.models.writing.write` describes it."""
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+
+
+class Quality(TypedDict):
+    """Figures against the reference, where there is one."""
+
+    psnr: float | None
+    ssim: float | None
+
+
+class BaselineFigures(Quality):
+    """What the classical method of a task reached."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +83,7 @@ class Summary:
     folder: str
     steps: int
     best_step: int
-    stop_reason: str
+    stop_reason: Literal["iterations", "variance", "interrupted"]
     seconds: float
     device: str
     engine: str
@@ -67,10 +94,10 @@ class Summary:
     psnr_input: float | None
     ssim_input: float | None
     estimated_psnr: float | None
-    baseline: dict[str, Any] | None
+    baseline: BaselineFigures | None
     sha256: str
     drawn_by: str
-    models: list[dict[str, Any]]
+    models: list[ModelFile]
     problems: list[str]
 
 
@@ -112,7 +139,7 @@ class Record:
         Why it failed.
     """
 
-    status: str
+    status: Literal["running", "done", "interrupted", "failed"]
     settings: Job
     recipe: dict[str, Any]
     inputs: dict[str, dict[str, Any]]
@@ -131,6 +158,19 @@ class Record:
         document = {name: value for name, value in asdict(self).items() if value is not None}
         return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
+    def digest(self) -> str:
+        """Hash all that the steps made so far depend on, besides the versions.
+
+        The number of iterations is left out where no step depends on it: such a run can be extended.
+        """
+        settings, options = asdict(self.settings), dict(self.recipe["options"])
+        for name in WITHOUT_STEPS:
+            del settings[name]
+        if options["decay"] == "none":
+            del settings["iterations"], options["iterations"]
+        document = [self.inputs, {**self.recipe, "options": options}, settings]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
     @classmethod
     def read(cls, folder: Path) -> Record:
         """Read the record of a run to resume.
@@ -142,18 +182,23 @@ class Record:
         """
         path, again = folder / NAME, Argument("overwrite", True)
         try:
-            document = json.loads(path.read_text())
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            document = typed.parse(data)
         except FileNotFoundError as error:
             raise UsageError(
                 "nothing to resume: {} holds no {}; leave out {}", folder, NAME, Argument("resume", True)
             ) from error
         except (OSError, ValueError, RecursionError) as error:
-            raise UsageError("cannot resume: {} is unreadable ({}); start again with {}", path, error, again) from error
+            what = one_line(str(error))[:200]
+            raise UsageError("cannot resume: {} is unreadable ({}); start again with {}", path, what, again) from error
         if not isinstance(document, dict):
             raise UsageError("cannot resume: {} is not a run's record; start again with {}", path, again)
         try:
             return cls._parse(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except typed.DAMAGE as error:
             raise UsageError(
                 "cannot resume: {} is damaged, or not of this version; start again with {}", path, again
             ) from error
@@ -162,15 +207,11 @@ class Record:
     def _parse(cls, document: dict[str, Any]) -> Record:
         """Check and convert a document; any error means that it is no record of this version."""
         entries = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
+        typed.require(document["settings"], Job)
         entries["settings"] = Job(**document["settings"])
+        check(entries["settings"])
         if entries.get("summary") is not None:
+            typed.require(document["summary"], Summary)
             entries["summary"] = Summary(**document["summary"])
-        record = cls(**entries)
-        check(record.settings)
-        texts = (record.python, record.platform, record.started)
-        if record.status not in STATUSES or not all(isinstance(text, str) for text in texts):
-            raise ValueError("status")
-        for mapping in (record.recipe, record.inputs, record.versions):
-            if not isinstance(mapping, dict):
-                raise TypeError("mapping")
-        return record
+        typed.require({name: value for name, value in entries.items() if name not in ("settings", "summary")}, cls)
+        return cls(**entries)

@@ -6,7 +6,8 @@ import time
 
 from dip_fast.fitting import Fit
 from dip_fast.runs import checkpoints, reporting
-from dip_fast.runs.folder import Folder
+from dip_fast.runs.folder import SNAPSHOTS, Folder
+from dip_fast.runs.record import Record
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
 
@@ -17,15 +18,15 @@ class Recorder:
     Parameters
     ----------
     folder : Folder
-    snapshot_every : int
-        Steps between snapshots; 0 for none.
+    record : Record
     steps : int
         Steps done before.
     """
 
-    def __init__(self, folder: Folder, snapshot_every: int, steps: int) -> None:
+    def __init__(self, folder: Folder, record: Record, steps: int) -> None:
         self.folder = folder
-        self.every = snapshot_every
+        self.run = record.digest()
+        self.every = record.settings.snapshot_every
         self.steps = steps
         self.written = time.monotonic()
 
@@ -34,14 +35,16 @@ class Recorder:
         # A fit that has fallen back, or is consolidating, shows no new iterate, and a large picture none in good time.
         due = fit.steps > self.steps and self.every and fit.steps % self.every == 0
         if due and not fit.objective.is_large:
-            image = fit.iterate[0].permute(1, 2, 0).cpu().numpy()
-            self.folder.write(f"snapshots/iter_{fit.steps:06}.png", reporting.preview(image))
+            self.folder.write(
+                f"{SNAPSHOTS}/iter_{fit.steps:06}.png",
+                lambda: reporting.preview(fit.iterate[0].permute(1, 2, 0).cpu().numpy()),
+            )
         self.steps = fit.steps
         if time.monotonic() - self.written > SECONDS_BETWEEN_CHECKPOINTS:
             self.checkpoint(fit)
 
     def checkpoint(self, fit: Fit) -> None:
         """Write the checkpoint, and the history for whoever watches the folder meanwhile."""
-        self.folder.write(checkpoints.CHECKPOINT, checkpoints.dump(fit))
-        self.folder.write("history.csv", reporting.history_csv(fit.history()))
+        self.folder.write(checkpoints.CHECKPOINT, lambda: checkpoints.dump(fit, self.run))
+        self.folder.write("history.csv", lambda: reporting.history_csv(fit.history()))
         self.written = time.monotonic()

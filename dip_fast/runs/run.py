@@ -23,11 +23,12 @@ from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Kind, Picture
+from dip_fast.pictures.files import one_line
 from dip_fast.runs import checkpoints
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
-from dip_fast.runs.job import Job, complete, resumed, start
+from dip_fast.runs.job import Job, complete, extended, resumed, start
 from dip_fast.runs.progress import Progress
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.recorder import Recorder
@@ -124,44 +125,52 @@ def run(request: Request, say: Say) -> Summary:
             "{} and {} exclude each other; give one of the two", Argument("resume", True), Argument("overwrite", True)
         )
     formats = ("onnx",) if request.export is None else request.export
-    stored = Record.read(request.folder) if request.resume else None
-    if stored is not None:
-        job = resumed(request.asked, stored.settings)
-        if stored.inputs.keys() - {"picture", "reference"} != request.inputs.keys():
-            raise _other_inputs(stored.inputs.keys() | request.inputs.keys())
-    else:
-        job = complete(request.asked, request.inputs)
-    task = TASKS[job.task]
-    material = _read(request, job, task)
     folder = Folder(request.folder, say)
-    if stored is None:
-        folder.check_free(request.overwrite)
-    else:
-        _require_same(stored, job, material)
-        if summary := _done(stored, request.folder, request.export or ()):
-            say("this run is done; nothing is left to resume")
-            return summary
-
-    torch.set_num_threads(job.threads)
-    fit = start(job, material.data, material.reference)
-    folder.check_room(_bytes_on_disk(fit, job, len(formats)))
-    checkpoint = request.folder / CHECKPOINT
-    fresh = stored is None or not checkpoint.exists()
-    if not fresh:
-        checkpoints.load(checkpoint, fit)
-    record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity)
-    if stored is not None:
-        record.started = stored.started
-    with contextlib.closing(folder), _interruptible(fit, quiet=request.quiet):
-        folder.open(record, fresh=fresh)
-        for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
-            say(line)
+    with contextlib.closing(folder):
+        folder.lock()
+        folder.check(fresh=not request.resume, overwrite=request.overwrite)
+        stored = Record.read(request.folder) if request.resume else None
+        job = _job(request, stored)
+        task = TASKS[job.task]
+        material = _read(request, job, task)
         if stored is not None:
-            say("there is no checkpoint yet: starting again" if fresh else f"resumed after step {fit.steps}")
-            if stored.versions != record.versions:
-                say(f"the run was started with {stored.versions}, which may make a difference")
-        _fit(fit, folder, record, Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose))
-        return finish(fit, folder, record, material.picture, material.data, material.reference, formats)
+            _require_same(stored, job, material)
+            job = extended(job, material.picture.size, request.asked.get("iterations"))
+            if job == stored.settings and (summary := _done(stored, request.folder, request.export or ())):
+                say("this run is done; nothing is left to resume")
+                return summary
+
+        torch.set_num_threads(job.threads)
+        fit = start(job, material.data, material.reference)
+        folder.check_room(_bytes_on_disk(fit, job, len(formats)))
+        record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity)
+        checkpoint = request.folder / CHECKPOINT
+        if stored is not None:
+            record.started = stored.started
+            if checkpoint.exists():
+                checkpoints.load(checkpoint, fit, record.digest())
+        with _interruptible(fit, quiet=request.quiet):
+            folder.open(record, fresh=stored is None, overwrite=request.overwrite)
+            for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
+                say(line)
+            if stored is not None:
+                say(f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again")
+                if stored.versions != record.versions:
+                    say(f"the run was started with {stored.versions}, which may make a difference")
+            progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose)
+            with _failures(folder, record, fit):
+                _fit(fit, folder, record, progress)
+                return finish(fit, folder, record, material.picture, material.data, material.reference, formats)
+
+
+def _job(request: Request, stored: Record | None) -> Job:
+    """Complete what is asked for, or take the settings of the run that is resumed."""
+    if stored is None:
+        return complete(request.asked, request.inputs)
+    job = resumed(request.asked, stored.settings)
+    if stored.inputs.keys() - {"picture", "reference"} != request.inputs.keys():
+        raise _other_inputs(stored.inputs.keys() | request.inputs.keys())
+    return job
 
 
 def _read(request: Request, job: Job, task: Task) -> Material:
@@ -184,17 +193,30 @@ def _read(request: Request, job: Job, task: Task) -> Material:
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     """Run a fit to its end, with progress, snapshots and checkpoints."""
-    recorder = Recorder(folder, record.settings.snapshot_every, fit.steps)
-    try:
-        with progress:
-            fit.run([progress, recorder])
-    except DipFastError as error:
-        record.status, record.error, record.events = "failed", str(error), fit.events
-        folder.write(NAME, record.json())
-        raise
+    recorder = Recorder(folder, record, fit.steps)
+    with progress:
+        fit.run([progress, recorder])
     if not fit.steps:  # stopped before there was anything to write
         raise KeyboardInterrupt
     recorder.checkpoint(fit)
+
+
+@contextlib.contextmanager
+def _failures(folder: Folder, record: Record, fit: Fit) -> Iterator[None]:
+    """Record that a run has failed; and whatever happens once there is a result, name its place."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Exception):
+            text = str(error) if isinstance(error, DipFastError) else f"{type(error).__name__}: {error}"
+            record.status, record.error, record.events = "failed", text, fit.events
+            folder.write(NAME, record.json)
+        if folder.result is None:
+            raise
+        where = f"the result is in {folder.result}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(where) from error
+        raise DipFastError(one_line(f"{text}; {where}")) from error
 
 
 def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, ...]:
@@ -288,20 +310,27 @@ def _reference(path: Path, kind: Kind) -> np.ndarray:
 
 @contextlib.contextmanager
 def _interruptible(fit: Fit, *, quiet: bool) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the fit after its step; a second one ends the program."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end the fit after its step; a second one ends the program."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(number: int, _: object) -> None:
-        signal.signal(number, before[signal.Signals(number)])
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        restore()
         fit.interrupt()
         if not quiet:  # os.write, since a handler must not enter a stream that may be in the middle of a line
-            os.write(2, b"\nstopping after this step; once more to stop at once, without the result\n")
+            with contextlib.suppress(OSError):  # the terminal is closed
+                os.write(2, b"\nstopping after this step; once more to stop at once, without the result\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background: it is to go on
+            before[number] = signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
