@@ -21,7 +21,7 @@ BLOCK = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options -->)", re.DOTAL
 
 def group() -> click.Group:
     """Import the command line's group of verbs."""
-    from dip_fast.cli.main import cli
+    from dip_fast.cli.verbs import cli
 
     return cli
 

@@ -61,6 +61,12 @@ class UsageError(DipFastError, ValueError):
     exit_code = 2
 
 
+class Stopped(DipFastError):  # noqa: N818  (it is none)
+    """The user has ended the program.  Exit code 130."""
+
+    exit_code = 130
+
+
 class ReplayDiffersError(DipFastError):
     """A model file that does not draw the picture that it was kept for.  Exit code 4."""
 

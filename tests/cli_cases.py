@@ -47,3 +47,11 @@ def assert_refused(outcome, *words, code=2):
     for word in words:
         assert word in line
     assert not Path("runs").exists()
+
+
+def assert_not_resumed(outcome, *words):
+    assert outcome.code == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("dip-fast: ")
+    for word in ("cannot resume", *words):
+        assert word in line

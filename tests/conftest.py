@@ -213,3 +213,21 @@ def fused_calls(monkeypatch):
 
     monkeypatch.setattr(pairs, "upsample_conv2d", counting)
     return made
+
+
+@pytest.fixture
+def stopped(dip, noisy, small, monkeypatch):
+    """Arguments of a run that was interrupted after its third step."""
+    from dip_fast.runs.progress import Progress
+
+    call = Progress.__call__
+
+    def interrupting(self, fit):
+        call(self, fit)
+        if fit.steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", interrupting)
+        assert dip("run", noisy, "--threads", "1", "--iterations", "9", "--quiet").code == 130
+    return ("run", noisy, "--threads", "1", "--resume")

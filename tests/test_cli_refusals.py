@@ -1,9 +1,7 @@
 """The command line: options, streams, exit codes, and one clear line for each wrong input."""
 
 import io
-import os
 import re
-import signal
 import struct
 import zlib
 from pathlib import Path
@@ -11,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from cli_cases import ONE, SHORT, assert_refused, encoded, gray
+from cli_cases import ONE, SHORT, assert_not_resumed, assert_refused, encoded, gray
 from click.shell_completion import BashComplete
 from PIL import Image
 
-from dip_fast.cli.main import cli
+from dip_fast.cli.verbs import cli
 from dip_fast.device import devices
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input")
@@ -235,32 +233,6 @@ def test_fault_of_the_program_is_one_line_too(dip, noisy, monkeypatch):
 
 
 # --- resuming what cannot be resumed ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stopped(dip, noisy, small, monkeypatch):
-    """Arguments of a run that was interrupted after its third step."""
-    from dip_fast.runs.progress import Progress
-
-    call = Progress.__call__
-
-    def interrupting(self, fit):
-        call(self, fit)
-        if fit.steps == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "__call__", interrupting)
-        assert dip("run", noisy, *ONE, "--iterations", "9", "--quiet").code == 130
-    return ("run", noisy, *ONE, "--resume")
-
-
-def assert_not_resumed(outcome, *words):
-    assert outcome.code == 2
-    (line,) = outcome.err.splitlines()
-    assert line.startswith("dip-fast: ")
-    for word in ("cannot resume", *words):
-        assert word in line
 
 
 @pytest.mark.parametrize(

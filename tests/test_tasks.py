@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from dip_fast.cli.main import cli
 from dip_fast.cli.parameters import spelling
+from dip_fast.cli.verbs import cli
 from dip_fast.errors import Argument, UsageError
 from dip_fast.guides.diffusion import fill
 from dip_fast.guides.non_local import non_local_means

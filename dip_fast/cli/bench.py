@@ -10,6 +10,7 @@ import click
 
 from dip_fast.cli.output import say, show
 from dip_fast.cli.parameters import Choice, Lists, debug_option, json_option
+from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.names import BENCH_ENGINES, PRECISIONS
 from dip_fast.presets import PRESETS
@@ -82,9 +83,10 @@ def bench(
                 raise UsageError(f"--profile and {name} exclude each other; leave one of the two out")
     if plot is not None:
         _require_new_png(plot)
-    from dip_fast.bench import measuring, profile_tables, tables
-    from dip_fast.bench.configurations import BenchSettings
-    from dip_fast.bench.machine import machine, machine_line
+    with importing():
+        from dip_fast.bench import measuring, profile_tables, tables
+        from dip_fast.bench.configurations import BenchSettings
+        from dip_fast.bench.machine import machine, machine_line
 
     if seconds is not None:
         options["seconds"] = seconds

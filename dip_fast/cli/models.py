@@ -12,6 +12,7 @@ import click
 
 from dip_fast.cli.output import put, show
 from dip_fast.cli.parameters import Choice, Named, debug_option, json_option
+from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, ReplayDiffersError, UsageError
 
 
@@ -48,7 +49,8 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
     The new file is run and compared with the network before it is kept.  Exit codes: 0 done; 1 it drew another picture
     and was not kept, or could not be written; 2 wrong usage or input.
     """
-    from dip_fast.models import exporting
+    with importing():
+        from dip_fast.models import exporting
 
     written = exporting.convert(run_dir, format_, **options)
     if as_json:
@@ -90,7 +92,8 @@ def replay(as_json: bool, model: Path, **options: Any) -> int:
     within the tolerance that the file names for other machines; 1 failed; 2 wrong usage or input; 4 --verify finds
     another picture.
     """
-    from dip_fast.models import replaying
+    with importing():
+        from dip_fast.models import replaying
 
     if as_json and options["out"] == Path("-"):
         raise UsageError("{} and a picture on standard output exclude each other; name a file", Argument("json", True))

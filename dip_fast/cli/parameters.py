@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dip_fast.errors import Argument
+from dip_fast.errors import Argument, Stopped
 from dip_fast.registry import suggest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,6 +24,13 @@ class Verbs(click.Group):
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise click.UsageError(f"no such command: {args[0]!r}{suggest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; click itself would print an empty line where it is interrupted."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped("; ".join(["stopped by the user", *map(str, error.args)])) from error
 
 
 class Choice(click.Choice[str]):

@@ -16,6 +16,7 @@ import click
 from dip_fast.cli.models import model_formats, replay_line
 from dip_fast.cli.output import put, show, standard_input
 from dip_fast.cli.parameters import Choice, Formats, Named, debug_option, json_option, task_parameters
+from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.names import DEVICES, PRECISIONS, STOPS, UPSAMPLINGS
 from dip_fast.networks import NETWORKS
@@ -24,8 +25,6 @@ from dip_fast.tasks import TASKS
 
 if TYPE_CHECKING:
     from dip_fast.runs.record import Summary
-
-INTERRUPTED = 130
 
 
 class Run(click.Command):
@@ -125,7 +124,8 @@ def run(
     _check_folder(out)
     if from_stdin:
         _check_filter(out, as_json=as_json, resume=resume, export=export)
-    from dip_fast.device.memory import keep_memory
+    with importing():
+        from dip_fast.device.memory import keep_memory
 
     keep_memory()
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
@@ -135,8 +135,9 @@ def run(
     asked = {name: value for name, value in options.items() if value is not None}
     if fused is not None:
         asked["engine"] = "fused" if fused else "plain"
-    from dip_fast.runs.run import Request
-    from dip_fast.runs.run import run as restore
+    with importing():
+        from dip_fast.runs.run import Request
+        from dip_fast.runs.run import run as restore
 
     with contextlib.ExitStack() as stack:
         kept = out

@@ -14,7 +14,7 @@ from dip_fast import networks
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit, prepare
-from dip_fast.names import STOPS, UPSAMPLINGS
+from dip_fast.names import DEVICES, ENGINES, PRECISIONS, STOPS, UPSAMPLINGS
 from dip_fast.presets import PRESETS, Recipe, default
 from dip_fast.tasks import TASKS, Data, choose
 from dip_fast.tasks.task import as_target
@@ -277,5 +277,8 @@ def check(job: Job) -> None:
     """
     task = TASKS[job.task]
     task.complete(job.options)
+    names = {job.device: DEVICES, job.engine: ENGINES, job.precision: PRECISIONS}
+    if job.threads < 1 or not all(name in known for name, known in names.items()):
+        raise ValueError("settings")
     _check({name: value for name, value in vars(job).items() if value is not None})
     job.recipe((1, 1))

@@ -11,12 +11,13 @@ from typing import NoReturn
 import click
 
 from dip_fast import __version__
+from dip_fast.cli import signals
 from dip_fast.cli.bench import bench
 from dip_fast.cli.lists import formats, info, presets, tasks
 from dip_fast.cli.models import export, replay
 from dip_fast.cli.output import complain
 from dip_fast.cli.parameters import Verbs, spelling
-from dip_fast.cli.run import INTERRUPTED, run
+from dip_fast.cli.run import run
 from dip_fast.errors import DipFastError
 
 
@@ -37,12 +38,13 @@ for verb in (run, export, replay, formats, presets, tasks, bench, info):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit with its code; an error is one line on standard error."""
+    """Run a verb and exit with its code; an error is one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if sys.stderr is None:  # closed by the caller; print would take standard output in its place
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (it stays open)
     try:
-        code = cli.main(arguments, prog_name="dip-fast", standalone_mode=False)
+        with signals.handled(signals.interrupt):
+            code = cli.main(arguments, prog_name="dip-fast", standalone_mode=False)
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         code = complain(error.format_message(), error.exit_code, arguments)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        code = complain("stopped by the user", INTERRUPTED, arguments)
+        code = complain("stopped by the user", signals.INTERRUPTED, arguments)
     except DipFastError as error:
         command = cli.commands.get(arguments[0]) if arguments else None
         code = complain(error.spelled(spelling(command)), error.exit_code, arguments)
