@@ -14,7 +14,7 @@ from PIL import Image
 import dip_fast
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_SCRIPTS = {"common.py", "figure_tables.py", "mutations.py", "yardsticks.py"}  # modules that scripts share
+NOT_SCRIPTS = {"common.py", "damage.py", "figure_tables.py", "mutations.py", "yardsticks.py"}  # modules that scripts share
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {
@@ -53,6 +53,10 @@ SCRIPTS = {
         "clean.png --frames 3 --alone 1 --pan 2 --preset fast --iterations 2 --threads 1",
         ["3 frames of 28x32: ", "ratio", "| 2 | 2"],
     ),
+    "stress_runs.py": (
+        "--kills 2 --mutations 4",
+        ["| runs killed | 2 | 2 went on, 0 lost, 0 stuck, 0 with other bits |", "0 failed, 0 stuck"],
+    ),
     "upsample_conv.py": (
         "--sizes 8 --channels 8 --engines fused plain --modes nearest --threads 1 --seconds 0",
         ["8x8", "torch.mm", "weight gradient"],
@@ -72,6 +76,13 @@ def test_every_module_is_checked_as_strictly_as_the_package():
     mypy = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["tool"]["mypy"]
     (strict,) = (entry["module"] for entry in mypy["overrides"] if "dip_fast.*" in entry["module"])
     assert set(strict) == {"dip_fast.*", *(path.stem for path in BENCHMARKS.glob("*.py"))}
+
+
+@pytest.mark.slow
+def test_runs_live_through_hundreds_of_kills_and_changes(place):
+    command = [sys.executable, BENCHMARKS / "stress_runs.py", "--kills", "500", "--mutations", "1000"]
+    ended = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

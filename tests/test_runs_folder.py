@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_cases import ONE, SHORT, after, record
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import DipFastError, UsageError
 from dip_fast.runs import finish, reporting
 from dip_fast.runs import run as runs
 
@@ -196,6 +196,19 @@ def test_run_without_descriptors_keeps_its_result(dip, noisy, monkeypatch):
     assert ended.code == 1
     assert "the result is in out/result.png" in ended.err.splitlines()[-1]
     assert Path("out/result.png").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["plain", "json"])
+def test_last_line_names_the_result_where_standard_output_takes_nothing(dip, noisy, monkeypatch, options):
+    def fail(data):
+        raise DipFastError("cannot write to standard output: No space left on device")
+
+    monkeypatch.setattr("dip_fast.cli.output.put", fail)
+    ended = dip("run", noisy, *ONE, "--iterations", "3", "-o", "out", *options)
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1].endswith(
+        "standard output: No space left on device; the result is in out/result.png"
+    )
 
 
 def test_result_that_is_saved_elsewhere_takes_no_name_that_is_in_use(dip, noisy, monkeypatch):

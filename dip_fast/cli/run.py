@@ -91,7 +91,11 @@ class Run(click.Command):
     metavar="FORMATS",
     help="Model files to write: onnx, torchscript, pt2, with commas between them, or none.  [default: onnx]",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, as if it had never stopped.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out, as if it had never stopped; with more --iterations, extend it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Print loss and stopping statistic of the steps.")
@@ -115,7 +119,7 @@ def run(
     The folder of the run holds result.png (result.tif for TIFF and float pictures), snapshots of the iterates, a
     contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, a
     checkpoint for --resume, and model.onnx, which draws the result again: dip-fast replay, or onnxruntime alone.
-    Ctrl-C ends the fit after its step; what there is by then is written.
+    Ctrl-C, SIGTERM and SIGHUP end the fit after its step; what there is by then is written.
 
     Exit codes: 0 done; 1 failed, also where a file could not be written (the message says where the result is then);
     2 wrong usage or input; 130 stopped by the user.
@@ -217,13 +221,16 @@ def _write_to_stdout(result: Path, *, keep: bool) -> None:
 def _report(summary: Summary, *, as_json: bool, quiet: bool, from_stdin: bool, kept: bool) -> int:
     """Print what a run gave, and choose the exit code."""
     say = _speaker(quiet)
-    if from_stdin:
-        say(_figures(summary))
-    elif as_json:
-        show(json.dumps(asdict(summary), allow_nan=False))
-    elif not quiet:
-        models = [f"replay: {replay_line(dict(model))}" for model in summary.models]
-        show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
+    models = [f"replay: {replay_line(dict(model))}" for model in summary.models]
+    try:
+        if from_stdin:
+            say(_figures(summary))
+        elif as_json:
+            show(json.dumps(asdict(summary), allow_nan=False))
+        elif not quiet:
+            show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
+    except DipFastError as error:
+        raise DipFastError(f"{error}; the result is in {summary.result}") from error
     has_folder = kept or not from_stdin
     if problems := summary.problems:
         where = f"the result is in {summary.result}, " if has_folder else ""

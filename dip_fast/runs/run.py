@@ -247,7 +247,7 @@ def _done(stored: Record, path: Path, formats: tuple[str, ...]) -> Summary | Non
         Formats of the model files that are now asked for by name.
     """
     summary = stored.summary
-    if stored.status != "done" or summary is None or summary.problems:
+    if stored.status != "done" or summary is None or summary.problems or summary.stop_reason == "interrupted":
         return None
     result = path / Path(summary.result).name
     models = [model | {"path": str(path / Path(model["path"]).name)} for model in summary.models]
