@@ -150,7 +150,7 @@ def _check(asked: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
     for name, most in {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}.items():
         if asked.get(name, 0) > most:
-            raise UsageError("{}: at most {} can be asked for", Argument(name, asked[name]), most)
+            raise UsageError("{} must be at most {}, got {}", Argument(name), most, asked[name])
     for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
         if name in asked and asked[name] not in choices:
             raise UsageError(f"{name} must be one of {', '.join(choices)}, got {asked[name]!r}")
