@@ -49,7 +49,7 @@ SECONDS = 60.0  # after which a process hangs
 STEPS, FIRST_STEPS = 60, 20
 STARTS = ("new", "resume", "extend", "overwrite")
 COMMAND = ("run", "noisy.png", "--preset", "quick", "--threads", "1", "--quiet", "--snapshot-every", "7", "-o")
-WHOLE = ("--iterations", str(STEPS))
+WHOLE = ("--seed", "0", "--iterations", str(STEPS))
 
 
 class Ended(NamedTuple):
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recorder.SECONDS_BETWEEN_CHECKPOINTS = 0.02
+    recorder.SECONDS_BETWEEN_CHECKPOINTS = 0.1  # a hundred file operations a run: 500 kills come to every other
     small()
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         prepare()
@@ -108,7 +108,7 @@ def prepare() -> None:
         ("overwrite", *WHOLE, "--seed", "7"),
     ):
         assert process([*COMMAND, folder, *options]).code == 0
-    ended = process([*COMMAND, "resume", *WHOLE], operation=50, signal_=signal.SIGINT)
+    ended = process([*COMMAND, "resume", *WHOLE], operation=20, signal_=signal.SIGINT)
     assert ended.code == 130, ended
     for folder in STARTS[1:]:
         Path(folder, "notes.txt").write_text("mine")
@@ -201,7 +201,7 @@ def kills(number: int, rng: random.Random) -> Counter[str]:
         if i % 2:
             process(command(start), after=rng.uniform(0, seconds[start]))
         else:
-            nth = rng.randrange(operations[start]) if number < 400 else i // 8 % operations[start]
+            nth = (i // (2 * len(STARTS))) * operations[start] // -(-number // (2 * len(STARTS)))  # spread over all
             process(command(start), operation=1 + nth)
         found = go_on(start)
         counts[found] += 1
