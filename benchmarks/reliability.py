@@ -68,7 +68,7 @@ def replay_and_export(path: Path, longer: bool) -> str:
 
 def command(allowed: tuple[int, ...], *arguments: object) -> str:
     """Run the command line in this process, and describe its end; what it prints is checked by the parent."""
-    from dip_fast.cli.main import main
+    from dip_fast.cli import main
 
     try:
         main([*map(str, arguments), "--overwrite"])

@@ -14,7 +14,13 @@ from PIL import Image
 import dip_fast
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_SCRIPTS = {"common.py", "damage.py", "figure_tables.py", "mutations.py", "yardsticks.py"}  # modules that scripts share
+NOT_SCRIPTS = {
+    "common.py",
+    "damage.py",
+    "figure_tables.py",
+    "mutations.py",
+    "yardsticks.py",
+}  # modules that scripts share
 
 # The arguments of each script, and words that it prints.  A new script needs an entry.
 SCRIPTS = {

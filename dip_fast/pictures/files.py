@@ -67,6 +67,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError("{} exists; choose another name or give {}", os.fspath(path), Argument("overwrite", True))
 
+
 TEMPORARY = re.compile(r"\.dip-fast-[\w.-]*\.tmp")  # names of what is written aside, which a kill leaves behind
 
 
