@@ -11,7 +11,7 @@ import dip_fast
 from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked, masked_prediction, prepare
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
-from dip_fast.fitting.masked import Renoised
+from dip_fast.fitting.refinement import Renoised
 from dip_fast.presets import PRESETS, FitOptions, Masking, Recipe
 from dip_fast.runs import checkpoints
 
@@ -142,7 +142,7 @@ def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) ->
 def test_refinement_adds_the_noise_of_the_picture() -> None:
     y = noisy(64, 64)
     objective = masked_prediction(y, NOISE, RECIPE)
-    renoised = Renoised(clean(64, 64), NOISE, objective.z, (32, 32), 8, 0)
+    renoised = Renoised(clean(64, 64), objective.z, (32, 32), 8, 0, NOISE)
     examples = [renoised.example(torch.tensor(step)) for step in range(1, 33)]
     difference = torch.cat([example.z[:, :3] - example.target for example in examples])
     assert difference.std().item() == pytest.approx(SIGMA, rel=0.02)

@@ -15,7 +15,8 @@ import dip_fast
 from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, measure_noise, prepare
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
-from dip_fast.fitting.masked import MASKS_OF_SEVERAL, Renoised
+from dip_fast.fitting.masked import MASKS_OF_SEVERAL
+from dip_fast.fitting.refinement import Renoised
 from dip_fast.pictures.layout import Layout
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
@@ -66,7 +67,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_steps_see_squares_of_all_pictures(refining: bool) -> None:
     y = torch.arange(4.0)[:, None, None, None].expand(4, 1, 40, 40).contiguous() / 4
     prediction = made(y)
-    objective = Renoised(y, NOISE, prediction.z, prediction.step_size, 8, 0) if refining else prediction
+    objective = Renoised(y, prediction.z, prediction.step_size, 8, 0, NOISE) if refining else prediction
     seen = [round(4 * objective.example(torch.tensor(step)).target.mean().item()) for step in range(1, 65)]
     assert sorted(set(seen)) == [0, 1, 2, 3]
     assert max(np.bincount(seen)) < 32

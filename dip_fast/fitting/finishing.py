@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device.precision import products
-from dip_fast.fitting.degradations import Identity
-from dip_fast.fitting.objectives import DeepImagePrior, Polish
+from dip_fast.fitting.objectives import Polish
 from dip_fast.fitting.steps import PICTURE, PolishSteps
 from dip_fast.networks import frozen
 from dip_fast.networks.network_input import NetworkInput
@@ -71,10 +70,12 @@ class Finishing:
                 with fit.at_work():
                     polish = next(work)
             except StopIteration as end:
-                steps, rate = fit.options.consolidation_steps, fit.options.consolidation_learning_rate
                 if fit.objective.pictures > 1:
-                    self.pictures, steps = end.value, 0
-                self._settle(end.value[:1], steps, rate, callbacks)
+                    self.pictures = end.value
+                if fit.consolidation_steps:
+                    drawing, rate = fit.objective.drawing(end.value), fit.options.consolidation_learning_rate
+                    self._polish(Polish(drawing, fit.consolidation_steps, rate), callbacks)
+                self._freeze()
                 return
             fit.count_time(time.perf_counter() - started)
             if polish is not None:
@@ -84,11 +85,18 @@ class Finishing:
             for callback in callbacks:
                 callback(fit)
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
+        return self.frozen is not None if self.fit.objective.is_large else bool(self.weights)
+
     def in_brief(self) -> None:
         """Make an answer in seconds, for a fit without iterates that was interrupted."""
-        with self.fit.at_work():
-            picture = self.fit.objective.brief(self.image, BRIEF_PASSES)
-        self._settle(picture, BRIEF_STEPS, BRIEF_RATE)
+        if not self.weights:
+            with self.fit.at_work():
+                picture = self.fit.objective.brief(self.image, BRIEF_PASSES)
+            self._polish(Polish(self.fit.objective.drawing(picture), BRIEF_STEPS, BRIEF_RATE))
+        self._freeze()
 
     def draw(self, z: NetworkInput) -> Tensor:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""
@@ -104,16 +112,12 @@ class Finishing:
         """Draw the image of a network input of any size with the weights of the answer so far, as a step does."""
         return self.fit.problem.draw(z, self.fit.answer(), (z.shape[2], z.shape[3]))
 
-    def _settle(
-        self, picture: Tensor, steps: int, rate: float, callbacks: Sequence[Callable[[Fit], None]] | None = None
-    ) -> None:
-        """Fit the network at the fixed input to a picture; freeze it where that is too large."""
+    def _freeze(self) -> None:
+        """Freeze the network of a large picture."""
         fit = self.fit
         if fit.objective.is_large:
             with fit.at_work():
                 self.frozen = frozen.freeze(fit.network, fit.answer(), fit.objective.windows())
-        else:
-            self._polish(Polish(DeepImagePrior(Identity(picture), fit.z), steps, rate), callbacks)
 
     def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
         """Fit the weights to something else; if that is interrupted, they stay as they were.

@@ -136,6 +136,12 @@ class Fit:
         return self._finishing.passes
 
     @property
+    def consolidation_steps(self) -> int:
+        """Steps that fit the network to its own picture, in the end: where there is one, which is not large."""
+        one = self.objective.pictures == 1 and not self.objective.is_large
+        return self.options.consolidation_steps if one else 0
+
+    @property
     def polish_steps(self) -> int:
         """Steps of `Polish` and consolidation that are done."""
         return self._finishing.polish_steps
@@ -195,7 +201,7 @@ class Fit:
             if not self.interrupted:
                 self._steps.release()
                 self._finishing.run(callbacks)
-            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._finishing.weights:
+            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._finishing.has_answer:
                 self._finishing.in_brief()
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from dip_fast.fitting.combining import combine, mean_variance
-from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective, Polish
-from dip_fast.fitting.reductions import mean_square, total
+from dip_fast.fitting.objectives import Example, Objective, Polish
+from dip_fast.fitting.reductions import total
+from dip_fast.fitting.refinement import Renoised, Shown
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
@@ -136,7 +136,12 @@ class MaskedPrediction(Objective):
     @property
     def passes(self) -> int:
         """One for each mask of a prediction, and one for each orientation of a refined picture."""
-        return self.pictures * (self.masks + (ORIENTATIONS if self.polish_steps and self.block == 1 else 0))
+        return self.pictures * (self.masks + (ORIENTATIONS if self._draws_refined else 0))
+
+    @property
+    def _draws_refined(self) -> bool:
+        """Whether the picture is drawn once more after the refinement: not where nothing is fitted to it."""
+        return self.polish_steps > 0 and self.block == 1 and not (self.is_large and self.pictures == 1)
 
     @property
     def polish_steps(self) -> int:
@@ -156,10 +161,12 @@ class MaskedPrediction(Objective):
         if not self.polish_steps:
             return x
         if self.block > 1:  # fresh noise would be white, and this is not
-            yield Polish(DeepImagePrior(Identity(x[:1]), self.z), self.polish_steps, BRIDGING_RATE)
+            yield Polish(self.drawing(x[:1]), self.polish_steps, BRIDGING_RATE)
             return x
-        renoised = Renoised(x, self.noise, self.z, self.step_size, self.margin, self.seed)
+        renoised = Renoised(x, self.z, self.step_size, self.margin, self.seed, self.noise)
         yield Polish(renoised, self.polish_steps, self.masking.refinement_learning_rate)
+        if not self._draws_refined:
+            return x
         for n in range(self.pictures):
             refined = yield from self._draw_whole(draw, n)
             x[n : n + 1] = (x[n : n + 1] + refined) / 2
@@ -180,6 +187,12 @@ class MaskedPrediction(Objective):
             except StopIteration as end:
                 return self._combine(0, end.value)[0]
 
+    def drawing(self, picture: Tensor) -> Objective:
+        """Fit the network to a picture at the fixed input; to squares of it, where it is large."""
+        if not self.is_large:
+            return super().drawing(picture)
+        return Shown(picture, self.z, self.step_size, self.margin, self.seed, self.y[:1])
+
     def inputs(self) -> Iterator[NetworkInput]:
         """Show each noisy picture without holes."""
         return map(whole, self.y.split(1))
@@ -196,7 +209,7 @@ class MaskedPrediction(Objective):
     def _predict(self, draw: Callable[[Tensor], Tensor], n: int, masks: int) -> Generator[None, None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks and orientations: A."""
         predicted, seen = (torch.zeros_like(self.y[:1]) for _ in range(2))
-        count = torch.zeros(self.y[:1].shape, dtype=torch.uint8, device=self.y.device)  # of at most 255 masks
+        count = torch.zeros(self.y[:1].shape, dtype=torch.int16, device=self.y.device)
         for number in range(masks):
             for place, image, kept in self._pass(draw, n, number, self.masking.keep):
                 predicted[place] += image * (1 - kept)
@@ -260,59 +273,6 @@ def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int
         begin = min(max(start - overlap, -margin), max(length + margin - side, -margin))
         windows.append((begin, slice(max(start, 0), min(start + stride, length))))
     return windows
-
-
-class Renoised(Objective):
-    """The mean squared error of what the network makes of estimates with fresh noise on them.
-
-    The network that has learned to predict dropped samples does not yet know how to use the samples it sees.  Here it
-    sees all of them, on a picture like the one to be restored, and the noise is new at each step.
-
-    Parameters
-    ----------
-    x : Tensor
-        The estimates, ``(N, C, H, W)``.
-    noise : NoiseModel
-        Of the noisy pictures.
-    z : NetworkInput
-        A noisy picture, with a mask of ones.
-    step_size, margin
-        Of the squares, as in `MaskedPrediction`.
-    seed : int
-        Of squares, orientations and noise.
-
-    References
-    ----------
-    Y. Zhang et al., "IDR: Self-Supervised Image Denoising via Iterative Data Refinement", CVPR 2022.
-    """
-
-    draws_iterates = False
-
-    def __init__(
-        self, x: Tensor, noise: NoiseModel, z: NetworkInput, step_size: tuple[int, int], margin: int, seed: int
-    ) -> None:
-        super().__init__(z, (x.shape[2], x.shape[3]), x.shape[1])
-        self.x = x
-        self.noise = noise
-        self.step_size = step_size
-        self.margin = margin
-        self.seed = seed
-
-    def example(self, step: Tensor) -> Example:
-        """Add noise to a square of one of the estimates."""
-        from dip_fast.ops import masking, perturbation  # here, since it loads or builds the extension
-
-        # Steps of its own, which no step of the fit and no mask of its prediction has, and noise of another seed.
-        number = step + 2**32
-        z, target = masking.masked_crop(self.x, self.step_size[0], self.margin, 1.0, 1, self.seed, number)
-        noise = perturbation.perturb(torch.zeros_like(target), 1.0, self.seed + 1, number)
-        noisy = self.noise.noisy(target, noise)
-        return Example(torch.cat((noisy, z[:, self.channels :]), dim=1), target)
-
-    def loss(self, x: Tensor, example: Example) -> Tensor:
-        """Compare with the estimate."""
-        assert example.target is not None
-        return mean_square(x - example.target)
 
 
 def whole(y: Tensor) -> NetworkInput:

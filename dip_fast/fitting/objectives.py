@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.device.modes import to_keep
-from dip_fast.fitting.degradations import Degradation
+from dip_fast.fitting.degradations import Degradation, Identity
 from dip_fast.networks.network_input import NetworkInput
 
 # Pixels of a picture that is still drawn at once.  Larger ones lose what the consolidation gives, 0.1 dB at 512x512;
@@ -157,6 +157,10 @@ class Objective(ABC):
     def is_large(self) -> bool:
         """Whether the picture is so large that the answer is drawn in tiles, with statistics of `windows`."""
         return not self.draws_iterates and math.prod(self.size) > LARGEST_WHOLE
+
+    def drawing(self, picture: Tensor) -> Objective:
+        """Make the objective that fits the network to a picture, ``(1, C, H, W)``, at the fixed input."""
+        return DeepImagePrior(Identity(picture), self.z)
 
     def windows(self) -> Iterator[Tensor]:
         """Make network inputs of the size of a step, which stand for a picture that is large."""

@@ -101,7 +101,8 @@ def prepare(
     with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
         network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
     chosen = engines.choose(engine, network, where)
-    devices.require_memory(recipe, channels, objective.size, where, chosen, in_channels)
+    drawn_at_once = objective.step_size if objective.is_large else objective.size
+    devices.require_memory(recipe, channels, drawn_at_once, where, chosen, in_channels)
     network.use(chosen)
     return Fit(
         network,

@@ -109,5 +109,4 @@ def steps_done(fit: Fit) -> int:
 def steps_in_all(fit: Fit) -> int:
     """Most steps, or all of them once that is known, with passes and steps of polishing."""
     steps = fit.steps if fit.stop_reason else fit.options.iterations
-    consolidation = fit.options.consolidation_steps if fit.objective.pictures == 1 else 0
-    return steps + fit.objective.passes + fit.objective.polish_steps + consolidation
+    return steps + fit.objective.passes + fit.objective.polish_steps + fit.consolidation_steps
