@@ -128,7 +128,7 @@ def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) ->
     recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0.0))
     monkeypatch.setattr(masked, "LEARNED", 0.1)  # so small a network learns little of the noise
     made_of = []
-    monkeypatch.setattr(Finishing, "_polish", lambda self, polish, callbacks: made_of.append(polish.objective))
+    monkeypatch.setattr(Finishing, "_polish", lambda self, fit, polish, callbacks: made_of.append(polish.objective))
     run = made(recipe=recipe, y=noisy(96, 96))
     run.run()
     true = -10 * float((made_of[0].degradation.target - clean(96, 96)).square().mean().log10())
@@ -170,9 +170,9 @@ def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_pa
     first = made(engine, between=between)
     first.run([interrupt])
     assert first.interrupted
-    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
     second = made(engine, between=between)
-    checkpoints.load(tmp_path / "checkpoint", second)
+    checkpoints.load(tmp_path / "checkpoint", second, "run")
     second.run()
     result = second.result()
     np.testing.assert_array_equal(result.image, expected.image)

@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from model_files import PICTURES, SHORT, broken, check_formats, read, record, us
 from onnx.reference import ReferenceEvaluator
 
 import dip_fast
-from dip_fast.errors import UsageError
+from dip_fast.errors import DipFastError, UsageError
 from dip_fast.models import exporting, fitted, onnx_engine, replaying, torch_formats
 from dip_fast.models.formats import FORMATS, Format
 from dip_fast.models.model import open_model
@@ -230,13 +231,14 @@ def test_export_and_replay_from_python(small):
     np.testing.assert_array_equal(drawn[known[0, 0].numpy()], result.image[known[0, 0].numpy()])
 
 
-def test_a_name_of_255_bytes_is_none_too_long(dip):
+def test_a_name_of_255_bytes_is_none_too_long(dip, monkeypatch):
     """What is written aside must not have a longer one."""
     model, longest = Path(__file__).parent / "data" / "model.onnx", f"{83 * '網'}a.onnx"
     assert len(longest.encode()) == 255
     assert dip("export", model, "--format", "onnx", "-o", longest).code == 0
     assert dip("replay", longest, "-o", f"{83 * '網'}aa.png").code == 0
-    out = Folder(Path(85 * "網"), print)  # it is not there, so that nothing can be written in it
+    out = Folder(Path(85 * "網"), print)
+    monkeypatch.setattr(out, "_write", Mock(side_effect=DipFastError("the disk is full")))
     assert out.write_result("result.png", b"").read_bytes() == b""
 
 

@@ -93,9 +93,9 @@ def test_resumed_bit_for_bit(engine: str, between: int | None, tmp_path, monkeyp
 
     first = made(engine, between)
     first.run([lambda run: run.interrupt() if run.steps == 37 else None])
-    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
     second = made(engine, between)
-    checkpoints.load(tmp_path / "checkpoint", second)
+    checkpoints.load(tmp_path / "checkpoint", second, "run")
     second.run()
     result = second.result()
     np.testing.assert_array_equal(result.image, expected.image)

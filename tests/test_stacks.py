@@ -200,7 +200,7 @@ def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.Monkey
     together = [psnr(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
     single: list[Tensor] = []
     monkeypatch.setattr(
-        Finishing, "_polish", lambda self, polish, _: single.append(polish.objective.degradation.target[0])
+        Finishing, "_polish", lambda self, fit, polish, callbacks: single.append(polish.objective.degradation.target[0])
     )
     for n in range(3):
         prepare(made(y[n : n + 1], recipe), recipe, seed=3).run()
@@ -224,9 +224,9 @@ def test_resumed_bit_for_bit(engine: str, stop: str, tmp_path: Path) -> None:
     first = prepare(made(y), RECIPE, seed=3, engine=engine)
     first.run([interrupt])
     assert first.interrupted
-    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
     second = prepare(made(y), RECIPE, seed=3, engine=engine)
-    checkpoints.load(tmp_path / "checkpoint", second)
+    checkpoints.load(tmp_path / "checkpoint", second, "run")
     second.run()
     result = second.result()
     np.testing.assert_array_equal(result.images, expected.images)

@@ -67,9 +67,9 @@ def test_resumed_from_a_checkpoint(length: int, at: int, tmp_path: Any, monkeypa
     interrupt.every = at  # type: ignore[attr-defined]
     first.run([interrupt])
     assert first.steps == at
-    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first))
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
     second = make(between=50 if length == 1 else 1)
-    checkpoints.load(tmp_path / "checkpoint", second)
+    checkpoints.load(tmp_path / "checkpoint", second, "run")
     same(finished(second), expected)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,10 +34,6 @@ class Finishing:
 
     All of it starts from the averages alone, so what was interrupted is made anew when the fit is resumed.
 
-    Parameters
-    ----------
-    fit : Fit
-
     Attributes
     ----------
     passes, polish_steps : int
@@ -49,21 +46,19 @@ class Finishing:
         What draws a large picture.
     """
 
-    def __init__(self, fit: Fit) -> None:
-        self.fit = fit
+    def __init__(self) -> None:
         self.passes = 0
         self.polish_steps = 0
         self.weights: dict[str, Tensor] = {}
         self.pictures: Tensor | None = None
         self.frozen: networks.Network | None = None
 
-    def run(self, callbacks: Sequence[Callable[[Fit], None]]) -> None:
+    def run(self, fit: Fit, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Let the objective make its picture, and the network draw it.
 
         Several pictures are the answer as they are, since the network has one fixed input.
         """
-        fit = self.fit
-        work = fit.objective.finish(self.image, fit.averages()[PICTURE])
+        work = fit.objective.finish(partial(self.image, fit), fit.averages()[PICTURE])
         while not fit.interrupted:
             started = time.perf_counter()
             try:
@@ -74,33 +69,33 @@ class Finishing:
                     self.pictures = end.value
                 if fit.consolidation_steps:
                     drawing, rate = fit.objective.drawing(end.value), fit.options.consolidation_learning_rate
-                    self._polish(Polish(drawing, fit.consolidation_steps, rate), callbacks)
-                self._freeze()
+                    self._polish(fit, Polish(drawing, fit.consolidation_steps, rate), callbacks)
+                self._freeze(fit)
                 return
             fit.count_time(time.perf_counter() - started)
             if polish is not None:
-                self._polish(polish, callbacks)
+                self._polish(fit, polish, callbacks)
                 continue
             self.passes += 1
             for callback in callbacks:
                 callback(fit)
 
-    @property
-    def has_answer(self) -> bool:
+    def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
-        return self.frozen is not None if self.fit.objective.is_large else bool(self.weights)
+        if fit.objective.draws_iterates:
+            return True
+        return self.frozen is not None if fit.objective.is_large else bool(self.weights)
 
-    def in_brief(self) -> None:
+    def in_brief(self, fit: Fit) -> None:
         """Make an answer in seconds, for a fit without iterates that was interrupted."""
         if not self.weights:
-            with self.fit.at_work():
-                picture = self.fit.objective.brief(self.image, BRIEF_PASSES)
-            self._polish(Polish(self.fit.objective.drawing(picture), BRIEF_STEPS, BRIEF_RATE))
-        self._freeze()
+            with fit.at_work():
+                picture = fit.objective.brief(partial(self.image, fit), BRIEF_PASSES)
+            self._polish(fit, Polish(fit.objective.drawing(picture), BRIEF_STEPS, BRIEF_RATE))
+        self._freeze(fit)
 
-    def draw(self, z: NetworkInput) -> Tensor:
+    def draw(self, fit: Fit, z: NetworkInput) -> Tensor:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""
-        fit = self.fit
         if self.frozen is not None:
             return frozen.draw(self.frozen, z, fit.objective.size).to(fit.device)
         problem = replace(fit.problem, precision="fp32")
@@ -108,23 +103,21 @@ class Finishing:
             return problem.draw(z.tensor(fit.device), fit.answer())
 
     @torch.no_grad()
-    def image(self, z: Tensor) -> Tensor:
+    def image(self, fit: Fit, z: Tensor) -> Tensor:
         """Draw the image of a network input of any size with the weights of the answer so far, as a step does."""
-        return self.fit.problem.draw(z, self.fit.answer(), (z.shape[2], z.shape[3]))
+        return fit.problem.draw(z, fit.answer(), (z.shape[2], z.shape[3]))
 
-    def _freeze(self) -> None:
+    def _freeze(self, fit: Fit) -> None:
         """Freeze the network of a large picture."""
-        fit = self.fit
         if fit.objective.is_large:
             with fit.at_work():
                 self.frozen = frozen.freeze(fit.network, fit.answer(), fit.objective.windows())
 
-    def _polish(self, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
+    def _polish(self, fit: Fit, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
         """Fit the weights to something else; if that is interrupted, they stay as they were.
 
         Without callbacks nothing interrupts it.
         """
-        fit = self.fit
         problem = replace(fit.problem, objective=polish.objective.to(fit.device))
         steps = PolishSteps(problem, fit.answer(), fit.options)
         first, done = self.polish_steps, 0

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class Fit:
         reads_are_free = self.device.type != "cuda" and steps_between_syncs is None
         self._workspace, self._threads = workspace(self.network, self.device), threads(self.network, self.device)
         self._steps = FitSteps(self.problem, options, reads_are_free=reads_are_free)
-        self._finishing = Finishing(self)
+        self._finishing = Finishing()
         self._learning_rate_factor = 1.0
         self._fixed_pace = steps_between_syncs
         self._pace = steps_between_syncs or 1  # steps that fill the time between two syncs
@@ -128,7 +129,7 @@ class Fit:
         if self.objective.draws_iterates:
             return self._steps.iterate
         with self.at_work():
-            return self.objective.brief(self._finishing.image, PREVIEW_PASSES)
+            return self.objective.brief(partial(self._finishing.image, self), PREVIEW_PASSES)
 
     @property
     def passes(self) -> int:
@@ -192,7 +193,7 @@ class Fit:
         UsageError
             If the GPU has not enough memory.
         """
-        self._finishing = Finishing(self)
+        self._finishing = Finishing()
         try:
             while not self.stop_reason and not self.interrupted:
                 self.advance(self.steps_until_sync(callbacks, self.steps, self.options.iterations))
@@ -200,9 +201,14 @@ class Fit:
                     callback(self)
             if not self.interrupted:
                 self._steps.release()
-                self._finishing.run(callbacks)
-            if self.interrupted and self.steps and not self.objective.draws_iterates and not self._finishing.has_answer:
-                self._finishing.in_brief()
+                self._finishing.run(self, callbacks)
+            if (
+                self.interrupted
+                and self.steps
+                and not self.objective.draws_iterates
+                and not self._finishing.has_answer(self)
+            ):
+                self._finishing.in_brief(self)
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error
 
@@ -242,7 +248,7 @@ class Fit:
     def draw(self, z: NetworkInput | None = None) -> Tensor:
         """Draw the answer so far at the fixed input, or another picture's, ``(1, C, H, W)``, known pixels put back."""
         with self._threads:
-            return self.objective.composite(self._finishing.draw(z or self.objective.z))
+            return self.objective.composite(self._finishing.draw(self, z or self.objective.z))
 
     def result(self) -> Result:
         """Draw the answer and load its weights into the network; the fit cannot go on afterwards."""

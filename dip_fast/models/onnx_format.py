@@ -290,7 +290,8 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
     tensors = model.graph.initializer
     if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in tensors):
         raise UsageError("it keeps data in other files, which dip-fast never writes; get the original file")
-    if {entry.name for entry in model.graph.input} - {tensor.name for tensor in tensors}:
+    fed = {entry.name for entry in model.graph.input}
+    if fed and fed.isdisjoint(tensor.name for tensor in tensors):
         raise UsageError("its network input must be fed, so other engines draw it; replay the file it was made of")
     try:
         arrays = {tensor.name: _array(tensor) for tensor in tensors}

@@ -32,6 +32,7 @@ class ModelFile(TypedDict):
     format: str
     bytes: int
     sha256: str
+    pixels: str
 
 
 class Quality(TypedDict):
