@@ -89,7 +89,7 @@ def test_memory_of_a_large_picture_is_that_of_a_tile() -> None:
 
     small, large = needed(2048), needed(8192)
     assert large - small == 4096 * (8192 - 2048) * (6 + 4 * 3)  # codes and picture
-    assert small < 2.5e9
+    assert small < 1.2e9
 
 
 # --- frozen networks -----------------------------------------------------------------------------------------------

@@ -105,8 +105,14 @@ def cut_off(y: Tensor, deviation: float) -> tuple[bool, bool]:
     """
     near = deviation / 4
 
-    def piled(distance: Tensor) -> bool:
-        at, beside = int((distance == 0).sum()), int(((distance > 0) & (distance <= near)).sum())
-        return at > max(16, beside) and not bool((distance < 0).any())
+    def piled(end: float, inward: int) -> bool:
+        at = beside = 0
+        for row in y.flatten().split(2**20):  # the picture may be large
+            distance = inward * (row - end)
+            if bool((distance < 0).any()):
+                return False
+            at += int((distance == 0).sum())
+            beside += int(((distance > 0) & (distance <= near)).sum())
+        return at > max(16, beside)
 
-    return piled(y), piled(1 - y)
+    return piled(0.0, 1), piled(1.0, -1)

@@ -132,6 +132,8 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     options.intra_op_num_threads = threads or 0
+    # The arena keeps twice the memory that a picture takes, and is no faster for one picture: 1.6 for 3.1 GB.
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # one picture; do not wait for more
     providers: list[Any] = ["CPUExecutionProvider"]
     if provider == "cuda":

@@ -169,12 +169,12 @@ def of_image(image: Tensor | np.ndarray, bits: int = 16) -> NetworkInput:
         raise TypeError(f"image must hold floating-point values, got {whole.dtype}; scale it to [0, 1]")
     if bits == 32:
         return NetworkInput((Part(whole.to(torch.float32, copy=True)),))
-    values = whole.to(torch.float64)
+    values = whole.to(torch.float64, copy=True)
     if values.numel() and not (values.min() >= 0 and values.max() <= 1):  # NaN is in no range
         raise ValueError(
             f"image must lie in [0, 1] for bits=16, got {values.min():g} to {values.max():g}; scale it, or use bits=32"
         )
-    codes = (values * MAX_CODE).round().to(torch.int32).numpy().astype(np.uint16)
+    codes = values.mul_(MAX_CODE).round_().numpy().astype(np.uint16)
     return NetworkInput((Part(torch.from_numpy(codes), MAX_CODE),))
 
 

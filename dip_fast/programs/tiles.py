@@ -15,7 +15,7 @@ import numpy as np
 
 from dip_fast.programs.program import INPUT, Layer, Program
 
-SIDE = 1408  # of a tile; a picture of no more pixels than a square of it is drawn whole
+SIDE = 1024  # of a tile; a picture of no more pixels than a square of it is drawn whole
 
 
 class Tile(NamedTuple):
