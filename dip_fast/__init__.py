@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dip_fast.api import denoise, inpaint
     from dip_fast.errors import DipFastError, UsageError
-    from dip_fast.fitting import Fit, fit
+    from dip_fast.fitting import Fit, fit, linear
     from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.fitting.results import Result
     from dip_fast.models.exporting import export
@@ -41,13 +41,25 @@ __all__ = [
     "fuse",
     "fusion_report",
     "inpaint",
+    "linear",
     "replay",
     "unfuse",
 ]
 
 _HOME = {
     "api": ("denoise", "inpaint"),
-    "fitting": ("DeepImagePrior", "Degradation", "Fit", "Identity", "Mask", "Objective", "Operator", "Result", "fit"),
+    "fitting": (
+        "DeepImagePrior",
+        "Degradation",
+        "Fit",
+        "Identity",
+        "Mask",
+        "Objective",
+        "Operator",
+        "Result",
+        "fit",
+        "linear",
+    ),
     "errors": ("DipFastError", "UsageError"),
     "models.exporting": ("export",),
     "ops.fuse": ("fuse", "fusion_report", "unfuse"),
@@ -58,6 +70,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return importlib.import_module("dip_fast.interop")
     for module, names in _HOME.items():
         if name in names:
             return getattr(importlib.import_module(f"dip_fast.{module}"), name)

@@ -55,6 +55,8 @@ class Degradation:
         Channels of x.
     kept : Tensor, optional
         Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
+    captures : bool
+        Whether the data term can be captured in a CUDA graph: it reads no tensor on the host.
 
     Raises
     ------
@@ -65,6 +67,7 @@ class Degradation:
     """
 
     kept: Tensor | None = None
+    captures = True
 
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
         if target.dim() != 4 or target.shape[0] != 1:

@@ -240,6 +240,7 @@ class DeepImagePrior(Objective):
     def __init__(self, degradation: Degradation, z: NetworkInput, *, perturbation: float = 0.0, seed: int = 0) -> None:
         super().__init__(z, degradation.size, degradation.channels)
         self.degradation = degradation
+        self.captures = degradation.captures
         self.perturbation = perturbation
         self.seed = seed
         # Codes take a quarter of the memory of z itself, and each step makes its own input of them.

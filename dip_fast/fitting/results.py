@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dip_fast.networks.network_input import NetworkInput
@@ -22,7 +23,7 @@ class State:
     numbers: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The result of a fit.
 
@@ -56,6 +57,8 @@ class Result:
     images : ndarray, optional
         The restored pictures, ``(N, H, W, C)``, where several were fitted at once: what the objective made of each with
         the network, or, of an interrupted fit, what the network draws of each.
+    limits : tuple of float
+        What 0 and 1 of ``image`` stand for, in the units of the physics.
     """
 
     image: np.ndarray
@@ -71,6 +74,20 @@ class Result:
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
     images: np.ndarray | None = None
+    limits: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The restored picture in the units of the physics, ``(1, C, H, W)``, float32."""
+        low, high = self.limits
+        return low + (high - low) * torch.from_numpy(self.image).permute(2, 0, 1)[None]
+
+    def __repr__(self) -> str:
+        estimate = "" if self.estimated_psnr is None else f", estimated PSNR {self.estimated_psnr:.2f} dB"
+        return (
+            f"<Result: {' x '.join(map(str, self.image.shape))}, {self.steps} steps in {self.seconds:.1f} s, "
+            f"ended by {self.stop_reason}{estimate}>"
+        )
 
 
 def channels_last(images: Tensor) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,8 +15,7 @@ from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective
-from dip_fast.fitting.results import Result
-from dip_fast.networks.network_input import draw
+from dip_fast.networks.network_input import NetworkInput, draw
 from dip_fast.presets import Recipe
 
 
@@ -28,7 +25,9 @@ def streams(seed: int) -> tuple[int, int, int]:
     return for_weights, for_input, for_steps
 
 
-def deep_image_prior(degradation: Degradation, recipe: Recipe, *, seed: int = 0) -> DeepImagePrior:
+def deep_image_prior(
+    degradation: Degradation, recipe: Recipe, *, seed: int = 0, z: NetworkInput | None = None
+) -> DeepImagePrior:
     """Make the objective of a fit from random codes.
 
     Parameters
@@ -39,10 +38,13 @@ def deep_image_prior(degradation: Degradation, recipe: Recipe, *, seed: int = 0)
         a third of the picture's noise, between 1/100 and 1/30.
     seed : int
         Seed of the fit.
+    z : NetworkInput, optional
+        Drawn by default.
     """
     _, for_input, for_steps = streams(seed)
-    size = networks.input_size(recipe.network, degradation.size, **recipe.network_options)
-    z = draw(recipe.distribution, recipe.in_channels, size, seed=for_input)
+    if z is None:
+        size = networks.input_size(recipe.network, degradation.size, **recipe.network_options)
+        z = draw(recipe.distribution, recipe.in_channels, size, seed=for_input)
     perturbation = recipe.options.perturbation
     if perturbation is None:
         perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
@@ -87,22 +89,26 @@ def prepare(
     precision: str = "tf32",
     reference: Tensor | None = None,
     steps_between_syncs: int | None = None,
+    network: networks.Network | None = None,
 ) -> Fit:
     """Build the network of a recipe, ready for the first step of a fit.
 
-    The parameters are those of `fit`, and `Fit`'s ``steps_between_syncs``.  The seed gives the first weights, and with
-    a degradation z and the perturbations, each its own stream; no random state of the
-    caller's is used or changed.
+    The parameters are those of `dip_fast.fit`, and `Fit`'s ``steps_between_syncs``; a ``network`` is fitted in
+    place of the recipe's.  The seed gives the first weights, and with a degradation z and the perturbations, each its
+    own stream; no random state of the caller's is used or changed.
     """
     where = devices.choose(device)
     require(precision, where)
     objective = target if isinstance(target, Objective) else deep_image_prior(target, recipe, seed=seed)
     in_channels, channels = objective.z.channels, objective.channels
-    with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
-        network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
+    own = network is not None
+    if network is None:
+        with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
+            network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
     chosen = engines.choose(engine, network, where)
-    drawn_at_once = objective.step_size if objective.is_large else objective.size
-    devices.require_memory(recipe, channels, drawn_at_once, where, chosen, in_channels)
+    if not own:  # what anybody's network needs is not known
+        drawn_at_once = objective.step_size if objective.is_large else objective.size
+        devices.require_memory(recipe, channels, drawn_at_once, where, chosen, in_channels)
     network.use(chosen)
     return Fit(
         network,
@@ -113,52 +119,3 @@ def prepare(
         precision=precision,
         steps_between_syncs=steps_between_syncs,
     )
-
-
-def fit(
-    target: Degradation | Objective,
-    recipe: Recipe,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    engine: str = "auto",
-    precision: str = "tf32",
-    reference: Tensor | None = None,
-    callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> Result:
-    """Fit a network to one damaged picture, or to several of one kind at once.
-
-    Parameters
-    ----------
-    target : Degradation or Objective
-        What happened to the picture, and what is left of it: the fit then starts from random codes
-        (`objectives.DeepImagePrior`).  Or an objective of one's own, which brings its network input.
-    recipe : Recipe
-        Network, input and options; ``dip_fast.presets`` has some that were measured.
-    seed : int
-        The same seed gives the same bits, on the same machine with the same number of threads.
-    device : device or str
-        ``"auto"`` is the GPU where there is a usable one.
-    engine : {"auto", "fused", "plain"}
-        How the network is computed; ``auto`` is fused where the network has a fused form here.
-    precision : {"tf32", "fp32", "bf16"}
-        Precision of the products in the steps, on a GPU; see `Fit`.
-    reference : Tensor, optional
-        Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
-    callbacks : sequence of callable
-        Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it.
-
-    Returns
-    -------
-    Result
-
-    Raises
-    ------
-    DipFastError
-        If the loss goes wrong again and again.
-    UsageError
-        If the fused engine, the device or the precision is not available here, or there is not enough memory.
-    """
-    run = prepare(target, recipe, seed=seed, device=device, engine=engine, precision=precision, reference=reference)
-    run.run(callbacks)
-    return run.result()

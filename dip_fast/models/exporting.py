@@ -39,7 +39,7 @@ def export(
         The file, whose suffix names the format: ``.onnx``, ``.pt`` (TorchScript) or ``.pt2``.
     picture : Picture, optional
         The picture that `dip_fast.pictures.read_picture` returned: the model then draws in its range, and a replay has
-        its bit depth, its alpha and its profile.  Without one, the model draws float values in [0, 1].
+        its bit depth, its alpha and its profile.  Without one, the model draws float values within the result's limits.
     fused_ops : bool
         Call the project's operators, in TorchScript, for users who load the library that CMake builds.
     fp16 : bool
@@ -64,7 +64,7 @@ def export(
 
     Notes
     -----
-    The file is run and compared before it is kept.  Its picture is ``result.image`` up to the rounding of the
+    The file is run and compared before it is kept.  Its picture is that of the result up to the rounding of the
     engines, within 2e-5 of the range.
 
     Examples

@@ -88,7 +88,7 @@ def from_result(
     result : Result
         The outcome of a fit.
     kind : Kind, optional
-        The kind of the result's picture; float values in [0, 1] when left out.
+        The kind of the result's picture; float values within the result's limits when left out.
     extras : Extras, optional
         The alpha and the ICC profile that go along with the picture.
     options : mapping, optional
@@ -111,7 +111,7 @@ def from_result(
 
     height, width, channels = result.image.shape
     if kind is None:
-        kind = Kind("", width, height, channels, "float32", (0.0, 1.0), suffix=".tif")
+        kind = Kind("", width, height, channels, "float32", result.limits, suffix=".tif")
     elif (kind.height, kind.width, kind.channels) != result.image.shape:
         raise ValueError(f"kind must be of {result.image.shape} as the result is, got {(*kind.size, kind.channels)}")
     extras = Extras() if extras is None else replace(extras, exif=None)
