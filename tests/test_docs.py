@@ -99,7 +99,8 @@ def test_command_lines_parse(page):
             pytest.fail(f"{page.relative_to(ROOT)}: dip-fast {shlex.join(words)}: {error.format_message()}")
 
 
-EXAMPLES = ["README", "docs/quickstart", "docs/python", "docs/presets", "docs/tasks/denoise", "docs/tasks/inpaint"]
+EXAMPLES = ["README", *(f"docs/{page}" for page in ("quickstart", "python", "physics", "presets"))]
+EXAMPLES += ["docs/tasks/denoise", "docs/tasks/inpaint"]
 
 
 @pytest.mark.usefixtures("place", "small")
