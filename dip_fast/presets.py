@@ -6,11 +6,11 @@ Plain data; nothing here needs torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.registry import Registry
+from dip_fast.registry import Registry, suggest
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,37 @@ class Recipe:
     masking: Masking | None = None
     full_size: int = 0
 
+    def with_(self, **changes: Any) -> Recipe:
+        """Copy the recipe with other values.
+
+        Parameters
+        ----------
+        **changes
+            Attributes of the recipe, of its options or of its masking by their names; ``network_options`` are added to
+            those there are.  ``width`` stands for the channels of the skip network, ``down`` and ``up``.
+
+        Raises
+        ------
+        UsageError
+            For a name that none of them has.
+        """
+        parts: dict[str, Any] = {"": self, "options": self.options, "masking": self.masking}
+        taken: dict[str, dict[str, Any]] = {part: {} for part in parts}
+        network_options = dict(changes.pop("network_options", {}))
+        if "width" in changes:
+            if self.network != "skip":
+                raise UsageError(f"width is of the skip network; pass network_options= for {self.network}")
+            network_options |= dict.fromkeys(("down", "up"), changes.pop("width"))
+        names = {f.name: part for part, of in reversed(parts.items()) if of is not None for f in fields(of)}
+        for name, value in changes.items():
+            if name not in names:
+                raise UsageError(f"a recipe has no {name!r}{suggest(name, names)}")
+            taken[names[name]][name] = value
+        for part in ("options", "masking"):
+            if taken[part]:
+                taken[""].setdefault(part, replace(parts[part], **taken[part]))
+        return replace(self, network_options={**self.network_options, **network_options}, **taken[""])
+
     def iterations(self, size: tuple[int, int]) -> int:
         """Count the iterations of a picture of this height and width."""
         more = math.sqrt(self.full_size / math.prod(size)) if self.full_size else 1.0
@@ -149,6 +180,10 @@ class Preset:
 
     recipe: Recipe
     summary: str
+
+    def with_(self, **changes: Any) -> Preset:
+        """Copy the preset with other values, as ``PRESETS["quick"].with_(iterations=60)``; see `Recipe.with_`."""
+        return replace(self, recipe=self.recipe.with_(**changes))
 
 
 def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512, consolidation: int = 50) -> Preset:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device.precision import products
+from dip_fast.fitting.callbacks import call_those_due
 from dip_fast.fitting.objectives import Polish
 from dip_fast.fitting.steps import PICTURE, PolishSteps
 from dip_fast.networks import frozen
@@ -77,8 +78,7 @@ class Finishing:
                 self._polish(fit, polish, callbacks)
                 continue
             self.passes += 1
-            for callback in callbacks:
-                callback(fit)
+            call_those_due(callbacks, fit, self.passes)
 
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
@@ -131,7 +131,6 @@ class Finishing:
             done += len(numbers)
             self.polish_steps = first + done
             fit.count_time(time.perf_counter() - started, len(numbers))
-            for callback in callbacks or ():
-                callback(fit)
+            call_those_due(callbacks or (), fit, done)
         if done == polish.steps:
             self.weights = steps.weights

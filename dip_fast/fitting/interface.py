@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dip_fast.device import devices
 from dip_fast.device.modes import fresh_state
 from dip_fast.errors import UsageError
+from dip_fast.fitting.callbacks import shown
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.measurement import Measurement, as_measured
@@ -44,6 +45,7 @@ def fit(
     precision: str = "tf32",
     reference: Any = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
+    progress: bool = False,
 ) -> Result:
     """Fit an untrained network to what any forward operator measured: ``fit(physics, y)``.
 
@@ -95,6 +97,8 @@ def fit(
         Ground truth of the shape of x, for the PSNR in the history: at a data range of the limits.
     callbacks : sequence of callable
         Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it.
+    progress : bool
+        Whether to show a bar, on a terminal or in a notebook.
 
     Returns
     -------
@@ -140,7 +144,8 @@ def fit(
         objective, recipe, seed=seed, device=where, engine=engine, precision=precision, network=own,
         reference=_reference(reference, objective, limits),
     )  # fmt: skip
-    run.run(callbacks)
+    with shown(run, progress) as bar:
+        run.run([*callbacks, *bar])
     return replace(run.result(), limits=limits)
 
 

@@ -19,6 +19,7 @@ from dip_fast.device.modes import in_fresh_state
 from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
+from dip_fast.fitting.callbacks import call_those_due, periods
 from dip_fast.fitting.computing import threads, workspace
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.fitting.objectives import Objective
@@ -197,8 +198,7 @@ class Fit:
         try:
             while not self.stop_reason and not self.interrupted:
                 self.advance(self.steps_until_sync(callbacks, self.steps, self.options.iterations))
-                for callback in callbacks:
-                    callback(self)
+                call_those_due(callbacks, self, self.steps)
             if not self.interrupted:
                 self._steps.release()
                 self._finishing.run(self, callbacks)
@@ -318,8 +318,8 @@ class Fit:
         """Count the steps to make before the host reads the device, of which ``done`` of ``total`` are made."""
         if self._steps.reads_are_free:
             return 1
-        periods = [every for callback in callbacks if (every := getattr(callback, "every", 1))]
-        return min(self._pace, total - done, *(every - done % every for every in (MAX_STEPS_BETWEEN_SYNCS, *periods)))
+        every = (MAX_STEPS_BETWEEN_SYNCS, *periods(callbacks))
+        return min(self._pace, total - done, *(period - done % period for period in every))
 
     @contextmanager
     def at_work(self) -> Iterator[None]:

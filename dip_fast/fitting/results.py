@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dip_fast.networks.network_input import NetworkInput
 
+THUMBNAIL = 256  # pixels of its longer side
 COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")  # of the history
 
 
@@ -81,6 +83,20 @@ class Result:
         """The restored picture in the units of the physics, ``(1, C, H, W)``, float32."""
         low, high = self.limits
         return low + (high - low) * torch.from_numpy(self.image).permute(2, 0, 1)[None]
+
+    def _repr_png_(self) -> bytes | None:
+        """Draw a thumbnail for a notebook, of gray and colour pictures; contrast is that of the limits."""
+        from PIL import Image  # here, since only notebooks ask
+
+        channels = self.image.shape[2]
+        if channels not in (1, 3):
+            return None
+        samples = (255 * np.nan_to_num(self.image).clip(0, 1)).round().astype(np.uint8)
+        thumbnail = Image.fromarray(samples[..., 0] if channels == 1 else samples)
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        thumbnail.save(file, "PNG")
+        return file.getvalue()
 
     def __repr__(self) -> str:
         estimate = "" if self.estimated_psnr is None else f", estimated PSNR {self.estimated_psnr:.2f} dB"

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from dip_fast.fitting.callbacks import steps_done, steps_in_all
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.results import COLUMNS
 
@@ -99,14 +100,3 @@ class Progress:
         if (estimated := fit.estimated_psnr()) is not None:
             shown.append(f"about {estimated:.1f} dB")
         return ", ".join(shown)
-
-
-def steps_done(fit: Fit) -> int:
-    """Count steps, passes of the estimate and steps of polishing alike."""
-    return fit.steps + fit.passes + fit.polish_steps
-
-
-def steps_in_all(fit: Fit) -> int:
-    """Most steps, or all of them once that is known, with passes and steps of polishing."""
-    steps = fit.steps if fit.stop_reason else fit.options.iterations
-    return steps + fit.objective.passes + fit.objective.polish_steps + fit.consolidation_steps

@@ -31,7 +31,7 @@ from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.job import Job, complete, extended, resumed, start
 from dip_fast.runs.progress import Progress
 from dip_fast.runs.record import NAME, Record, Summary
-from dip_fast.runs.recorder import Recorder
+from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.tasks import TASKS, Data, Task
 
 
@@ -193,12 +193,12 @@ def _read(request: Request, job: Job, task: Task) -> Material:
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     """Run a fit to its end, with progress, snapshots and checkpoints."""
-    recorder = Recorder(folder, record, fit.steps)
+    snapshots, kept = Snapshots(folder, record, fit), Checkpoints(folder, record)
     with progress:
-        fit.run([progress, recorder])
+        fit.run([progress, snapshots, kept])
     if not fit.steps:  # stopped before there was anything to write
         raise KeyboardInterrupt
-    recorder.checkpoint(fit)
+    kept.write(fit)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,69 @@
+"""When the callbacks of a fit are called, and one that shows its progress.
+
+A callback with an attribute ``every`` is called after each step, pass or step of polishing whose number is a multiple
+of it; with 0 whenever the host hears of the fit; without it after each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dip_fast.fitting.loop import Fit
+
+
+def periods(callbacks: Sequence[Callable[[Any], None]]) -> list[int]:
+    """List how many steps lie between two calls, for those callbacks that are called at steps of their own."""
+    return [every for callback in callbacks if (every := getattr(callback, "every", 1))]
+
+
+def call_those_due(callbacks: Sequence[Callable[[Any], None]], fit: Fit, done: int) -> None:
+    """Call the callbacks that are to be called once so many steps are done."""
+    for callback in callbacks:
+        every = getattr(callback, "every", 1)
+        if not every or done % every == 0:
+            callback(fit)
+
+
+def steps_done(fit: Fit) -> int:
+    """Count steps, passes of the estimate and steps of polishing alike."""
+    return fit.steps + fit.passes + fit.polish_steps
+
+
+def steps_in_all(fit: Fit) -> int:
+    """Most steps, or all of them once that is known, with passes and steps of polishing."""
+    steps = fit.steps if fit.stop_reason else fit.options.iterations
+    return steps + fit.objective.passes + fit.objective.polish_steps + fit.consolidation_steps
+
+
+class Bar:
+    """A callback that moves a bar of tqdm."""
+
+    every = 0
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __call__(self, fit: Fit) -> None:
+        """Show the step that was just made."""
+        self.bar.total = steps_in_all(fit)
+        if fit.rows:
+            *_, loss, _, _, psnr = fit.rows[-1]
+            shown = f"loss {loss:.3e}" + ("" if math.isnan(psnr) else f", PSNR {psnr:.2f} dB")
+            self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update(steps_done(fit) - self.bar.n)
+
+
+@contextmanager
+def shown(fit: Fit, progress: bool) -> Iterator[list[Callable[[Any], None]]]:
+    """Make the callbacks that show a fit's progress, if it is to be shown: a bar on a terminal or in a notebook."""
+    if not progress:
+        yield []
+        return
+    from tqdm.auto import tqdm  # here, since it looks for a notebook
+
+    with tqdm(total=steps_in_all(fit), initial=steps_done(fit), unit="step") as bar:
+        yield [Bar(bar)]

@@ -1,0 +1,84 @@
+"""What a user of `dip_fast.fit` expects of Python: presets with other values, progress, a result that shows itself."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from fit_cases import target, tiny
+from PIL import Image
+
+from dip_fast import PRESETS, UsageError, fit
+from dip_fast.runs.recorder import Snapshots
+
+THREE = tiny(iterations=3, consolidation=0)
+X = target(32, 36, 2)
+
+
+class Look:
+    """A callback that is to be called at some steps."""
+
+    def __init__(self, every):
+        self.every = every
+        self.seen = []
+
+    def __call__(self, fit):
+        self.seen.append(fit.steps)
+
+
+def test_a_callback_is_called_when_it_asks_to_be():
+    """One that asks for each third step was called after each on a CPU, and with 0 it is called at any."""
+    looks = [Look(3), Look(0)]
+    fit(lambda x: x, X, preset=tiny(iterations=7, consolidation=0), callbacks=looks)
+    assert looks[0].seen == [3, 6]
+    assert looks[1].seen == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_preset_with_other_values():
+    changed = PRESETS["quick"].with_(iterations=60, width=64, in_channels=8, network_options={"scales": 3})
+    assert changed.recipe.options.iterations == 60
+    assert changed.recipe.network_options == PRESETS["quick"].recipe.network_options | {
+        "down": 64,
+        "up": 64,
+        "scales": 3,
+    }
+    assert changed.recipe.in_channels == 8
+    assert PRESETS["quick"].recipe.options.iterations == 1000
+    assert PRESETS["default"].with_(passes=2, stop="auto").recipe.masking.passes == 2
+    with pytest.raises(UsageError, match="no 'iteration'; did you mean iterations"):
+        PRESETS["quick"].with_(iteration=3)
+    with pytest.raises(UsageError, match="width is of the skip network"):
+        PRESETS["decoder"].with_(width=3)
+
+
+def test_a_result_is_shown_in_a_line_and_a_thumbnail():
+    result = fit(lambda x: x, target(20, 700), preset=THREE)
+    assert repr(result).startswith("<Result: 20 x 700 x 3, 3 steps in ")
+    assert len(repr(result)) < 100
+    assert Image.open(io.BytesIO(result._repr_png_())).size == (256, 7)
+    assert fit(lambda x: x, X, preset=THREE)._repr_png_() is None
+
+
+def test_progress_is_shown_where_it_is_asked_for(capsys):
+    fit(lambda x: x, X, preset=THREE)
+    assert not capsys.readouterr().err
+    fit(lambda x: x, X, preset=THREE, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_snapshots_of_steps_that_are_made_once_more_are_written_once_more():
+    """A fit that falls back between two snapshots tells nobody but by its events."""
+    written = []
+    folder = SimpleNamespace(write=lambda name, write: written.append(int(name[-10:-4])))
+    fit = SimpleNamespace(steps=0, events=[], objective=SimpleNamespace(is_large=False))
+    snapshots = Snapshots(folder, SimpleNamespace(settings=SimpleNamespace(snapshot_every=7)), fit)
+
+    def at(steps, *events):
+        fit.steps, fit.events = steps, [*fit.events, *events]
+        snapshots(fit)
+
+    at(56)
+    at(63)
+    at(63)  # it polishes
+    at(56, {"back_to_step": 50})
+    at(63)
+    assert written == [56, 63, 56, 63]
