@@ -115,7 +115,7 @@ def profile(fit: Fit, steps: int) -> dict[str, Any]:
     step, once = (statistics.median(times) for times in zip(*pairs, strict=True))
     rate = 2 * MATRIX_SIDE**3 / once
     count = multiplications(fit.network)
-    height, width = fit.network.input_size(*fit.objective.size)
+    height, width = fit.network.input_size(*fit.objective.scene)
     floor = 3 * 2 * count * height * width / rate
     return {
         "median_step_seconds": step,

@@ -13,6 +13,7 @@ from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
 from dip_fast.fitting.reductions import mean_square, total
+from dip_fast.networks import crop
 
 
 def as_float32(name: str, values: Tensor) -> Tensor:
@@ -57,6 +58,9 @@ class Degradation:
         Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
     captures : bool
         Whether the data term can be captured in a CUDA graph: it reads no tensor on the host.
+    border : tuple of int
+        Rows and columns that the scene, which the network draws and `data_term` reads, has on each side of x: what lies
+        beyond the edges of a picture may have had a part in it.
 
     Raises
     ------
@@ -68,6 +72,7 @@ class Degradation:
 
     kept: Tensor | None = None
     captures = True
+    border: tuple[int, int] = (0, 0)
 
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
         if target.dim() != 4 or target.shape[0] != 1:
@@ -75,6 +80,11 @@ class Degradation:
         self.target = as_float32("target", target)
         self.channels = target.shape[1] if channels is None else channels
         self.size = (target.shape[2], target.shape[3]) if size is None else size
+
+    @property
+    def scene(self) -> tuple[int, int]:
+        """Height and width of x with its border."""
+        return self.size[0] + 2 * self.border[0], self.size[1] + 2 * self.border[1]
 
     def to(self, device: torch.device | str) -> Self:
         """Copy the degradation to a device: tensors and modules among its attributes; this one stays as it is."""
@@ -122,16 +132,29 @@ class Degradation:
 
 
 class Identity(Degradation):
-    """Noise alone: ``A(x) = x``."""
+    """Noise alone: ``A(x) = x``.
+
+    Parameters
+    ----------
+    target : Tensor
+        y, ``(1, C, H, W)``.
+    border : tuple of int
+        Of the scene, of which y shows the middle; none by default.
+    """
+
+    def __init__(self, target: Tensor, *, border: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(target)
+        self.border = border
 
     def apply(self, x: Tensor) -> Tensor:
         """Return the picture as it is."""
-        return x
+        return crop(x, *self.size)
 
     def window(self, rows: slice, columns: slice) -> Self:
         """Cut a part out of y; see `Degradation.window`."""
         part = copy.copy(self)
         Degradation.__init__(part, self.target[..., rows, columns])
+        part.border = (0, 0)
         return part
 
 

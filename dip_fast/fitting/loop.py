@@ -260,7 +260,7 @@ class Fit:
         return Result(
             image=channels_last(image)[0],
             network=self._finishing.frozen or self.network,
-            z=self.objective.z.surrounded(*self.network.input_size(*self.objective.size)),
+            z=self.objective.z.surrounded(*self.network.input_size(*self.objective.scene)),
             history=self.history(),
             steps=self.steps,
             best_step=self.best_step,

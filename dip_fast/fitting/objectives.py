@@ -85,6 +85,8 @@ class Objective(ABC):
         decides by one.
     step_size : tuple of int
         Height and width of the image of a step.
+    border : tuple of int
+        Rows and columns that the network draws on each side of the picture, see `Degradation`; none by default.
     pictures : int
         How many pictures of one size are fitted at once: those of `inputs`.  Where there is one, the answer is the
         network at the fixed input z; where there are several, it is what `finish` makes.
@@ -106,6 +108,7 @@ class Objective(ABC):
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    border: tuple[int, int] = (0, 0)
 
     def __init__(self, z: NetworkInput, size: tuple[int, int], channels: int) -> None:
         self.z = z
@@ -149,6 +152,11 @@ class Objective(ABC):
             0-dim float32.
         """
 
+    @property
+    def scene(self) -> tuple[int, int]:
+        """Height and width of what the network draws for the answer: the picture with its border."""
+        return self.size[0] + 2 * self.border[0], self.size[1] + 2 * self.border[1]
+
     def inputs(self) -> Iterator[NetworkInput]:
         """Make the fixed input of each picture."""
         yield self.z
@@ -160,7 +168,7 @@ class Objective(ABC):
 
     def drawing(self, picture: Tensor) -> Objective:
         """Make the objective that fits the network to a picture, ``(1, C, H, W)``, at the fixed input."""
-        return DeepImagePrior(Identity(picture), self.z)
+        return DeepImagePrior(Identity(picture, border=self.border), self.z)
 
     def windows(self) -> Iterator[Tensor]:
         """Make network inputs of the size of a step, which stand for a picture that is large."""
@@ -239,6 +247,7 @@ class DeepImagePrior(Objective):
 
     def __init__(self, degradation: Degradation, z: NetworkInput, *, perturbation: float = 0.0, seed: int = 0) -> None:
         super().__init__(z, degradation.size, degradation.channels)
+        self.border, self.step_size = degradation.border, degradation.scene
         self.degradation = degradation
         self.captures = degradation.captures
         self.perturbation = perturbation

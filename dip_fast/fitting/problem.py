@@ -47,17 +47,16 @@ class Problem:
         weights : dict of str to Tensor, optional
             What takes the place of the network's parameters.
         size : tuple of int, optional
-            Height and width of the image; the picture's by default.
+            Height and width of the image; the picture's by default, the middle of the scene.
 
         Returns
         -------
         Tensor
             ``(1, C, H, W)``, in float32 at least.
         """
-        size = size or self.objective.size
-        z = networks.surround(z, *self.network.input_size(*size))
+        z = networks.surround(z, *self.network.input_size(*(size or self.objective.scene)))
         if self.precision == "bf16":
             z = z.bfloat16()
         with drawing(self.precision, self.device):
             output = self.network(z) if weights is None else torch.func.functional_call(self.network, weights, (z,))
-        return full(networks.crop(output, *size))
+        return full(networks.crop(output, *(size or self.objective.size)))

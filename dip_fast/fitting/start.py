@@ -43,7 +43,7 @@ def deep_image_prior(
     """
     _, for_input, for_steps = streams(seed)
     if z is None:
-        size = networks.input_size(recipe.network, degradation.size, **recipe.network_options)
+        size = networks.input_size(recipe.network, degradation.scene, **recipe.network_options)
         z = draw(recipe.distribution, recipe.in_channels, size, seed=for_input)
     perturbation = recipe.options.perturbation
     if perturbation is None:
@@ -107,7 +107,7 @@ def prepare(
             network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
     chosen = engines.choose(engine, network, where)
     if not own:  # what anybody's network needs is not known
-        drawn_at_once = objective.step_size if objective.is_large else objective.size
+        drawn_at_once = objective.step_size if objective.is_large else objective.scene
         devices.require_memory(recipe, channels, drawn_at_once, where, chosen, in_channels)
     network.use(chosen)
     return Fit(

@@ -27,7 +27,7 @@ from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.reductions import mean_square
 from dip_fast.fitting.results import State
 from dip_fast.fitting.stopping import MovingVariance, Variance
-from dip_fast.networks import Network
+from dip_fast.networks import Network, crop
 from dip_fast.networks.layers import Block
 from dip_fast.presets import FitOptions
 
@@ -217,7 +217,7 @@ class FitSteps(Steps):
             self.adam.update(gradients, step.to(self._held), rate, self._held)
             after = Variance(*known[2:])
             if self.draws_iterates:
-                self._copy_if(good, self.iterate, x)
+                self._copy_if(good, self.iterate, crop(x, *self.iterate.shape[2:]))
                 after = self.variance.update(self.iterate, step, (weights[0], weights[1]), after, good)
             self.average_in(weight * good)
             if self.best.numel():  # a shape, which the host knows
