@@ -278,14 +278,37 @@ def test_white_is_known(data):
     np.testing.assert_array_equal(known, half_white() > 0)
 
 
+def test_black_is_known_where_white_marks_the_hole():
+    np.testing.assert_array_equal(read_mask(pillow(half_white(), "PNG"), TALL, white_is_known=False), half_white() == 0)
+    with pytest.raises(UsageError, match=r"nothing known.*black, below 127\.5 in its range of 0 to 255"):
+        read_mask(pillow(np.full(TALL, 255, np.uint8), "PNG"), TALL, white_is_known=False)
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_what_is_painted_on_a_transparent_layer_is_unknown(colour):
+    layer = np.dstack([np.full(TALL, colour, np.uint8)] * 3 + [half_white(7)])  # a soft brush covers too
+    np.testing.assert_array_equal(read_mask(pillow(layer, "PNG"), TALL), half_white() == 0)
+
+
+def test_missing_samples_are_marked_where_they_may_be():
+    samples = np.full((16, 17, 3), 0.5, np.float32)
+    samples[3, 4, 1], samples[5, 6] = np.nan, np.inf
+    with pytest.raises(UsageError, match="4 of its 816 samples are NaN or infinite"):
+        read_picture(tiff(samples))
+    picture = read_picture(tiff(samples), missing=True)
+    assert np.argwhere(picture.missing).tolist() == [[3, 4], [5, 6]]
+    np.testing.assert_array_equal(picture.image, 0.5)
+    with pytest.raises(UsageError, match="NaN or infinite"):
+        read_picture(tiff(np.full((16, 17), np.nan, np.float32)), missing=True)
+    assert read_picture(tiff(np.full((16, 17), 0.5, np.float32)), missing=True).missing is None
+
+
 def test_masks_that_cannot_be_meant():
     with pytest.raises(UsageError, match="18x21 pixels but the picture is 30x20"):
         read_mask(pillow(half_white(), "PNG"), (20, 30))
     for value in (0, 1, 127):  # 1: a mask of zeros and ones in uint8
         with pytest.raises(UsageError, match=r"nothing known.*white, at least 127\.5 in its range of 0 to 255"):
             read_mask(pillow(half_white(value), "PNG"), TALL)
-    with pytest.raises(UsageError, match="partly transparent"):
-        read_mask(pillow(np.dstack([half_white()] * 4), "PNG"), TALL)
     with pytest.raises(UsageError, match="cannot read stdin"):
         read_mask(b"", TALL)
 

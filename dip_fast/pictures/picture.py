@@ -42,12 +42,19 @@ class Picture:
         Alpha, colour profile and kept EXIF data.
     notes : tuple of str
         One sentence for each conversion that was made when the file was read.
+    missing : ndarray, optional
+        bool, ``(H, W)``: pixels with a sample that is NaN or infinite, which `image` has the mean of the others for;
+        None where there is none.
+    jpeg : bytes, optional
+        The content of the file, where it is a JPEG file; `dip_fast.pictures.jpeg` finds in it how it was coded.
     """
 
     kind: Kind
     image: np.ndarray
     extras: Extras = field(default_factory=Extras)
     notes: tuple[str, ...] = ()
+    missing: np.ndarray | None = None
+    jpeg: bytes | None = None
 
     @property
     def name(self) -> str:

@@ -47,7 +47,11 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def read_picture(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None, keep_metadata: bool = False
+    source: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    keep_metadata: bool = False,
+    missing: bool = False,
 ) -> Picture:
     """Read one picture.
 
@@ -59,6 +63,8 @@ def read_picture(
         The name in messages and in the result; the file's name, or ``"stdin"`` for bytes, when left out.
     keep_metadata : bool
         Keep the EXIF data (not its thumbnail) for the result; the ICC profile is always kept.
+    missing : bool
+        Accept samples that are NaN or infinite, and mark them as missing.
 
     Returns
     -------
@@ -69,8 +75,8 @@ def read_picture(
     ------
     UsageError
         In one line, where the file is missing, unreadable, damaged or cut short, smaller than 16x16 or larger than
-        `MAX_PIXELS`, CMYK, animated or of several pages, of more than four channels, holds NaN or infinite samples,
-        or samples that neither 16-bit integers nor 32-bit floats can hold.
+        `MAX_PIXELS`, CMYK, animated or of several pages, of more than four channels, holds NaN or infinite samples that
+        may not be missing, or samples that neither 16-bit integers nor 32-bit floats can hold.
     """
     if isinstance(source, bytes):
         label = name = name or "stdin"
@@ -81,7 +87,7 @@ def read_picture(
         data = source if isinstance(source, bytes) else _file_content(Path(source))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
-            return _picture(data, one_line(name), keep_metadata)
+            return _picture(data, one_line(name), keep_metadata, missing)
     except UsageError as error:
         raise UsageError(one_line(f"cannot read {label}: {error}")) from error.__cause__
     except Exception as error:  # whatever a decoder raises on damaged data; there are too many kinds to name
@@ -116,8 +122,10 @@ def read_stream(stream: BinaryIO) -> bytes:
     return bytes(data)
 
 
-def read_mask(source: str | os.PathLike[str] | bytes, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask: white is known, black is to be filled in.
+def read_mask(
+    source: str | os.PathLike[str] | bytes, size: tuple[int, int], *, white_is_known: bool = True
+) -> np.ndarray:
+    """Read a mask: white is known, black is to be filled in; or a layer, on which something is painted over.
 
     Parameters
     ----------
@@ -125,16 +133,19 @@ def read_mask(source: str | os.PathLike[str] | bytes, size: tuple[int, int]) -> 
         As for `read_picture`.
     size : tuple of int
         Height and width that the mask must have.
+    white_is_known : bool
+        Otherwise white is to be filled in, and black is known.
 
     Returns
     -------
     numpy.ndarray
-        bool, ``(H, W)``; True where the mean of the channels reaches half of the value range.
+        bool, ``(H, W)``, True where the picture is known: where the mean of the channels reaches half of the value
+        range, or is below it.  Of a mask that is partly transparent, where it is wholly so: any colour covers.
 
     Raises
     ------
     UsageError
-        Where the file cannot be read, differs in size, is partly transparent or leaves nothing known.
+        Where the file cannot be read, differs in size or leaves nothing known.
     """
     mask = read_picture(source)
     if mask.size != tuple(size):
@@ -144,13 +155,17 @@ def read_mask(source: str | os.PathLike[str] | bytes, size: tuple[int, int]) -> 
         )
     alpha = mask.extras.alpha
     if alpha is not None and alpha.min() != alpha.max():
-        raise UsageError(f"the mask {mask.name} is partly transparent, which leaves open what is known: flatten it")
-    known = mask.image.mean(axis=2) >= 0.5
+        known = alpha == 0
+        if not known.any():
+            raise UsageError(f"the mask {mask.name} leaves nothing known: no pixel of it is wholly transparent")
+        return known
+    known = (mask.image.mean(axis=2) >= 0.5) == white_is_known
     if not known.any():
         low, high = mask.kind.value_range
+        word, colour = ("at least", "white") if white_is_known else ("below", "black")
         raise UsageError(
-            f"the mask {mask.name} leaves nothing known: known pixels must be white, "
-            f"at least {low + (high - low) / 2:g} in its range of {low:g} to {high:g}"
+            f"the mask {mask.name} leaves nothing known: known pixels must be {colour}, "
+            f"{word} {low + (high - low) / 2:g} in its range of {low:g} to {high:g}"
         )
     return known
 
@@ -178,12 +193,13 @@ def _file_content(path: Path) -> bytes:
     return data
 
 
-def _picture(data: bytes, name: str, keep_metadata: bool) -> Picture:
+def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Picture:
     if not data:
         raise UsageError("it is empty; get an intact copy")
     format_ = formats.recognised(data)
     decoded = format_.read(data, keep_metadata)
     formats.check_size(*decoded.samples.shape[:2])
+    missing = _fill_missing(decoded) if may_miss else None
     samples, alpha = _storable(decoded)
     turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     samples = np.ascontiguousarray(turn(samples))
@@ -203,7 +219,24 @@ def _picture(data: bytes, name: str, keep_metadata: bool) -> Picture:
         icc_profile=decoded.icc_profile,
         exif=_kept_exif(decoded) if keep_metadata else None,
     )
-    return Picture(kind, kind.to_unit(samples), extras, tuple(decoded.notes))
+    return Picture(
+        kind,
+        kind.to_unit(samples),
+        extras,
+        tuple(decoded.notes),
+        missing=None if missing is None else np.ascontiguousarray(turn(missing)),
+        jpeg=data if format_ is formats.FORMATS["jpeg"] else None,
+    )
+
+
+def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:
+    """Put the mean of the others in the place of samples that are NaN or infinite; find the pixels that have one."""
+    finite = np.isfinite(decoded.samples)
+    if finite.all() or not finite.any():  # where nothing is there at all, the picture is refused
+        return None
+    mean = decoded.samples[finite].mean(dtype=np.float64)
+    decoded.samples = np.where(finite, decoded.samples, mean.astype(decoded.samples.dtype))
+    return ~finite.all(axis=2)
 
 
 def _storable(decoded: formats.Decoded) -> tuple[np.ndarray, np.ndarray | None]:
