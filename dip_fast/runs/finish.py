@@ -59,7 +59,7 @@ def finish(
     result = fit.result()
     task, job = TASKS[record.settings.task], record.settings
     kind = task.result_kind(picture.kind, job.options)
-    extras = _extras(picture, kind)
+    extras = task.result_extras(_extras(picture, kind), data)
     finished = _draw(result, folder, record, kind, extras)
     encoded = pictures.encode_samples(finished.samples, kind, extras)
     written = folder.write_result(f"result{kind.suffix}", encoded)

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Request:
     asked : dict
         Settings by field of `Job`, and options of the task; nothing that was left open.
     inputs : dict of str to Path
-        Files of the task's other inputs by name.
+        Files, or descriptions, of the task's other inputs by name.
     out : Path, optional
         The run's folder; ``runs/<name of the picture>`` by default.
     reference : Path, optional
@@ -175,11 +175,12 @@ def _job(request: Request, stored: Record | None) -> Job:
 
 def _read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
-    picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata)
+    picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata, missing=task.may_miss)
     reference = None
     if request.reference is not None:
         reference = _reference(request.reference, task.result_kind(picture.kind, job.options))
-    inputs = {name: task.read(name, path, picture.image) for name, path in request.inputs.items()}
+    data, options = Data(picture.image, picture=picture), task.complete(job.options)
+    inputs = {name: task.read(name, path, data, options) for name, path in request.inputs.items()}
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
     alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
@@ -188,7 +189,7 @@ def _read(request: Request, job: Job, task: Task) -> Material:
         identity[name] = {"name": path.name, "sha256": digest(inputs[name])}
     if reference is not None and request.reference is not None:
         identity["reference"] = {"name": request.reference.name, "sha256": digest(reference)}
-    return Material(picture, Data(picture.image, inputs), reference, identity)
+    return Material(picture, replace(data, inputs=inputs), reference, identity)
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dip_fast.fitting import Degradation, Objective
+    from dip_fast.pictures import Extras
     from dip_fast.presets import Recipe
+
+
+MASK = (
+    "White = known, black = to be filled in; of a partly transparent one, what is painted on it is filled in.  Or, in "
+    "place of a file: alpha for what is not opaque in the picture, nan, or a colour such as #ff00ff."
+)
 
 
 def doubts(known: np.ndarray) -> tuple[str, ...]:
@@ -30,27 +38,38 @@ class Inpaint(Task):
     name = "inpaint"
     summary = "fill in what a mask leaves black"
     doing = "filling in"
-    inputs = (Input("mask", "White = known, black = to be filled in."),)
-    options = (Option("composite", bool, True, "Keep the known pixels when inpainting."),)
+    inputs = (Input("mask", MASK),)
+    options = (
+        Option("composite", bool, True, "Keep the known pixels when inpainting."),
+        Option("mask_white", ("known", "hole"), "known", "What white means in the file of the mask."),
+    )
+    may_miss = True
 
-    def read(self, name: str, source: Path | np.ndarray, image: np.ndarray) -> np.ndarray:
+    def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Read the mask: bool ``(H, W)``, True where the picture is known."""
-        height, width = image.shape[:2]
-        if isinstance(source, Path):
-            from dip_fast import pictures
+        from dip_fast.tasks import masks
 
-            return pictures.read_mask(source, (height, width))
-        if source.shape != (height, width):
-            raise UsageError(f"mask must be {(height, width)} as the image is, got {source.shape}")
-        known = source.astype(bool)
+        known = masks.known(source, data, white_is_known=options["mask_white"] == "known")
+        if known.all():
+            raise UsageError("{} leaves nothing to fill in: all pixels are known; mark some", Argument("mask"))
         if not known.any():
             raise UsageError("mask must hold at least one known pixel, got none")
+        missing = None if data.picture is None else data.picture.missing
+        if missing is not None and (lost := int((known & missing).sum())):
+            raise UsageError(
+                "{} pixels that {} has as known are NaN or infinite; give {}",
+                lost,
+                Argument("mask"),
+                Argument("mask", "nan"),
+            )
         return known
 
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
-        """Make the data term's objective, with a word to the user whose mask may be the wrong way round."""
+        """Make the data term's objective; say how much is filled in, and that a mask may be the wrong way round."""
         objective = super().objective(data, options, recipe, seed)
-        objective.notes += doubts(data.inputs["mask"])
+        known = data.inputs["mask"]
+        filled = known.size - int(known.sum())
+        objective.notes += (f"filling in {filled:,} pixels ({filled / known.size:.1%})", *doubts(known))
         return objective
 
     def known(self, data: Data) -> np.ndarray | None:
@@ -65,6 +84,14 @@ class Inpaint(Task):
 
         known = torch.from_numpy(data.inputs["mask"])[None, None]
         return Mask(as_target(data.image), known, composite=options["composite"])
+
+    def result_extras(self, extras: Extras, data: Data) -> Extras:
+        """Make opaque what was filled in."""
+        from dip_fast.tasks import masks
+
+        if extras.alpha is None:
+            return extras
+        return replace(extras, alpha=masks.opaque_but(extras.alpha, data.inputs["mask"]))
 
     def baseline(self, data: Data, options: Mapping[str, Any]) -> Baseline:
         """Fill in by diffusion from the known pixels."""

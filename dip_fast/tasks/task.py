@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.presets import PRESETS, Recipe
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dip_fast.fitting import Degradation, Objective
-    from dip_fast.pictures import Kind
+    from dip_fast.pictures import Extras, Kind, Picture
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Input:
-    """An input of a task beside the picture: a file on the command line, an array in Python.
+    """An input of a task beside the picture: a file or a description on the command line, an array in Python.
 
     Attributes
     ----------
@@ -85,10 +85,13 @@ class Data:
         ``(N, H, W, C)``.
     inputs : dict of str to ndarray
         The other inputs by name, as `Task.read` returned them.
+    picture : Picture, optional
+        The file that the image was read from; None where it came as an array.
     """
 
     image: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,11 @@ class Task:
         Its own options.
     inputs : tuple of Input
         What it needs beside the picture.
+    stop : {"auto", "never"}, optional
+        What holds for the option of this name where a user says nothing and the fit is from a random input; that of
+        the preset where it is None.
+    may_miss : bool
+        Whether samples of the picture may be missing: NaN in a file.
     """
 
     name: str = ""
@@ -129,6 +137,8 @@ class Task:
     doing: str = "restoring"
     options: tuple[Option, ...] = ()
     inputs: tuple[Input, ...] = ()
+    stop: Literal["auto", "never"] | None = None
+    may_miss: bool = False
 
     def preset(self, device: str) -> str:
         """Choose the preset for a user who names none, by the type of the device."""
@@ -149,17 +159,19 @@ class Task:
             own[name].check(value)
         return {option.name: options.get(option.name, option.default) for option in self.options}
 
-    def read(self, name: str, source: Path | np.ndarray, image: np.ndarray) -> np.ndarray:
-        """Read an input, from a file or an array, and check it against the picture.
+    def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
+        """Read an input, from a file, a description or an array, and check it against the picture.
 
         Parameters
         ----------
         name : str
             Of one of `inputs`.
-        source : Path or ndarray
-            The file, or the user's array with its channels, if any, last.
-        image : ndarray
-            The picture, ``(H, W, C)``.
+        source : Path, str or ndarray
+            The file or description, or the user's array with its channels, if any, last.
+        data : Data
+            The picture, without the inputs.  Its image, ``(H, W, C)``, has the range of the array where it came as one.
+        options : mapping
+            The task's own.
 
         Raises
         ------
@@ -188,6 +200,10 @@ class Task:
     def result_kind(self, kind: Kind, options: Mapping[str, Any]) -> Kind:
         """Describe the result: by default it is of the picture's own kind."""
         return kind
+
+    def result_extras(self, extras: Extras, data: Data) -> Extras:
+        """Choose what goes along with the result: by default what goes along with the picture."""
+        return extras
 
     def baseline(self, data: Data, options: Mapping[str, Any]) -> Baseline | None:
         """Compute what a classical method makes of the picture; None where there is none worth comparing."""

@@ -1,0 +1,67 @@
+"""Masks: which pixels of a picture are known, by a file, the picture itself or an array.  Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dip_fast.errors import Argument, UsageError
+from dip_fast.pictures.reading import read_mask
+from dip_fast.tasks.task import Data
+
+
+def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool = True) -> np.ndarray:
+    """Find the known pixels.
+
+    Parameters
+    ----------
+    source : Path, str or ndarray
+        An array ``(H, W)`` that is not 0 where the picture is known; ``alpha``, ``nan``, a colour such as ``#ff00ff``,
+        or a file.
+    data : Data
+        The picture.
+    white_is_known : bool
+        What white means in a file.
+
+    Returns
+    -------
+    ndarray
+        bool, ``(H, W)``.
+
+    Raises
+    ------
+    UsageError
+    """
+    height, width = data.image.shape[:2]
+    if isinstance(source, np.ndarray):
+        if source.shape != (height, width):
+            raise UsageError(f"mask must be {(height, width)} as the image is, got {source.shape}")
+        return source.astype(bool)
+    text, picture = str(source), data.picture
+    if text == "nan":
+        if picture is None:
+            return np.asarray(np.isfinite(data.image).all(axis=2))
+        return np.ones((height, width), bool) if picture.missing is None else ~picture.missing
+    if text == "alpha":
+        alpha = None if picture is None else picture.extras.alpha
+        if alpha is None:
+            raise UsageError("{}: the picture has no alpha; name a file instead", Argument("mask", text))
+        return np.asarray(alpha >= _opaque(alpha))
+    if re.fullmatch("#[0-9a-fA-F]{6}", text):
+        colour = np.array([*bytes.fromhex(text[1:])], np.float32) / 255
+        if picture is not None and picture.kind.dtype == "uint16":  # its range may end lower, as that of 12 bits does
+            colour = picture.kind.to_unit(np.rint(colour * 65535))
+        return np.asarray((np.abs(data.image - colour) >= 0.5 / 255).any(axis=2))
+    return read_mask(Path(source), (height, width), white_is_known=white_is_known)
+
+
+def opaque_but(alpha: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Keep an alpha where ``kept`` is True, and make the rest opaque."""
+    return np.where(kept, alpha, _opaque(alpha)).astype(alpha.dtype)
+
+
+def _opaque(alpha: np.ndarray) -> float:
+    """Return the value of an alpha that hides all behind it."""
+    return 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
