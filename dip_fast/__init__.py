@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dip_fast.fitting import Fit, fit, linear
     from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.fitting.results import Result
+    from dip_fast.inverse import deblur, dejpeg, superres
     from dip_fast.models.exporting import export
     from dip_fast.models.replaying import replay
     from dip_fast.ops.fuse import fuse, fusion_report, unfuse
@@ -35,6 +36,8 @@ __all__ = [
     "Result",
     "UpsampleConv2d",
     "UsageError",
+    "deblur",
+    "dejpeg",
     "denoise",
     "export",
     "fit",
@@ -43,6 +46,7 @@ __all__ = [
     "inpaint",
     "linear",
     "replay",
+    "superres",
     "unfuse",
 ]
 
@@ -61,6 +65,7 @@ _HOME = {
         "linear",
     ),
     "errors": ("DipFastError", "UsageError"),
+    "inverse": ("deblur", "dejpeg", "superres"),
     "models.exporting": ("export",),
     "ops.fuse": ("fuse", "fusion_report", "unfuse"),
     "ops.modules": ("UpsampleConv2d",),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dip_fast.device.modes import fresh_state
-from dip_fast.fitting import Fit
+from dip_fast.fitting import Fit, Result
 from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit, value_range
-from dip_fast.runs.job import complete, start
+from dip_fast.runs.job import Job, complete, start
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.inpaint import doubts
 
@@ -111,7 +112,7 @@ def denoise(
     >>> dip_fast.denoise(noisy, noise=25, iterations=3).shape
     (32, 32)
     """
-    return _restore(
+    return restore(
         "denoise",
         image,
         {},
@@ -130,7 +131,7 @@ def denoise(
 
 def inpaint(
     image: np.ndarray,
-    mask: np.ndarray,
+    mask: np.ndarray | None = None,
     *,
     composite: bool = True,
     preset: str | None = None,
@@ -149,9 +150,10 @@ def inpaint(
     ----------
     image : ndarray
         As in `denoise`; unknown pixels may hold anything, NaN included.
-    mask : ndarray
+    mask : ndarray, optional
         ``(H, W)``, True (or not zero) where the image is known, as white is in the mask of ``dip-fast run``.
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
+        Without a mask, pixels with a NaN or an infinite value are the unknown ones.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
     preset : str, optional
@@ -168,7 +170,7 @@ def inpaint(
     Raises
     ------
     ValueError
-        As in `denoise`, and for a mask of another shape or without a known pixel.
+        As in `denoise`, and for a mask of another shape, without a known pixel, or without an unknown one.
     TypeError
         For an image of another dtype.
 
@@ -192,13 +194,14 @@ def inpaint(
     >>> bool((filled[known] == ramp[known]).all())
     True
     """
-    mask = np.asarray(mask)
-    for doubt in doubts(mask.astype(bool)):
-        warnings.warn(doubt, stacklevel=2)
-    return _restore(
+    if mask is not None:
+        mask = np.asarray(mask)
+        for doubt in doubts(mask.astype(bool)):
+            warnings.warn(doubt, stacklevel=2)
+    return restore(
         "inpaint",
         image,
-        {"mask": mask},
+        {"mask": "nan" if mask is None else mask},
         Layout(channel_axis),
         callbacks,
         composite=composite,
@@ -221,10 +224,10 @@ def _as_option(noise: str | float | tuple[float, float]) -> str:
 
 
 @fresh_state()
-def _restore(
+def restore(
     task_name: str,
     image: np.ndarray,
-    inputs: dict[str, np.ndarray],
+    inputs: dict[str, np.ndarray | str],
     layout: Layout,
     callbacks: Sequence[Callable[[Fit], None]],
     **asked: Any,
@@ -233,8 +236,9 @@ def _restore(
     job = complete({"task": task_name, **asked}, inputs)
     task = TASKS[job.task]
     channels_last = layout.channels_last(image)
-    read = {name: task.read(name, array, channels_last) for name, array in inputs.items()}
-    known = task.known(Data(channels_last, read))
+    raw = Data(channels_last)
+    data = replace(raw, inputs={name: task.read(name, source, raw, job.options) for name, source in inputs.items()})
+    known = task.known(data)
     filled = channels_last
     if known is not None:  # what is unknown may be NaN, or hold values that would widen the range
         mean = channels_last[known].mean(dtype=np.float64)
@@ -243,13 +247,18 @@ def _restore(
     if not np.isfinite(filled).all():
         raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
     limits = value_range(filled)
-    data = Data(to_unit(filled, limits), read)
-    run = start(job, data)
-    run.run(callbacks)
-    result = run.result()
+    result = fitted(job, replace(data, image=to_unit(filled, limits)), callbacks)
     images = result.image if result.images is None else result.images
-    samples = from_unit(images.reshape(channels_last.shape), limits, filled.dtype)
+    images = images.reshape(*channels_last.shape[:-3], *result.image.shape)
+    samples = from_unit(images, limits, filled.dtype)
     if result.kept is not None:
         # The values themselves: a float image passes through another range on its way.
         samples = np.where(result.kept[0], channels_last, samples)
     return layout.as_given(samples.astype(channels_last.dtype, copy=False))
+
+
+def fitted(job: Job, data: Data, callbacks: Sequence[Callable[[Fit], None]]) -> Result:
+    """Fit a network as a job says."""
+    run = start(job, data)
+    run.run(callbacks)
+    return run.result()

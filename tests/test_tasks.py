@@ -20,6 +20,8 @@ def test_task_follows_from_the_inputs():
     assert choose(None, []).name == "denoise"
     assert choose(None, ["mask"]).name == "inpaint"
     assert choose("inpaint", ["mask"]).name == "inpaint"
+    assert choose(None, ["kernel"]).name == "deblur"
+    assert choose("superres", ["kernel"]).name == choose("superres", []).name == "superres"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,12 @@ def test_task_follows_from_the_inputs():
             "--task denoise has no use for --mask; use --task inpaint",
         ),
         (None, ["flash"], "no task takes flash; see dip-fast tasks", "no task takes flash; see dip-fast tasks"),
-        ("unblur", [], "task must be one of denoise, inpaint, got 'unblur'", "task must be one of"),
+        (
+            "unblur",
+            [],
+            "task must be one of denoise, inpaint, superres, deblur, jpeg, got 'unblur'; did you mean deblur?",
+            "task must be one of",
+        ),
     ],
 )
 def test_task_that_does_not_fit_its_inputs(name, given, message, on_the_command_line):
@@ -44,8 +51,9 @@ def test_task_that_does_not_fit_its_inputs(name, given, message, on_the_command_
 
 
 def test_options_are_those_of_the_task():
-    assert TASKS["inpaint"].complete({}) == {"composite": True}
-    assert TASKS["inpaint"].complete({"composite": False}) == {"composite": False}
+    assert TASKS["inpaint"].complete({}) == {"composite": True, "mask_white": "known"}
+    assert TASKS["inpaint"].complete({"composite": False}) == {"composite": False, "mask_white": "known"}
+    assert TASKS["superres"].complete({"scale": 4}) == {"scale": 4}
     with pytest.raises(UsageError, match="task='denoise' has no option composite; leave it out"):
         complete({"composite": True})
     with pytest.raises(UsageError, match="composite must be bool, got 1"):

@@ -147,28 +147,34 @@ def spelling(command: click.Command | None) -> Callable[[Argument], str]:
 
 
 def task_parameters(tasks: Mapping[str, Any]) -> Iterator[click.Option]:
-    """Make the options of all tasks: a file for each input, and their own options; one for each name."""
-    made: set[str] = set()
+    """Make the options of all tasks: a file for each input, and their own options; one for each name.
+
+    Where tasks say different things of a name, its help has what each says.
+    """
+    entries: dict[str, dict[str, Any]] = {}
     for task in tasks.values():
         for entry in (*task.inputs, *task.options):
-            if entry.name not in made:
-                made.add(entry.name)
-                yield _input(entry) if entry in task.inputs else _option(entry)
+            entries.setdefault(entry.name, {})[task.name] = entry
+    for by_task in entries.values():
+        first = next(iter(by_task.values()))
+        tasks_by_text = {entry.help: name for name, entry in by_task.items()}
+        text = first.help
+        if len(tasks_by_text) > 1:
+            text = "  ".join(f"With {name}: {text}" for text, name in tasks_by_text.items())
+        yield _option(first, text) if hasattr(first, "type") else _input(first, text)
 
 
-def _input(entry: Any) -> click.Option:
+def _input(entry: Any, text: str) -> click.Option:
     from pathlib import Path
 
-    return click.Option([f"--{entry.name.replace('_', '-')}"], type=click.Path(path_type=Path), help=entry.help)
+    return click.Option([f"--{entry.name.replace('_', '-')}"], type=click.Path(path_type=Path), help=text)
 
 
-def _option(entry: Any) -> click.Option:
+def _option(entry: Any, text: str) -> click.Option:
     name = f"--{entry.name.replace('_', '-')}"
     if entry.type is bool:
         state = "on" if entry.default else "off"
-        return click.Option(
-            [f"{name}/--no-{name[2:]}", entry.name], default=None, help=f"{entry.help}  [default: {state}]"
-        )
+        return click.Option([f"{name}/--no-{name[2:]}", entry.name], default=None, help=f"{text}  [default: {state}]")
     kind = Choice(list(entry.type)) if isinstance(entry.type, tuple) else entry.type
-    text = entry.help if entry.default is None else f"{entry.help}  [default: {entry.default}]"
+    text = text if entry.default is None else f"{text}  [default: {entry.default}]"
     return click.Option([name, entry.name], type=kind, default=None, help=text)

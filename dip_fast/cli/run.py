@@ -46,7 +46,7 @@ class Run(click.Command):
     help="Folder for the result and all about it.  [default: runs/<name of the picture>]",
 )
 @click.option(
-    "--task", type=Named(lambda: TASKS), help="See dip-fast tasks.  [default: the one that needs the files given]"
+    "--task", type=Named(lambda: TASKS), help="See dip-fast tasks.  [default: the one that needs the inputs given]"
 )
 @click.option("--reference", type=click.Path(path_type=Path), help="Clean picture, to log PSNR and SSIM with.")
 @click.option(
@@ -61,7 +61,8 @@ class Run(click.Command):
 @click.option(
     "--stop",
     type=Choice(list(STOPS)),
-    help="Whether the moving variance of the iterates may end a fit from random input.  [default: the preset's]",
+    help="Whether the moving variance of the iterates may end a fit from random input.  [default: the task's, or the "
+    "preset's]",
 )
 @click.option(
     "--fused/--no-fused",

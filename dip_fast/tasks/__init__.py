@@ -19,6 +19,9 @@ TASKS: Registry[Task] = Registry(
     {
         "denoise": "dip_fast.tasks.denoise:DENOISE",
         "inpaint": "dip_fast.tasks.inpaint:INPAINT",
+        "superres": "dip_fast.tasks.superres:SUPERRES",
+        "deblur": "dip_fast.tasks.deblur:DEBLUR",
+        "jpeg": "dip_fast.tasks.jpeg:JPEG",
     },
 )
 

@@ -1,0 +1,224 @@
+"""Functions on arrays and files that undo what happened to a picture: a reduction in size, a blur, compression."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dip_fast.api import fitted, restore
+from dip_fast.device.modes import fresh_state
+from dip_fast.fitting import Fit
+from dip_fast.pictures import read_picture
+from dip_fast.pictures.layout import Layout
+from dip_fast.runs.job import complete
+from dip_fast.tasks import Data
+
+
+def superres(
+    image: np.ndarray,
+    scale: int = 2,
+    *,
+    kernel: np.ndarray | str = "bicubic",
+    preset: str | None = None,
+    iterations: int | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "tf32",
+    channel_axis: int | None = None,
+    callbacks: Sequence[Callable[[Fit], None]] = (),
+) -> np.ndarray:
+    """Enlarge an image that was reduced in size, with a network that is fitted to it alone.
+
+    Parameters
+    ----------
+    image : ndarray
+        As in `denoise`.
+    scale : int
+        How many times larger the sides of the result are, from 2 to 8.
+    kernel : ndarray or {"bicubic", "lanczos", "box"}
+        How the image was reduced: the function that the program widened by the scale, or the weights ``(h, w)`` of the
+        pixels of the result that make a pixel of the image; they are divided by their sum.
+    preset : str, optional
+        As in `inpaint`.
+    stop : {"auto", "never"}, optional
+        As in `denoise`; ``"never"`` by default.
+    iterations, seed, device, engine, precision, channel_axis, callbacks
+        As in `denoise`.
+
+    Returns
+    -------
+    ndarray
+        A new array, ``scale`` times as high and as wide, of the image's dtype, in the image's range.
+
+    Raises
+    ------
+    ValueError
+        As in `denoise`, and for another scale or a kernel that is not as above.
+    TypeError
+        For an image of another dtype.
+
+    Notes
+    -----
+    Minimises ``||(k * f(z))[::s, ::s] - image||^2`` over the weights of a network f at a fixed random z.  The network
+    also draws a border of what lies beyond the edges, which the kernel reaches; see `dip_fast.fitting.Convolution`.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dip_fast
+    >>> ramp = np.tile(np.linspace(0, 1, 32), (24, 1))
+    >>> dip_fast.superres(ramp, 2, iterations=3).shape
+    (48, 64)
+    """
+    return restore(
+        "superres",
+        image,
+        {"kernel": kernel},
+        Layout(channel_axis),
+        callbacks,
+        scale=scale,
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        engine=engine,
+        precision=precision,
+    )
+
+
+def deblur(
+    image: np.ndarray,
+    kernel: np.ndarray | str,
+    *,
+    preset: str | None = None,
+    iterations: int | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "tf32",
+    channel_axis: int | None = None,
+    callbacks: Sequence[Callable[[Fit], None]] = (),
+) -> np.ndarray:
+    """Undo a known blur with a network that is fitted to the image alone.
+
+    Parameters
+    ----------
+    image : ndarray
+        As in `denoise`; it may be noisy.
+    kernel : ndarray or str
+        What the blur made of a single bright point, ``(h, w)``, with the point in its middle; it is divided by its sum.
+        Or ``"gaussian:1.6"``, of a standard deviation in pixels; or ``"motion:15,30"``, a move by a length in pixels in
+        a direction in degrees, counter-clockwise from the right.
+    preset : str, optional
+        As in `inpaint`.
+    iterations, stop, seed, device, engine, precision, channel_axis, callbacks
+        As in `denoise`.
+
+    Returns
+    -------
+    ndarray
+        A new array of the image's shape and dtype, in the image's range.
+
+    Raises
+    ------
+    ValueError
+        As in `denoise`, and for a kernel that is not as above.
+    TypeError
+        For an image of another dtype.
+
+    Notes
+    -----
+    Minimises ``||k * f(z) - image||^2`` over the weights of a network f at a fixed random z.  The image is a window of
+    a larger scene, which the network draws: no guess of what lies beyond the edges comes in.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dip_fast
+    >>> ramp = np.tile(np.linspace(0, 1, 32), (24, 1))
+    >>> dip_fast.deblur(ramp, "gaussian:1.6", iterations=3).shape
+    (24, 32)
+    """
+    return restore(
+        "deblur",
+        image,
+        {"kernel": kernel},
+        Layout(channel_axis),
+        callbacks,
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        engine=engine,
+        precision=precision,
+    )
+
+
+@fresh_state()
+def dejpeg(
+    file: str | os.PathLike[str] | bytes,
+    *,
+    preset: str | None = None,
+    iterations: int | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "tf32",
+    callbacks: Sequence[Callable[[Fit], None]] = (),
+) -> np.ndarray:
+    """Remove the artefacts of JPEG compression with a network that is fitted to the file alone.
+
+    Parameters
+    ----------
+    file : str, os.PathLike or bytes
+        A JPEG file, or its content: what was rounded, and how far, is not in the decoded array.
+    preset : str, optional
+        As in `inpaint`.
+    stop : {"auto", "never"}, optional
+        As in `denoise`; ``"never"`` by default.
+    iterations, seed, device, engine, precision, callbacks
+        As in `denoise`.
+
+    Returns
+    -------
+    ndarray
+        uint8, ``(H, W, 3)``, or ``(H, W)`` of a gray file; upright, as its EXIF orientation asks.
+
+    Raises
+    ------
+    UsageError
+        For a file that cannot be read or is no ordinary JPEG file, and as in `denoise`.
+
+    Notes
+    -----
+    The quantised coefficient k of a step q stands for the box from (k - 1/2) q to (k + 1/2) q.  Minimises
+    ``||D f(z) - P(D f(z))||^2`` over the weights of a network f at a fixed random z, with D the block-wise cosine
+    transform of brightness and reduced colour, and P the projection onto the boxes.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+    """
+    asked = {"preset": preset, "iterations": iterations, "stop": stop, "seed": seed}
+    asked |= {"device": device, "engine": engine, "precision": precision}
+    job = complete({"task": "jpeg", **asked})
+    picture = read_picture(file)
+    result = fitted(job, Data(picture.image, picture=picture), callbacks)
+    samples = picture.kind.to_samples(result.image)
+    return samples[..., 0] if picture.channels == 1 else samples

@@ -1,0 +1,54 @@
+"""JPEG artefacts: the picture was compressed, and its file says how far each coefficient may have been rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dip_fast.errors import Argument, UsageError
+from dip_fast.tasks.task import Baseline, Data, Task, as_target
+
+if TYPE_CHECKING:
+    from dip_fast.fitting import Degradation
+
+
+class Jpeg(Task):
+    """Undo JPEG compression: each coefficient lies in the box that its code stands for."""
+
+    name = "jpeg"
+    summary = "remove the artefacts of JPEG compression"
+    doing = "cleaning"
+    stop = "never"  # what the boxes leave open cannot be fitted, and the blocks lie within them
+
+    def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
+        """Measure how far the coefficients are from the boxes of the file."""
+        import torch
+
+        from dip_fast.fitting import Quantised
+        from dip_fast.fitting.quantisation import Component
+        from dip_fast.pictures.jpeg import read_coding
+
+        picture = data.picture
+        if picture is None or picture.jpeg is None:
+            name = "the picture" if picture is None else picture.name
+            raise UsageError(
+                "{} needs a JPEG file, which says how it was compressed, and {} is none; give the file as it was "
+                "before it was converted",
+                *(Argument("task", self.name), name),
+            )
+        try:
+            coding = read_coding(picture.jpeg)
+        except UsageError as error:
+            raise UsageError("cannot find how {} was compressed: {}", picture.name, str(error)) from error
+        components = [
+            Component(torch.from_numpy(found.low), torch.from_numpy(found.high), found.reduction)
+            for found in coding.components
+        ]
+        return Quantised(as_target(data.image), components, coding.orientation)
+
+    def baseline(self, data: Data, options: Mapping[str, Any]) -> Baseline:
+        """Take the picture as every program shows it."""
+        return Baseline("decoded picture", data.image)
+
+
+JPEG = Jpeg()

@@ -1,0 +1,167 @@
+"""Runs of tasks that undo something known: the result, reference, replay, resume; and what a mask may be."""
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import pixels
+from PIL import Image
+from run_cases import SHORT, assert_same_run, read, record, signal_after
+
+pytestmark = pytest.mark.usefixtures("place", "small")
+
+TASKS = {
+    "superres": ("small.png", "--task", "superres", "--scale", "3", "--kernel", "lanczos"),
+    "deblur": ("small.png", "--kernel", "gaussian:1.2"),
+    "jpeg": ("small.jpg", "--task", "jpeg"),
+}
+
+
+@pytest.fixture(autouse=True)
+def photographs(place):
+    """A colour picture as PNG and as JPEG, and one three times larger."""
+    large = pixels(3 * 20, 3 * 24, 3)
+    Image.fromarray(large).save("large.png")
+    Image.fromarray(large).resize((24, 20), Image.Resampling.LANCZOS).save("small.png")
+    Image.open("small.png").save("small.jpg", quality=10)
+
+
+def run(dip, *arguments, code=0):
+    outcome = dip("run", *arguments, *SHORT)
+    assert outcome.code == code, outcome.err
+    return outcome
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task):
+    reference = "large.png" if task == "superres" else "small.png"
+    run(dip, *TASKS[task], "--reference", reference, "--out", "out")
+    found = record("out")
+    with Image.open("out/result.png") as result, Image.open(reference) as clean:
+        assert (result.size, result.mode) == (clean.size, clean.mode)
+        written = np.asarray(result)
+    assert found["settings"]["task"] == task
+    assert found["summary"]["psnr"] > 5
+    assert found["summary"]["baseline"]["psnr"] > 15
+    assert ("kernel" in found["inputs"]) == (task != "jpeg")
+    assert dip("replay", "out/model.onnx", "--out", "again.png").code == 0
+    with Image.open("again.png") as again:
+        np.testing.assert_array_equal(np.asarray(again), written)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_interrupted_run_goes_on_bit_for_bit(dip, task, monkeypatch):
+    run(dip, *TASKS[task], "--out", "whole")
+    with monkeypatch.context() as patch:
+        signal_after(patch, lambda fit: fit.steps == 3, signal.SIGTERM)
+        run(dip, *TASKS[task], "--out", "parts", code=130)
+    run(dip, *TASKS[task], "--out", "parts", "--resume")
+    assert_same_run("whole", "parts")
+
+
+def test_run_with_another_kernel_is_not_resumed(dip):
+    run(dip, *TASKS["deblur"], "--out", "out")
+    outcome = run(dip, "small.png", "--kernel", "gaussian:1.3", "--out", "out", "--resume", code=2)
+    assert "cannot resume: kernel and picture must be those that the run was started with" in outcome.err
+
+
+def test_alpha_grows_with_the_picture(dip):
+    alpha = np.full((20, 24), 255, np.uint8)
+    alpha[:, 12:] = 0
+    Image.fromarray(np.dstack([np.asarray(Image.open("small.png")), alpha])).save("cut.png")
+    run(dip, "cut.png", "--task", "superres", "--out", "out")
+    found = np.asarray(Image.open("out/result.png"))
+    assert found.shape == (40, 48, 4)
+    assert (found[:, :22, 3] == 255).all()
+    assert (found[:, 26:, 3] == 0).all()
+
+
+def test_scale_out_of_reach_is_refused(dip):
+    outcome = run(dip, "small.png", "--task", "superres", "--scale", "9", code=2)
+    assert outcome.err == "dip-fast: --scale 9 must be from 2 to 8\n"
+
+
+# --- inpainting: what says which pixels are missing ---------------------------------------------------------------
+
+HOLE = np.zeros((20, 24), bool)
+HOLE[4:8, 5:9] = True
+
+
+def holed(kind):
+    """Write a picture with a hole and what names it; the arguments of its run."""
+    picture = np.array(Image.open("small.png"))
+    if kind in ("known", "hole"):
+        Image.fromarray(np.where((kind == "hole") == HOLE, 255, 0).astype(np.uint8)).save("mask.png")
+        return "small.png", "--mask", "mask.png", "--mask-white", kind
+    if kind == "layer":
+        layer = np.zeros((20, 24, 4), np.uint8)
+        layer[HOLE] = (200, 30, 30, 128)
+        Image.fromarray(layer).save("layer.png")
+        return "small.png", "--mask", "layer.png"
+    if kind == "alpha":
+        Image.fromarray(np.dstack([picture, np.where(HOLE, 100, 255).astype(np.uint8)])).save("cut.png")
+        return "cut.png", "--mask", "alpha"
+    if kind == "colour":
+        picture[HOLE] = (255, 0, 255)
+        Image.fromarray(picture).save("keyed.png")
+        return "keyed.png", "--mask", "#FF00ff"
+    samples = picture.astype(np.float32) / 255
+    samples[HOLE, 1] = np.nan
+    tifffile.imwrite("missing.tif", samples, photometric="rgb")
+    return "missing.tif", "--mask", "nan"
+
+
+@pytest.mark.parametrize("kind", ["known", "hole", "layer", "alpha", "colour", "nan"])
+def test_hole_is_found_filled_and_counted(dip, kind):
+    arguments = holed(kind)
+    outcome = dip("run", *arguments, "--out", "out", *SHORT[:-1])  # not quiet
+    assert outcome.code == 0, outcome.err
+    assert "filling in 16 pixels (3.3%)" in outcome.err.splitlines()
+    name = "result.tif" if kind == "nan" else "result.png"
+    found = read(Path("out", name))
+    before = np.array(Image.open("small.png"))
+    known = found[~HOLE][:, :3]
+    np.testing.assert_array_equal(np.rint(255 * known) if kind == "nan" else known, before[~HOLE])
+    assert np.isfinite(found).all()
+    assert (found[HOLE][:, :3] != before[HOLE]).any()
+    if kind == "alpha":  # what was filled in is there to be seen
+        assert (found[..., 3] == 255).all()
+    assert dip("replay", "out/model.onnx", "--out", f"again{name[6:]}").code == 0
+
+
+def test_hole_in_a_picture_of_16_bits_has_a_colour(dip):
+    import imagecodecs
+
+    picture = np.full((20, 24, 3), 20000, np.uint16)
+    picture[HOLE] = (0, 65535, 0)
+    Path("deep.png").write_bytes(imagecodecs.png_encode(picture))
+    outcome = dip("run", "deep.png", "--mask", "#00ff00", *SHORT[:-1])
+    assert "filling in 16 pixels (3.3%)" in outcome.err.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ("white.png", "--mask leaves nothing to fill in: all pixels are known; mark some"),
+        ("#012345", "--mask leaves nothing to fill in: all pixels are known; mark some"),
+        ("nan", "--mask leaves nothing to fill in: all pixels are known; mark some"),
+        ("alpha", "--mask alpha: the picture has no alpha; name a file instead"),
+        ("#0123", "cannot read #0123: there is no such file"),
+    ],
+)
+def test_mask_without_a_hole_is_refused(dip, mask, message):
+    Image.fromarray(np.full((20, 24), 255, np.uint8)).save("white.png")
+    outcome = run(dip, "small.png", "--mask", mask, code=2)
+    assert message in outcome.err
+
+
+def test_missing_samples_must_be_in_the_hole(dip):
+    picture, *_ = holed("nan")
+    mask = np.full((20, 24), 255, np.uint8)
+    mask[5, 6] = 0
+    Image.fromarray(mask).save("mask.png")
+    outcome = run(dip, picture, "--mask", "mask.png", code=2)
+    assert outcome.err == "dip-fast: 15 pixels that --mask has as known are NaN or infinite; give --mask nan\n"
+    assert "are NaN or infinite" in run(dip, picture, code=2).err  # no other task knows what to do with them
