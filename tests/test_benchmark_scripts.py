@@ -38,6 +38,10 @@ SCRIPTS = {
     ),
     "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
     "figures.py": ("--list", ["presets: ", "speed: "]),  # tests/test_figures.py has the rest
+    "inverse.py": (  # tests/test_inverse_benchmark.py has the other tasks
+        "--jpeg clean.png --presets quick --iterations 2 --threads 1",
+        ["| picture | decoded | `quick` |", "clean 32x32, JPEG quality 10"],
+    ),
     "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
     "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
     "presets.py": (

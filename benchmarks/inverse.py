@@ -1,0 +1,337 @@
+"""How well pictures are enlarged, deblurred and freed of JPEG artefacts, beside classical methods on the same input.
+
+    python benchmarks/inverse.py --superres FOLDER --presets quick --check
+    python benchmarks/inverse.py --deblur F16.png --halve --presets quick --check
+    python benchmarks/inverse.py --jpeg House.png F16.png --presets quick --check
+
+- ``--superres``: a folder of pictures ``set5_2.png`` with their reduced copies ``set5_2_x4.png``, which are enlarged.
+  Compared in brightness (Y of BT.601, from 16 to 235) without as many pixels at each edge as the scale; beside bicubic
+  enlargement.
+- ``--deblur``: clean pictures, blurred by a Gaussian of ``--blur`` pixels; what remains is where the kernel lies within
+  the picture, with the noise ``numpy.random.default_rng(0).normal(0, sigma / 255)`` on it, clipped, in float32.  Beside
+  Wiener's filter and Richardson-Lucy's of scikit-image on the mirrored picture, each at the parameter that is best for
+  the clean picture.
+- ``--jpeg``: clean pictures, compressed by Pillow at ``--quality`` with its own tables and halved colour; beside the
+  decoded picture.
+
+`dip-fast run` restores each in a process of its own.  PSNR is in dB at data range 1, over all channels but for
+``--superres``.  ``--check`` exits with 1 and names the bars that are missed; see `BARS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import tifffile
+from figures import machine, measured_commit, typed
+from PIL import Image
+
+from dip_fast.figures import Measurement
+from dip_fast.presets import PRESETS
+
+LUMA = np.array([65.481, 128.553, 24.966]) / 255
+BALANCES = np.logspace(-5, 0, 21)  # of Wiener's filter
+ROUNDS = (2, 5, 10, 20, 40, 80, 160)  # of Richardson and Lucy's
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A damaged picture, what it was, and what it is compared with.
+
+    Attributes
+    ----------
+    group : str
+        Of the pictures that share a bar.
+    picture : str
+        Its name.
+    file : bytes
+        The damaged picture's.
+    suffix : str
+        Of the file.
+    arguments : list of str
+        Of ``dip-fast run``.
+    clean : ndarray
+        ``(H, W, C)``, in [0, 1].
+    others : dict of str to ndarray
+        What classical methods make of it.
+    edge : int
+        Pixels at each edge that are left out of the comparison in brightness; 0 for all pixels and channels.
+    """
+
+    group: str
+    picture: str
+    file: bytes
+    suffix: str
+    arguments: list[str]
+    clean: np.ndarray
+    others: dict[str, np.ndarray]
+    edge: int = 0
+
+    def psnr(self, image: np.ndarray) -> float:
+        """Compare an image with what the picture was."""
+        from dip_fast.pictures.metrics import psnr
+
+        image, clean = np.clip(image, 0, 1), self.clean
+        if self.edge:
+            inner = slice(self.edge, -self.edge)
+            image, clean = (brightness(values)[inner, inner] for values in (image, clean))
+        return psnr(image, clean)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How much better than the best of the classical methods a group of pictures has to become, in dB.
+
+    Attributes
+    ----------
+    group : str
+    least : float
+    of_mean : bool
+        Whether it is about the mean of the pictures.
+    """
+
+    group: str
+    least: float
+    of_mean: bool = False
+
+
+BARS = (
+    Bar("set5 x4", 1.2, of_mean=True),
+    Bar("set14 x4", 0.8, of_mean=True),
+    Bar("blur 1.6, sigma 2", 1.0),
+    Bar("JPEG quality 10", 1.0),
+)
+SECONDS, PIXELS = 360.0, 512 * 512  # of an enlargement, for so many pixels of the result
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--superres", type=Path, metavar="FOLDER", help="pictures NAME.png with NAME_xSCALE.png")
+    parser.add_argument("--deblur", nargs="+", type=Path, default=[], metavar="PICTURE")
+    parser.add_argument("--jpeg", nargs="+", type=Path, default=[], metavar="PICTURE")
+    parser.add_argument("--halve", action="store_true", help="halve the pictures of deblur and jpeg by averaging first")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--blur", type=float, default=1.6, help="in pixels")
+    parser.add_argument("--sigma", type=float, default=2.0, help="of the noise on what is blurred, of 255")
+    parser.add_argument("--quality", type=int, default=10)
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), default=["quick"])
+    parser.add_argument("--iterations", type=int, help="the preset's unless given")
+    parser.add_argument("--stop", choices=["auto", "never"], help="the task's unless given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--check", action="store_true", help="compare with the bars")
+    parser.add_argument("--json", action="store_true", help="print the rows with their source in place of a table")
+    options = parser.parse_args()
+    rows = [measure(case, options) for case in chosen_cases(options)]
+    if not rows:
+        parser.error("give pictures: --superres, --deblur or --jpeg")
+    if options.json:
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        facts = (date, measured_commit(), machine(options.threads), typed("benchmarks/inverse.py", *sys.argv[1:]))
+        common.print_json(asdict(Measurement("inverse", *facts, rows)))
+    else:
+        print(table(rows))
+    if options.check:
+        results = check(rows)
+        if not results:
+            sys.exit("--check: no bar is about these pictures")
+        for line, met in results:
+            print(f"{'met' if met else 'MISSED'}: {line}", file=sys.stderr)
+        sys.exit(0 if all(met for _, met in results) else 1)
+
+
+# --- damaged pictures and classical methods -----------------------------------------------------------------------
+
+
+def chosen_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Damage the pictures."""
+    if options.superres is not None:
+        for small in sorted(options.superres.glob(f"*_x{options.scale}.png")):
+            yield reduced(small, options.scale)
+    for path in options.deblur:
+        yield blurred(path.stem, clean_picture(path, options), options.blur, options.sigma)
+    for path in options.jpeg:
+        yield compressed(path.stem, clean_picture(path, options), options.quality)
+
+
+def clean_picture(path: Path, options: argparse.Namespace) -> np.ndarray:
+    """Read a clean picture."""
+    clean = common.read_image(path)
+    return common.halved(clean) if options.halve else clean
+
+
+def reduced(small: Path, scale: int) -> Case:
+    """Make the case of a reduced picture; what its large one has beyond a multiple of the scale is left out."""
+    from dip_fast.guides.bicubic import enlarge
+
+    name = small.stem.removesuffix(f"_x{scale}")
+    image, large = common.read_image(small), common.read_image(small.with_name(f"{name}.png"))
+    height, width = (scale * side for side in image.shape[:2])
+    arguments = ["--task", "superres", "--scale", str(scale)]
+    others = {"bicubic": enlarge(image, scale)}
+    group = f"{name.partition('_')[0]} x{scale}"
+    return Case(group, name, small.read_bytes(), ".png", arguments, large[:height, :width], others, edge=scale)
+
+
+def blurred(name: str, clean: np.ndarray, deviation: float, sigma: float) -> Case:
+    """Blur a picture, of which the part remains that no edge has touched, and add noise."""
+    import torch
+
+    from dip_fast.fitting import Convolution
+    from dip_fast.tasks.kernels import gaussian
+    from dip_fast.tasks.task import as_target
+
+    kernel = gaussian(deviation)
+    reach = kernel.shape[0] // 2
+    inner = clean[reach:-reach, reach:-reach]
+    problem = Convolution(as_target(inner), torch.from_numpy(kernel))
+    picture = problem.apply(as_target(clean))[0].permute(1, 2, 0).numpy()
+    picture = picture + np.random.default_rng(0).normal(0, sigma / 255, inner.shape)
+    picture = picture.clip(0, 1).astype(np.float32)
+    file = io.BytesIO()
+    gray = picture.shape[2] == 1
+    tifffile.imwrite(file, picture[..., 0] if gray else picture, photometric="minisblack" if gray else "rgb")
+    arguments = ["--task", "deblur", "--kernel", f"gaussian:{deviation:g}"]
+    others = {"Wiener": wiener(picture, kernel, inner), "Richardson-Lucy": richardson_lucy(picture, kernel, inner)}
+    return Case(f"blur {deviation:g}, sigma {sigma:g}", name, file.getvalue(), ".tif", arguments, inner, others)
+
+
+def compressed(name: str, clean: np.ndarray, quality: int) -> Case:
+    """Compress a picture."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(255 * clean).astype(np.uint8).squeeze()).save(file, "JPEG", quality=quality)
+    with Image.open(io.BytesIO(file.getvalue())) as picture:
+        decoded = np.asarray(picture, np.float32).reshape(clean.shape) / 255
+    arguments = ["--task", "jpeg"]
+    return Case(f"JPEG quality {quality}", name, file.getvalue(), ".jpg", arguments, clean, {"decoded": decoded})
+
+
+def wiener(picture: np.ndarray, kernel: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Filter by Wiener's filter of scikit-image, at the balance that is best for the clean picture."""
+    from skimage import restoration
+
+    return best(picture, kernel, clean, [partial(restoration.wiener, balance=b, clip=False) for b in BALANCES])
+
+
+def richardson_lucy(picture: np.ndarray, kernel: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Restore by Richardson and Lucy's method of scikit-image, with the rounds that are best for the clean picture."""
+    from skimage import restoration
+
+    return best(picture, kernel, clean, [partial(restoration.richardson_lucy, num_iter=n) for n in ROUNDS])
+
+
+def best(
+    picture: np.ndarray, kernel: np.ndarray, clean: np.ndarray, methods: list[Callable[..., np.ndarray]]
+) -> np.ndarray:
+    """Choose the method that gives the least error, each on the picture continued as in a mirror."""
+    rim = 2 * max(kernel.shape)
+    wide = np.pad(picture.astype(np.float64), ((rim, rim), (rim, rim), (0, 0)), mode="symmetric")
+    found = [
+        np.stack([method(plane, kernel) for plane in np.moveaxis(wide, 2, 0)], axis=2)[rim:-rim, rim:-rim].clip(0, 1)
+        for method in methods
+    ]
+    return min(found, key=lambda image: float(np.square(image - clean).mean()))
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    """Convert to Y of BT.601, ``(H, W)``, in [16, 235] / 255."""
+    return 16 / 255 + image @ (LUMA if image.shape[2] == 3 else np.array([219 / 255]))
+
+
+# --- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, options: argparse.Namespace) -> Row:
+    """Restore a picture by all presets: a row."""
+    height, width = case.clean.shape[:2]
+    row: Row = {"group": case.group, "picture": case.picture, "width": width, "height": height}
+    row["others"] = {name: round(case.psnr(image), 3) for name, image in case.others.items()}
+    row["presets"] = {preset: by_dip_fast(case, preset, options) for preset in options.presets}
+    return row
+
+
+def by_dip_fast(case: Case, preset: str, options: argparse.Namespace) -> Row:
+    """Restore as a user does, and compare the result with what the picture was."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"damaged{case.suffix}"
+        file.write_bytes(case.file)
+        arguments = ["run", str(file), *case.arguments, "--out", str(Path(folder) / "run"), "--preset", preset]
+        for name in ("iterations", "stop", "seed", "device", "threads"):
+            if (value := vars(options)[name]) is not None:
+                arguments += [f"--{name}", str(value)]
+        # -P: the package that this script imports, not one that lies in the working folder.
+        command = [sys.executable, "-P", "-m", "dip_fast", *arguments, "--quiet", "--json"]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if ended.returncode:
+            sys.exit(f"dip-fast run of {case.picture} with preset {preset} ended with exit code {ended.returncode}")
+        summary = json.loads(ended.stdout)
+        result = Path(summary["result"])
+        image = tifffile.imread(result) if case.suffix == ".tif" else common.read_image(result)  # floats as they are
+    found = case.psnr(image.reshape(case.clean.shape))
+    return {"psnr": round(found, 3), "seconds": summary["seconds"], "steps": summary["steps"]}
+
+
+def table(rows: list[Row]) -> str:
+    """Write the rows, and the mean of each group of several."""
+    others = list(dict.fromkeys(name for row in rows for name in row["others"]))
+    presets = list(rows[0]["presets"])
+
+    def cells(name: str, group: list[Row]) -> list[str]:
+        of_others = [common.mean([row["others"].get(other) for row in group]) for other in others]
+        of_presets = [
+            f"{common.mean([row['presets'][preset]['psnr'] for row in group]):.2f} "
+            f"({common.mean([row['presets'][preset]['seconds'] for row in group]):.0f} s)"
+            for preset in presets
+        ]
+        return [name, *("-" if value is None else f"{value:.2f}" for value in of_others), *of_presets]
+
+    lines = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+        lines += [cells(f"{row['picture']} {row['width']}x{row['height']}, {group}", [row]) for row in members]
+        if len(members) > 1:
+            lines.append(cells(f"**mean**, {group}", members))
+    return common.markdown(["picture", *others, *(f"`{preset}`" for preset in presets)], lines)
+
+
+# --- bars ---------------------------------------------------------------------------------------------------------
+
+
+def check(rows: list[Row]) -> list[tuple[str, bool]]:
+    """Compare rows with the bars that are about them: a line each, and whether it is met."""
+    results = []
+    for bar in BARS:
+        about = [row for row in rows if row["group"] == bar.group]
+        for preset in about[0]["presets"] if about else ():
+            gains = {row["picture"]: row["presets"][preset]["psnr"] - max(row["others"].values()) for row in about}
+            if bar.of_mean:
+                gains = {"mean": sum(gains.values()) / len(gains)}
+            shown = ", ".join(f"{name} {gain:+.2f}" for name, gain in gains.items())
+            met = all(round(gain, 3) >= bar.least for gain in gains.values())
+            results.append((f"{preset}, {bar.group}: {bar.least:g} dB better than the best other; {shown}", met))
+    for row in rows:
+        for preset, found in row["presets"].items():
+            if "bicubic" in row["others"] and row["width"] * row["height"] == PIXELS:
+                text = f"{preset}, {row['picture']}: in {SECONDS:.0f} seconds; {found['seconds']:.0f}"
+                results.append((text, found["seconds"] <= SECONDS))
+    return results
+
+
+if __name__ == "__main__":
+    main()

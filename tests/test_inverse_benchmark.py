@@ -1,0 +1,79 @@
+"""The benchmark of inverse problems: comparison and bars; tests/test_benchmark_scripts.py runs the script."""
+
+import importlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("inverse")
+
+
+def row(group, picture, width=288, seconds=9.0, quick=30.0, **others):
+    found = {"quick": {"psnr": quick, "seconds": seconds, "steps": 1000}}
+    return {"group": group, "picture": picture, "width": width, "height": width, "others": others, "presets": found}
+
+
+def test_brightness_is_compared_without_the_edges(script):
+    clean = np.random.default_rng(0).random((20, 24, 3))
+    image = clean.copy()
+    image[:4], image[:, -4:] = 0, 1
+    image[8, 8, 2] += 0.01
+    case = script.Case("set5 x4", "a", b"", ".png", [], clean, {}, edge=4)
+    expected = -10 * np.log10((0.01 * 24.966 / 255) ** 2 / (12 * 16))
+    assert case.psnr(image) == pytest.approx(expected, abs=1e-3)
+    np.testing.assert_allclose(script.brightness(np.ones((1, 1, 3))), 235 / 255)
+    np.testing.assert_allclose(script.brightness(np.ones((1, 1, 1))), 235 / 255)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classical_methods_improve_what_was_damaged(script, channels, place):
+    rows, columns = np.mgrid[:48, :56] / 10
+    clean = np.stack([0.5 + 0.3 * np.sin(4 * rows + i) * np.cos(3 * columns) for i in range(channels)], 2)
+    clean = clean.astype(np.float32)
+    case = script.blurred("a", clean, 1.6, 2.0)
+    assert (case.group, case.clean.shape) == ("blur 1.6, sigma 2", (36, 44, channels))
+    damaged = tifffile.imread(io.BytesIO(case.file)).reshape(case.clean.shape)
+    assert min(case.psnr(image) for image in case.others.values()) > case.psnr(damaged) + 1
+
+    case = script.compressed("b", clean, 10)
+    assert 20 < case.psnr(case.others["decoded"]) < 40
+
+    codes = np.rint(255 * clean).astype(np.uint8).squeeze()
+    Image.fromarray(codes).save("set5_1.png")
+    Image.fromarray(codes).resize((18, 16), Image.Resampling.BICUBIC).crop((0, 0, 18, 16)).save("set5_1_x3.png")
+    case = script.reduced(script.Path("set5_1_x3.png"), 3)
+    assert (case.group, case.clean.shape) == ("set5 x3", (48, 54, channels))
+    assert np.isfinite(case.psnr(case.others["bicubic"]))
+
+
+def test_bars_are_about_means_or_pictures(script):
+    rows = [row("set5 x4", "a", quick=31.0, bicubic=29.0), row("set5 x4", "b", quick=29.5, bicubic=29.0)]
+    rows += [row("blur 1.6, sigma 2", "c", Wiener=28.0, Lucy=28.9), row("JPEG quality 10", "d", decoded=29.5)]
+    rows += [row("set14 x4", "e", width=512, seconds=361.0, bicubic=29.3)]
+    results = script.check(rows)
+    assert [line.partition(" dB")[2].split("; ")[1] for line, met in results[:4]] == [
+        *("mean +1.25", "mean +0.70", "c +1.10", "d +0.50"),
+    ]
+    assert [met for _, met in results] == [True, False, True, False, False]
+    assert results[-1][0] == "quick, e: in 360 seconds; 361"
+
+
+def test_table_has_means_of_groups(script):
+    rows = [row("set5 x4", "a", quick=31.0, bicubic=29.0), row("set5 x4", "b", quick=29.0, bicubic=28.0)]
+    assert script.table(rows).splitlines() == [
+        "| picture | bicubic | `quick` |",
+        "|---|---|---|",
+        "| a 288x288, set5 x4 | 29.00 | 31.00 (9 s) |",
+        "| b 288x288, set5 x4 | 28.00 | 29.00 (9 s) |",
+        "| **mean**, set5 x4 | 28.50 | 30.00 (9 s) |",
+    ]
