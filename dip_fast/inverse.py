@@ -81,7 +81,7 @@ def superres(
     return restore(
         "superres",
         image,
-        {"kernel": kernel},
+        {"kernel": kernel if isinstance(kernel, str) else np.asarray(kernel)},
         Layout(channel_axis),
         callbacks,
         scale=scale,
@@ -156,7 +156,7 @@ def deblur(
     return restore(
         "deblur",
         image,
-        {"kernel": kernel},
+        {"kernel": kernel if isinstance(kernel, str) else np.asarray(kernel)},
         Layout(channel_axis),
         callbacks,
         preset=preset,

@@ -9,6 +9,7 @@ import pytest
 
 import dip_fast
 import dip_fast.api
+import dip_fast.inverse
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -175,9 +176,10 @@ def test_wrong_arguments_are_refused(call: object, error: type[Exception], messa
 
 
 def test_examples_in_the_docstrings_run() -> None:
-    outcome = doctest.testmod(dip_fast.api)
-    assert outcome.attempted > 5
-    assert outcome.failed == 0
+    for module in (dip_fast.api, dip_fast.inverse):
+        outcome = doctest.testmod(module)
+        assert outcome.attempted > 5
+        assert outcome.failed == 0
 
 
 def test_every_public_name_is_there() -> None:

@@ -100,7 +100,7 @@ def test_command_lines_parse(page):
 
 
 EXAMPLES = ["README", *(f"docs/{page}" for page in ("quickstart", "python", "physics", "presets"))]
-EXAMPLES += ["docs/tasks/denoise", "docs/tasks/inpaint"]
+EXAMPLES += [f"docs/tasks/{name}" for name in ("denoise", "inpaint", "superres", "deblur", "jpeg")]
 
 
 @pytest.mark.usefixtures("place", "small")
@@ -117,9 +117,12 @@ def test_python_examples_run(page, monkeypatch):
     assert blocks, f"{page} shows no Python"
     noisy = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     Image.fromarray(noisy).save("photo.png")
+    Image.fromarray(noisy).save("photo.jpg")
     names: dict = {
         "noisy": noisy,
         "holed": noisy,
+        "small": noisy,
+        "blurred": noisy,
         "known": noisy[..., 0] > 9,
         "dip_fast": dip_fast,
         "model": UpsampleConv2d(2, 2),
