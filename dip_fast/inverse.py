@@ -208,8 +208,9 @@ def dejpeg(
     Notes
     -----
     The quantised coefficient k of a step q stands for the box from (k - 1/2) q to (k + 1/2) q.  Minimises
-    ``||D f(z) - P(D f(z))||^2`` over the weights of a network f at a fixed random z, with D the block-wise cosine
-    transform of brightness and reduced colour, and P the projection onto the boxes.
+    ``||D f(z) - P(D f(z))||^2 + w TV(f(z))`` over the weights of a network f at a fixed random z, with D the block-wise
+    cosine transform of brightness and reduced colour, P the projection onto the boxes, and the total variation TV with
+    a small weight w.
 
     References
     ----------

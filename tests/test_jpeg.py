@@ -9,7 +9,7 @@ from PIL import Image
 
 import dip_fast
 from dip_fast.errors import UsageError
-from dip_fast.fitting.quantisation import dct, turned_back
+from dip_fast.fitting.quantisation import dct, total_variation, turned_back
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.jpeg import read_coding
 from dip_fast.pictures.reading import _UPRIGHT
@@ -37,8 +37,8 @@ def problem(data):
 
 
 def distance(found, x):
-    """Root of the data term, in levels of 255."""
-    return 255 * float(found.data_term(x)) ** 0.5
+    """Root of the mean squared distance to the boxes, in levels of 255."""
+    return 255 * float(found.distance(x)) ** 0.5
 
 
 @pytest.mark.parametrize("quality", [10, 50, 90])
@@ -86,6 +86,15 @@ def test_a_turned_file_has_the_boxes_of_the_turned_picture():
     assert decoded.shape[2:] == (80, 64)
     assert distance(found, decoded) < 0.12
     assert distance(found, decoded.flip(-1)) > 0.5
+
+
+def test_quieter_of_two_pictures_in_the_boxes_is_preferred():
+    found, decoded = problem(encoded(clean(), quality=10))
+    flatter = 0.5 + 0.999 * (decoded - 0.5)
+    assert distance(found, flatter) < 0.2
+    assert found.data_term(flatter) < found.data_term(decoded)
+    ramp = torch.linspace(0, 1, 11).expand(1, 3, 5, 11)
+    assert float(total_variation(ramp)) == pytest.approx(0.1 * 3**0.5, rel=1e-3)
 
 
 def test_dct_is_orthonormal_and_keeps_means():

@@ -16,6 +16,13 @@ BLOCK = 8
 YCBCR = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
 
 
+# How the total variation weighs against the squared distance to the boxes, both a mean over samples in [0, 1].  144x144
+# of House at half size, quality 10, `quick` with 400 steps, one seed, 27.43 dB as decoded: 26.9 without (500 steps),
+# 28.1 with 1e-5, 28.6 with 1e-4, 28.1 with 2e-4 and 4e-4, 27.6 with 1e-3; the squared distance to the decoded picture
+# in place of both: 28.0, and falling.
+SMOOTHNESS = 1e-4
+
+
 class Component(NamedTuple):
     """The boxes of a component, such as the brightness.
 
@@ -48,8 +55,9 @@ class Quantised(Degradation):
     """JPEG compression: each coefficient of the picture lies in the box that its code stands for.
 
     The data term is the squared distance from the coefficients of x to these boxes, ``|| D x - P(D x) ||^2`` with the
-    projection P onto the boxes.  It is 0 for all pictures that an encoder would have turned into this file, the
-    original among them; which one of them, the network chooses.
+    projection P onto the boxes, and a little of the total variation of x.  The distance is 0 for all pictures that an
+    encoder would have turned into this file, the original among them.  Boxes of strong compression are wide, and a
+    network alone fills them with too much contrast: the variation prefers the quiet ones.
 
     Parameters
     ----------
@@ -59,10 +67,19 @@ class Quantised(Degradation):
         One for each channel: brightness, and the two of the colour.
     orientation : int
         EXIF's: how the file's picture was turned to be upright.
+    smoothness : float
+        Weight of the total variation, a mean over the pixels, beside the squared distance, a mean over coefficients.
     """
 
-    def __init__(self, target: Tensor, components: Sequence[Component], orientation: int = 1) -> None:
+    def __init__(
+        self,
+        target: Tensor,
+        components: Sequence[Component],
+        orientation: int = 1,
+        smoothness: float = SMOOTHNESS,
+    ) -> None:
         super().__init__(target)
+        self.smoothness = smoothness
         if len(components) != self.channels:
             raise ValueError(f"components must be {self.channels}, one for each channel, got {len(components)}")
         self.orientation = orientation
@@ -81,12 +98,24 @@ class Quantised(Degradation):
         return [dct(reduced(plane, *by)) for plane, by in zip(planes, self.reductions, strict=True)]
 
     def data_term(self, x: Tensor) -> Tensor:
+        """Add the mean squared distance to the boxes and the weighted total variation, a scalar."""
+        return self.distance(x) + self.smoothness * total_variation(x)
+
+    def distance(self, x: Tensor) -> Tensor:
         """Mean squared distance of the coefficients to their boxes, a scalar."""
         distances = []
         for i, found in enumerate(self.coefficients(x)):
             nearest = torch.minimum(torch.maximum(found, getattr(self, f"low_{i}")), getattr(self, f"high_{i}"))
             distances.append(total((found - nearest).square()))
         return torch.stack(distances).sum() / self.codes
+
+
+def total_variation(x: Tensor) -> Tensor:
+    """Average the lengths of the gradients, each over all channels at once, so that these have their edges together."""
+    inner = x[..., :-1, :-1]
+    squares = (x[..., 1:, :-1] - inner).square() + (x[..., :-1, 1:] - inner).square()
+    lengths = (squares.sum(1) + 1e-6).sqrt()  # with a derivative where nothing changes
+    return total(lengths) / lengths.numel()
 
 
 def reduced(plane: Tensor, rows: int, columns: int) -> Tensor:
