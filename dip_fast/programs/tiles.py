@@ -6,6 +6,8 @@ tile that reaches as far beyond its own part draws the same samples as the whole
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -148,10 +150,17 @@ def draw(program: Program, draw_part: Callable[[Program], np.ndarray]) -> np.nda
         from_rows, to_rows = _overlap(window[0], place[0], top, rows)
         from_columns, to_columns = _overlap(window[1], place[1], left, columns)
         picture[to_rows, to_columns] = drawn[from_rows, from_columns]
+        _give_back()
     if program.known is not None:
         mask, samples = program.known
         np.copyto(picture, samples, where=mask, casting="unsafe")
     return picture
+
+
+def _give_back() -> None:
+    """Return what the C library keeps of freed memory: 100 MB more after each tile of a long process otherwise."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # systems without it keep less
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _overlap(window: slice, place: slice, start: int, length: int) -> tuple[slice, slice]:
