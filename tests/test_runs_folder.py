@@ -13,6 +13,7 @@ from run_cases import ONE, SHORT, after, record
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.runs import finish, reporting
 from dip_fast.runs import run as runs
+from dip_fast.runs.record import Record
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input", "small")
 
@@ -63,11 +64,18 @@ def test_folder_in_place_of_a_file_is_refused_before_anything_is_deleted(dip, do
     assert contents("out") == before
 
 
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "run.json"])
 @pytest.mark.parametrize("option", ["--overwrite", "--resume"])
-def test_pipe_in_place_of_a_file_is_refused(dip, done, option):
-    Path("out/checkpoint.safetensors").unlink()
-    os.mkfifo("out/checkpoint.safetensors")
+def test_pipe_in_place_of_a_file_is_refused(dip, done, option, name):
+    Path("out", name).unlink()
+    os.mkfifo(f"out/{name}")
     assert dip(*done, option).code == 2  # and nobody waits for a writer
+
+
+def test_record_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(UsageError, match=r"run\.json is unreadable \(it is a device or a pipe, .*; start again with"):
+        Record.read(tmp_path)
 
 
 def test_link_that_appears_during_the_run_is_not_followed(dip, noisy, monkeypatch):

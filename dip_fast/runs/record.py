@@ -15,7 +15,7 @@ import torch
 
 from dip_fast import __version__
 from dip_fast.errors import Argument, UsageError
-from dip_fast.pictures.files import one_line
+from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.runs import typed
 from dip_fast.runs.job import Job, check
 
@@ -183,16 +183,15 @@ class Record:
         """
         path, again = folder / NAME, Argument("overwrite", True)
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
+            data = read_regular(path, MAX_BYTES)
+            if data is None:
                 raise ValueError(f"it is larger than {MAX_BYTES} bytes")
             document = typed.parse(data)
         except FileNotFoundError as error:
             raise UsageError(
                 "nothing to resume: {} holds no {}; leave out {}", folder, NAME, Argument("resume", True)
             ) from error
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, UsageError, ValueError, RecursionError) as error:
             what = one_line(str(error))[:200]
             raise UsageError("cannot resume: {} is unreadable ({}); start again with {}", path, what, again) from error
         if not isinstance(document, dict):
