@@ -19,7 +19,7 @@ import dip_fast
 from dip_fast.errors import DipFastError
 from dip_fast.models import onnx_format
 from dip_fast.models.packing import pack, unpack
-from dip_fast.models.verifying import compare, tolerance
+from dip_fast.models.verifying import compare, require_alike, tolerance
 from dip_fast.pictures import Kind
 from dip_fast.presets import PRESETS
 
@@ -92,6 +92,19 @@ def test_rounding_that_moves_a_sample_is_within_the_tolerance():
     output[:] = 7.5001  # half a level off is one thing; that many are another
     output[:, ::2] = 7
     assert not compare(output, recorded, kind, tolerance(kind)).within
+
+
+def test_flat_area_between_two_levels_is_no_other_picture():
+    """Two engines may round all of it apart; their float pictures are 1.2e-5 of the range apart, and 2e-5 may be."""
+    kind = Kind("", 100, 10, 1, "uint8", (0.0, 255.0))
+    expected = np.full((10, 100, 1), 7.4985, np.float32)
+    require_alike(expected + np.float32(0.003), expected, kind, "the engine")
+    with pytest.raises(DipFastError, match=r"off by 2\.\de-05 of the range \(allowed: 2e-05\); 1000 pixels"):
+        require_alike(expected + np.float32(0.006), expected, kind, "the engine")
+    output = expected.copy()
+    output[3, 4] = 7.6  # a single sample, off by much
+    with pytest.raises(DipFastError, match="drew another picture than PyTorch does"):
+        require_alike(output, expected, kind, "the engine")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

@@ -137,7 +137,7 @@ def _farthest(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> None:
-    """Check that an engine draws what PyTorch draws, within the tolerance, in float and in samples.
+    """Check that an engine draws what PyTorch draws, within the tolerance of floats.
 
     Parameters
     ----------
@@ -152,14 +152,20 @@ def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: st
     ------
     DipFastError
         If they differ by more; it says by how much.
+
+    Notes
+    -----
+    Both float pictures are at hand, so theirs is the whole test: it implies the bound on levels.  How many samples
+    differ says nothing more, as a flat area that lies between two levels may be rounded up by one engine and down by
+    the other, all of it.
     """
     low, high = kind.value_range
     allowed = tolerance(kind)
     if output.shape != expected.shape or not np.isfinite(output).all():
         raise DipFastError(f"{name} drew no picture")
     largest = _farthest(output, expected) / (high - low)
-    difference = compare(output, kind.rounded(expected), kind, allowed)
-    if largest > allowed["float"] or not difference.within:
+    if largest > allowed["float"]:
+        difference = compare(output, kind.rounded(expected), kind, allowed)
         raise DipFastError(
             f"{name} drew another picture than PyTorch does: off by {largest:.2g} of the range "
             f"(allowed: {allowed['float']:g}); {difference.text()}"
