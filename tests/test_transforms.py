@@ -72,6 +72,30 @@ def test_transforms_of_a_network_on_the_fused_engine(transform: str) -> None:
     torch.testing.assert_close(TRANSFORMS[transform](network.use("fused"), z), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_operator_that_is_called_directly_drops_no_tangents(transform: str) -> None:
+    x, weight, bias = picture(1, 2, 3, 4), picture(3, 2, 3, 3).requires_grad_(), picture(3)
+    operators = torch.ops.dip_fast.upsample_conv2d, reference.upsample_conv2d
+    got, expected = (TRANSFORMS[transform](lambda x: f(x, weight, bias, *KINDS[1]), x) for f in operators)  # noqa: B023
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("wanted", ["input", "weight"])
+@pytest.mark.parametrize(("mode", "padding_mode"), KINDS)
+def test_tangents_of_a_gradient(mode: str, padding_mode: str, wanted: str) -> None:
+    x, weight = picture(1, 2, 3, 4).requires_grad_(), picture(3, 2, 3, 3).requires_grad_()
+
+    def tangent(operator: Callable[..., Tensor], gradient: Tensor) -> Tensor | None:
+        output = operator(x, weight, None, mode, padding_mode)  # before there are dual numbers
+        return forward_gradient(
+            lambda g: torch.autograd.grad(output, {"input": x, "weight": weight}[wanted], g)[0], gradient
+        )
+
+    gradient = picture(1, 3, 6, 8)
+    got, expected = (tangent(f, gradient) for f in (torch.ops.dip_fast.upsample_conv2d, reference.upsample_conv2d))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_jacobian_of_the_parameters() -> None:
     model, x = pair(), picture(1, 2, 3, 4)
     fused, parameters = dip_fast.fuse(model), dict(model.named_parameters())

@@ -7,10 +7,12 @@ The operator is linear in its input and in its weight, so its derivatives of any
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 
 from dip_fast.ops import extension, reference
 from dip_fast.ops.norm_conv import empty_image
@@ -152,6 +154,23 @@ def _second_backward(ctx: Any, for_input: Tensor, for_weight: Tensor, for_bias: 
     return to_grad, to_input, to_weight, None, None, None
 
 
+def _register_derivatives(
+    name: str, backward: Callable[..., Any], save: Callable[..., Any], layers: Callable[..., Any]
+) -> None:
+    """Register the backward pass of an operator, and its layers for forward mode and for the transforms.
+
+    There `torch.library.register_autograd` drops the tangents without a word, or raises an error.  It registers what
+    `make_autograd_impl` returns.
+    """
+    operator = name.partition("::")[2]
+    backward_only = make_autograd_impl(getattr(torch.ops.dip_fast, operator).default, Info(backward, save))
+
+    def differentiable(keys: Any, *args: Any) -> Any:
+        return layers(*args) if is_transformed() else backward_only(keys, *args)
+
+    _library.impl(operator, differentiable, "Autograd", with_keyset=True)
+
+
 def _define() -> None:
     """Define the operators in Python, through the reference, with the schemas of csrc/schema.cpp."""
     torch.library.define(FORWARD, "(Tensor input, Tensor weight, Tensor? bias, str mode, str padding_mode) -> Tensor")
@@ -168,8 +187,8 @@ if extension.load() is None:
     _define()
 torch.library.register_fake(FORWARD, _fake)
 torch.library.register_fake(BACKWARD, _fake_backward)
-torch.library.register_autograd(FORWARD, _backward, setup_context=_save)
-torch.library.register_autograd(BACKWARD, _second_backward, setup_context=_save_backward)
 _library = torch.library.Library("dip_fast", "FRAGMENT")  # its registrations last as long as it does
+_register_derivatives(FORWARD, _backward, _save, reference.upsample_conv2d)
+_register_derivatives(BACKWARD, _second_backward, _save_backward, reference.upsample_conv2d_backward)
 for key in KEYS.values():
     _library.impl("upsample_conv2d", _autocast, key)
