@@ -202,16 +202,16 @@ def fixed_seed():
 @pytest.fixture
 def fused_calls(monkeypatch):
     """List the modes (of upsampling, of padding) of each call of the operator by a fused model."""
-    from dip_fast.ops import pairs  # here, since it loads or builds the extension
+    from dip_fast.ops import pair_calls  # here, since it loads or builds the extension
 
     made = []
-    operator = pairs.upsample_conv2d
+    operator = pair_calls.upsample_conv2d
 
     def counting(*args, mode, padding_mode):
         made.append((mode, padding_mode))
         return operator(*args, mode=mode, padding_mode=padding_mode)
 
-    monkeypatch.setattr(pairs, "upsample_conv2d", counting)
+    monkeypatch.setattr(pair_calls, "upsample_conv2d", counting)
     return made
 
 

@@ -13,9 +13,10 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from dip_fast.ops import fused_modules, tracing
+from dip_fast.ops import fused_modules, pair_calls, tracing
 from dip_fast.ops.planning import Analysis, Left, Pair, analyse
 
 logger = logging.getLogger("dip_fast")
@@ -28,16 +29,21 @@ class FusionReport:
     Attributes
     ----------
     replaced : list of Pair
-        The pairs that run as one operator.
+        The pairs that run as one operator; after a run of the model, those that did.
     left : list of Left
         The upsamplings that run as before.
+    unused : list of Pair
+        The pairs that are replaced, and did not run as one operator in that run.
     """
 
     replaced: list[Pair] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    unused: list[Pair] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"replaced {len(self.replaced)}", *(f"  {pair}" for pair in self.replaced)]
+        if self.unused:
+            lines += [f"replaced, not used {len(self.unused)}", *(f"  {pair}" for pair in self.unused)]
         return "\n".join([*lines, f"left {len(self.left)}", *(f"  {left}" for left in self.left)])
 
 
@@ -49,8 +55,8 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     model : nn.Module
         Any model.  The upsampling is ``nn.Upsample`` or ``F.interpolate`` by two, nearest or bilinear with
         ``align_corners=False``; the padding is a layer, ``F.pad`` or the convolution's own, with zeros, reflection or
-        replication.  They may be in an ``nn.Sequential``, in the code of a ``forward`` or in modules that call each
-        other.
+        replication.  The upsampled image may be concatenated with others before, as in a U-Net.  They may be in an
+        ``nn.Sequential``, in the code of a ``forward`` or in modules that call each other.
     inplace : bool
         Whether to change the model itself rather than a copy.
 
@@ -82,9 +88,8 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     analyses = []
     for name, module in _children_first(model):
         analyses.append((name, analyse(module, opens)))
-        plan = analyses[-1][1].plan
-        if plan.run is not None:
-            fused_modules.fuse_class(module, plan)
+        if analyses[-1][1].plan.run is not None:
+            fused_modules.fuse_class(module, analyses[-1][1])
     logger.info("dip-fast fused %s: %s", type(model).__name__, _report(model, analyses))
     return model
 
@@ -123,21 +128,55 @@ def unfuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     return model
 
 
-def fusion_report(model: nn.Module) -> FusionReport:
+def fusion_report(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     """List the upsamplings that `fuse` replaces in a model, and those that it leaves, with the reasons.
 
     Parameters
     ----------
     model : nn.Module
         Any model, fused or not; it is not changed.
+    *args, **kwargs
+        Arguments to run the model with, so that the report says what ran.  Without them it says what could: each module
+        is taken to be called with its required arguments alone, which may be of other shapes than in a run.
 
     Returns
     -------
     FusionReport
-        The lists ``replaced`` and ``left``, which ``print`` shows.
+        The lists ``replaced`` and ``left``, and after a run ``unused``, which ``print`` shows.
+
+    Notes
+    -----
+    It runs a copy, which has the parameters of the model and buffers of its own, once, in evaluation mode and without
+    gradients.
+
+    Examples
+    --------
+    >>> import dip_fast, torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Upsample(size=(16, 16)), nn.Conv2d(4, 4, 3, padding=1))
+    >>> print(dip_fast.fusion_report(model, torch.rand(1, 4, 9, 9)))
+    replaced 0
+    replaced, not used 1
+      1: nearest, zeros (if its size is twice that of its input)
+    left 0
     """
     opens = tracing.opener()
-    return _report(model, [(name, analyse(module, opens)) for name, module in _children_first(model)])
+    if not args and not kwargs:
+        return _report(model, [(name, analyse(module, opens)) for name, module in _children_first(model)])
+    ran: set[int] = set()
+    token = pair_calls.ran.set(ran)
+    try:
+        with torch.no_grad():
+            model = fuse(_copy_sharing_tensors(model, buffers=False).eval(), inplace=True)
+            model(*args, **kwargs)
+            analyses = [
+                (name, each)
+                for name, module in _children_first(model)
+                for each in fused_modules.analyses(module) or [analyse(module, opens)]
+            ]
+    finally:
+        pair_calls.ran.reset(token)
+    return _report(model, analyses, ran)
 
 
 def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -145,8 +184,11 @@ def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(model.named_modules())[::-1]
 
 
-def _report(model: nn.Module, analyses: list[tuple[str, Analysis]]) -> FusionReport:
-    """Merge what was found in each module; of several reasons, the one found in the outermost module counts."""
+def _report(model: nn.Module, analyses: list[tuple[str, Analysis]], ran: set[int] | None = None) -> FusionReport:
+    """Merge what was found in each module; of several reasons, the one found in the outermost module counts.
+
+    With the numbers of the pairs that `ran`, the others are unused; a pair of several plans counts once.
+    """
     names = {module: name for name, module in model.named_modules()}  # a shared module has its first name
     modules = dict(model.named_modules(remove_duplicate=False))  # TorchScript has no get_submodule
 
@@ -154,23 +196,35 @@ def _report(model: nn.Module, analyses: list[tuple[str, Analysis]]) -> FusionRep
         return names[modules[".".join(filter(None, (name, place)))]]
 
     replaced: dict[Any, list[Pair]] = {}
+    unused: dict[Any, list[Pair]] = {}
     left: dict[Any, Left] = {}
     for name, analysis in analyses:
         for key, pairs in analysis.replaced.items():
-            replaced.setdefault(key, []).extend(replace(pair, where=full_name(name, pair.where)) for pair in pairs)
+            for pair in pairs:
+                kind = replaced if ran is None or pair.number in ran else unused
+                kind.setdefault(key, []).append(replace(pair, where=full_name(name, pair.where)))
         left |= {key: replace(each, where=full_name(name, each.where)) for key, each in analysis.left.items()}
     order = list(names.values())
-    return FusionReport(
-        sorted((pair for pairs in replaced.values() for pair in pairs), key=lambda pair: order.index(pair.where)),
-        sorted((each for key, each in left.items() if key not in replaced), key=lambda each: order.index(each.where)),
-    )
+
+    def listed(found: dict[Any, list[Any]]) -> list[Any]:
+        each = [entry for entries in found.values() for entry in entries]
+        return sorted(each, key=lambda entry: order.index(entry.where))
+
+    used = {(key, pair.where) for key, pairs in replaced.items() for pair in pairs}
+    for key, pairs in unused.items():
+        unused[key] = list({pair: None for pair in pairs if (key, pair.where) not in used})
+    kept = {key: [each] for key, each in left.items() if key not in replaced and not unused.get(key)}
+    if ran is not None:
+        replaced = {key: list(dict.fromkeys(pairs)) for key, pairs in replaced.items()}
+    return FusionReport(listed(replaced), listed(kept), listed(unused))
 
 
-def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
-    """Copy a model, its modules and their attributes, but share its tensors."""
+def _copy_sharing_tensors(model: nn.Module, *, buffers: bool = True) -> nn.Module:
+    """Copy a model, its modules and their attributes, but share its tensors, its buffers if this is asked for."""
     memo = {}
     for module in model.modules():
-        for value in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
+        shared = module._buffers.values() if buffers else ()
+        for value in [*module._parameters.values(), *shared, *vars(module).values()]:
             if isinstance(value, Tensor):
                 memo[id(value)] = value
     return copy.deepcopy(model, memo)

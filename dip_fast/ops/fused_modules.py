@@ -2,7 +2,7 @@
 
 `fuse_class` changes the class of a module to a subclass of its own class, so that parameters, hooks, attributes and
 ``isinstance`` stay as they are.  Plans are made anew when the state of the module changes: for training or not, with or
-without gradients, for other values of its attributes.
+without gradients, for other values of its attributes, and for each kind of call.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dip_fast.ops import tracing
-from dip_fast.ops.planning import Plan, analyse
+from dip_fast.ops import calls, tracing
+from dip_fast.ops.calls import Call
+from dip_fast.ops.planning import Analysis, analyse
 
 MAX_PLANS = 8  # kept of one module, the latest
 
 
-def fuse_class(module: nn.Module, plan: Plan) -> None:
+def fuse_class(module: nn.Module, first: Analysis) -> None:
     """Make a module a fused one, with a first plan."""
     if not isinstance(module, FusedModule):
         module.__class__ = _fused_class(type(module))  # type: ignore[arg-type]
-    module.__dict__["_dip_fast_plans"] = [plan]
+    module.__dict__["_dip_fast_plans"] = [first]
 
 
 def unfuse_class(module: nn.Module) -> None:
@@ -34,21 +35,27 @@ def unfuse_class(module: nn.Module) -> None:
         module.__class__ = module.plain_class  # type: ignore[assignment]
 
 
+def analyses(module: nn.Module) -> list[Analysis]:
+    """List what was found in a fused module for each kind of call and state so far; nothing in any other."""
+    return list(vars(module).get("_dip_fast_plans", ()))
+
+
 class FusedModule:
     """Base class of fused modules: the forward runs a plan where one fits, else the plain forward."""
 
     plain_class: type[nn.Module]
     plain_parameters: tuple[tuple[str, ...], dict[str, Any]]
-    _dip_fast_plans: list[Plan]
+    _dip_fast_plans: list[Analysis]
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert isinstance(self, nn.Module)
-        tensors = _required_tensors(*self.plain_parameters, args, kwargs)
-        if tensors is not None:
-            number = _current_plan(self, self.training)  # before the plans are read, as it may make them
-            plan = self._dip_fast_plans[number]
-            if plan.run is not None and plan.fits(self, tensors):
-                return plan.run(self, *tensors)
+        found = calls.of(*self.plain_parameters, args, kwargs)
+        if found is not None:
+            call, inputs = found
+            number = _current_plan(self, self.training, call)  # before the plans are read, as it may make them
+            plan = self._dip_fast_plans[number].plan
+            if plan.run is not None and plan.fits(self, inputs):
+                return plan.run(self, *inputs)
         return self.plain_class.forward(self, *args, **kwargs)
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -82,38 +89,23 @@ def _fused_class(plain_class: Any) -> type[nn.Module]:
     members = {
         "forward": forward,
         "plain_class": plain_class,
-        "plain_parameters": tracing.parameters(plain_class.forward),
+        "plain_parameters": calls.parameters(plain_class.forward),
         "__module__": plain_class.__module__,
     }
     return type(f"Fused{plain_class.__name__}", (FusedModule, plain_class), members)
 
 
 @torch.compiler.assume_constant_result
-def _current_plan(module: nn.Module, training: bool) -> int:
-    """Return the number of the plan for the module's present state, making one if there is none.
+def _current_plan(module: nn.Module, training: bool, call: Call) -> int:
+    """Return the number of the plan for a kind of call and the module's present state, making one if there is none.
 
     Under torch.compile this runs while the module is compiled, and the result is a constant for each value of
     `training` and of autograd's mode: later changes of other attributes go unnoticed.
     """
     plans = module.__dict__.setdefault("_dip_fast_plans", [])
-    for number, plan in enumerate(plans):
-        if plan.is_current():
+    for number, found in enumerate(plans):
+        if found.plan.is_current(call):
             return number
     del plans[: 1 - MAX_PLANS]
-    plans.append(analyse(module, tracing.opener()).plan)
+    plans.append(analyse(module, tracing.opener(), call))
     return len(plans) - 1
-
-
-def _required_tensors(
-    required: tuple[str, ...], defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[Tensor] | None:
-    """Return the required arguments if they are tensors and all others have their default values, else None."""
-    given = dict(zip((*required, *defaults), args, strict=False)) | kwargs
-    if len(given) != len(args) + len(kwargs):  # too many, or one twice: the plain forward raises the error
-        return None
-    tensors = [given.pop(name, None) for name in required]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        return None
-    if not all(name in defaults and value is defaults[name] for name, value in given.items()):
-        return None
-    return tensors

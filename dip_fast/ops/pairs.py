@@ -1,27 +1,25 @@
-"""Pairs ``Upsample(x2) -> pad(1) -> Conv2d(3x3)``: finds them in a traced graph, and runs one as an operator.
+"""Finds pairs ``Upsample(x2) -> cat -> pad(1) -> Conv2d(3x3)`` in a traced graph; most have no cat, and many no pad.
 
 `find_pairs` also returns, for each upsampling that makes no pair, the reason.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from dip_fast.ops.pair_calls import MODES
 from dip_fast.ops.reference import PADDING_MODES
 from dip_fast.ops.tracing import Tracer, has_hooks
-from dip_fast.ops.transforms import is_transformed
-from dip_fast.ops.upsample_conv import upsample_conv2d
 
-# At exactly twice the size, nearest-exact takes the same pixels as nearest.
-MODES = {"nearest": "nearest", "nearest-exact": "nearest", "bilinear": "bilinear"}
 PADS = {
     nn.ReflectionPad2d: "reflect",
     nn.ReplicationPad2d: "replicate",
@@ -29,6 +27,11 @@ PADS = {
     nn.ConstantPad2d: "zeros",
 }
 CONV = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
+JOINS = (torch.cat, torch.concat, torch.concatenate)
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # the latter two while nothing is trained
+# Parameters of functions of PyTorch that have no signature, with their defaults.
+CAT = {"tensors": None, "dim": 0, "out": None}
+CONV2D = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
 class _NoMatchError(Exception):
@@ -41,33 +44,59 @@ class Match:
 
     Attributes
     ----------
-    upsample, pad, conv : fx.Node
-        The calls; `pad` is None if the convolution pads.
+    calls : tuple of fx.Node
+        The upsampling, what is between, and the convolution.
     mode : str
         The mode of the interpolation, a key of `MODES`.
     size : int, sequence, fx.Node or None
         The size to interpolate to; None if the scale factor is 2.
+    join : fx.Node or None
+        The concatenation of the upsampled image with others.
+    pad : fx.Node or None
+        The padding; None if the convolution pads.
     padding_mode : str or None
         The padding mode of `pad`.
+    function : tuple or None
+        Weight, bias and padding of a convolution that is a call of ``F.conv2d``.
     kept : bool
         Whether the upsampled image is also read elsewhere.
     """
 
-    upsample: fx.Node
-    pad: fx.Node | None
-    conv: fx.Node
+    calls: tuple[fx.Node, ...]
     mode: str
     size: Any
+    join: fx.Node | None
+    pad: fx.Node | None
     padding_mode: str | None
+    function: tuple[Any, ...] | None
     kept: bool = False
 
-    def nodes(self) -> list[fx.Node]:
-        """List the calls, the convolution last."""
-        return [node for node in (self.upsample, self.pad, self.conv) if node is not None]
+    @property
+    def upsample(self) -> fx.Node:
+        """The upsampling."""
+        return self.calls[0]
+
+    @property
+    def conv(self) -> fx.Node:
+        """The convolution."""
+        return self.calls[-1]
+
+    @property
+    def runs_early(self) -> bool:
+        """Whether all that the pair reads is there where the upsampling is."""
+        return self.join is None and self.function is None
+
+    def others(self) -> tuple[tuple[fx.Node, ...], int]:
+        """List what the upsampled image is concatenated with, and count what comes before it."""
+        if self.join is None:
+            return (), 0
+        images = list(_arguments(CAT, self.join)["tensors"])
+        position = next(number for number, image in enumerate(images) if image in self.calls)
+        return (*images[:position], *images[position + 1 :]), position
 
     def owner(self, root: nn.Module) -> nn.Module:
         """Find the innermost module that contains all of them."""
-        for level in zip(*(node.meta["scope"] for node in self.nodes()), strict=False):
+        for level in zip(*(node.meta["scope"] for node in self.calls), strict=False):
             if any(module is not level[0] for module in level):
                 break
             root = level[0]
@@ -76,43 +105,92 @@ class Match:
 
 def find_pairs(tracer: Tracer) -> tuple[list[Match], dict[fx.Node, str]]:
     """Find the pairs in a graph, and for each other upsampling the reason why it makes none."""
-    matches = []
+    matches: list[Match] = []
     left = {}
     for node in tracer.graph.nodes:
         try:
             spec = _upsampling(tracer, node)
             if spec is not None:
-                matches += _match(tracer, node, *spec)
+                matches += _match(tracer, node, *spec, {match.conv for match in matches})
         except _NoMatchError as error:
             left[node] = str(error)
     return matches, left
 
 
-def _match(tracer: Tracer, upsample: fx.Node, mode: str, size: Any) -> list[Match]:
+def _match(tracer: Tracer, upsample: fx.Node, mode: str, size: Any, taken: set[fx.Node]) -> list[Match]:
     """Find the convolutions that read an upsampling, each of which makes a pair with it."""
     matches = []
     others = []  # nodes that also read it
     reasons = []
-    for user in upsample.users:
-        padding_mode = _padding(tracer, user)
-        pad = None if padding_mode is None else user
-        for reader in [user] if pad is None else list(pad.users):
-            try:
-                _check_conv(tracer, reader, upsample if pad is None else pad, pad)
-                matches.append(Match(upsample, pad, reader, mode, size, padding_mode))
-            except _NoMatchError as error:
-                others.append(reader)
-                reasons.append(str(error))
+    order = {node: position for position, node in enumerate(tracer.graph.nodes)}
+    for calls in _chains(tracer, (upsample,)):
+        try:
+            match = _pair(tracer, calls, mode, size)
+            if match.conv in taken:
+                raise _NoMatchError(f"{_describe(tracer, match.conv)} reads another upsampled image that is fused")
+            if not match.runs_early:
+                between = [node for node, place in order.items() if order[upsample] < place < order[match.conv]]
+                _refuse_changes(tracer, between)
+            matches.append(match)
+        except _NoMatchError as error:
+            others.append(calls[-1])
+            reasons.append(str(error))
     if not matches:
         raise _NoMatchError("; ".join(dict.fromkeys(reasons)) or "nothing reads it")
+    read = [upsample.args[0], *(other for match in matches for other in match.others()[0])]
+    later = [user for node in read if isinstance(node, fx.Node) for user in node.users if order[user] > order[upsample]]
+    _refuse_changes(tracer, [*others, *later])
+    return [replace(match, kept=bool(others)) for match in matches]
 
-    source = upsample.args[0]
-    assert isinstance(source, fx.Node)
-    order = {node: position for position, node in enumerate(tracer.graph.nodes)}
-    for node in [*others, *(user for user in source.users if order[user] > order[upsample])]:
+
+def _chains(tracer: Tracer, calls: tuple[fx.Node, ...]) -> Iterator[tuple[fx.Node, ...]]:
+    """List the ways from an upsampling to what reads it, through calls that a pair may have between."""
+    for user in calls[-1].users:
+        between = calls[1:]
+        if _is_identity(tracer, user, calls[-1]):
+            passes = True
+        elif _joins(user, calls[-1]):
+            passes = not any(_joins(node) or _padding(tracer, node) for node in between)
+        else:
+            passes = _padding(tracer, user) is not None and not any(_padding(tracer, node) for node in between)
+        if passes:
+            yield from _chains(tracer, (*calls, user))
+        else:
+            yield (*calls, user)
+
+
+def _pair(tracer: Tracer, calls: tuple[fx.Node, ...], mode: str, size: Any) -> Match:
+    """Return the pair that a chain of calls makes."""
+    join = next((node for node in calls if _joins(node)), None)
+    pad = next((node for node in calls if _padding(tracer, node)), None)
+    function = _check_conv(tracer, calls[-1], calls[-2], pad)
+    padding_mode = None if pad is None else _padding(tracer, pad)
+    return Match(calls, mode, size, join, pad, padding_mode, function)
+
+
+def _refuse_changes(tracer: Tracer, nodes: list[fx.Node]) -> None:
+    for node in nodes:
         if _may_change_its_input(tracer, node):
             raise _NoMatchError(f"{_describe(tracer, node)} may change in place what the convolution reads")
-    return [replace(match, kept=bool(others)) for match in matches]
+
+
+def _is_identity(tracer: Tracer, node: fx.Node, source: fx.Node) -> bool:
+    """Return whether a node returns what it is given."""
+    module = tracer.module_of(node)
+    kind = next((kind for kind in IDENTITIES if module is not None and _is_plain(module, kind)), None)
+    if module is None or kind is None or node.args != (source,) or node.kwargs:
+        return False
+    return kind is nn.Identity or not module.training
+
+
+def _joins(node: fx.Node, source: fx.Node | None = None) -> bool:
+    """Return whether a node concatenates the channels of images, among which an image is once."""
+    if node.op != "call_function" or node.target not in JOINS:
+        return False
+    options = _arguments(CAT, node)
+    images = options["tensors"]
+    fits = options["dim"] == 1 and isinstance(images, list | tuple) and len(images) > 1
+    return fits and (source is None or list(images).count(source) == 1)
 
 
 def _upsampling(tracer: Tracer, node: fx.Node) -> tuple[str, Any] | None:
@@ -163,26 +241,56 @@ def _padding(tracer: Tracer, node: fx.Node) -> str | None:
     return mode if fits else None
 
 
-def _check_conv(tracer: Tracer, node: fx.Node, source: fx.Node, pad: fx.Node | None) -> None:
-    """Check that the operator can compute the convolution of a node, with the padding in front of it."""
+def _check_conv(tracer: Tracer, node: fx.Node, source: fx.Node, pad: fx.Node | None) -> tuple[Any, ...] | None:
+    """Check that the operator can compute the convolution of a node, with the padding in front of it.
+
+    Returns weight, bias and padding of a call of ``F.conv2d``, and None for a layer.
+    """
     conv = tracer.module_of(node)
     name = _describe(tracer, node)
+    if node.target is F.conv2d:
+        return _check_function(tracer, node, source, pad)
     if not isinstance(conv, nn.Conv2d):
         raise _NoMatchError(f"it is read by {name}, not by an nn.Conv2d")
     if not _is_plain(conv, nn.Conv2d) or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
         raise _NoMatchError(f"{name} has hooks, or a forward of its own")
     if node.args != (source,) or node.kwargs:
         raise _NoMatchError(f"{name} is not called with its input as the one positional argument")
-    for attribute, wanted in CONV.items():
-        if (got := getattr(conv, attribute)) != wanted:
-            raise _NoMatchError(f"{name} has {attribute} {got}, not {wanted}")
-    pads = conv.padding in ("same", (1, 1))
-    if not pads and conv.padding not in ("valid", (0, 0)):
-        raise _NoMatchError(f"{name} has padding {conv.padding}, not 1")
-    if pads == (pad is not None):
-        raise _NoMatchError(f"{name} has its input padded {'twice' if pads else 'by other than one pixel'}")
+    pads = _check_options(name, vars(conv), pad)
     if pads and conv.padding_mode not in PADDING_MODES:
         raise _NoMatchError(f"{name} has padding_mode {conv.padding_mode}, none of {', '.join(PADDING_MODES)}")
+    return None
+
+
+def _check_function(tracer: Tracer, node: fx.Node, source: fx.Node, pad: fx.Node | None) -> tuple[Any, ...]:
+    """Do the same for a call of ``F.conv2d``; the size of a weight that is computed is compared at each run."""
+    options = _arguments(CONV2D, node)
+    weight, bias = options["weight"], options["bias"]
+    if options["input"] is not source or not isinstance(weight, fx.Node):
+        raise _NoMatchError("conv2d reads it as a weight, or with a weight that is a number")
+    sizes = {key: (value, value) for key in ("stride", "padding", "dilation") if type(value := options[key]) is int}
+    size = (3, 3)
+    if weight.op == "get_attr":
+        stored: Any = functools.reduce(getattr, str(weight.target).split("."), tracer.root)
+        size = tuple(stored.shape[2:])
+    _check_options("conv2d", {**options, **sizes, "kernel_size": size}, pad)
+    return weight, bias, options["padding"]
+
+
+def _check_options(name: str, options: dict[str, Any], pad: fx.Node | None) -> bool:
+    """Check the options of a convolution, and return whether it pads."""
+    for attribute, wanted in CONV.items():
+        got = options[attribute]
+        if (tuple(got) if isinstance(got, list) else got) != wanted:
+            raise _NoMatchError(f"{name} has {attribute} {got}, not {wanted}")
+    padding = options["padding"]
+    padding = tuple(padding) if isinstance(padding, list) else padding
+    pads = padding in ("same", (1, 1))
+    if not pads and padding not in ("valid", (0, 0)):
+        raise _NoMatchError(f"{name} has padding {padding}, not 1")
+    if pads == (pad is not None):
+        raise _NoMatchError(f"{name} has its input padded {'twice' if pads else 'by other than one pixel'}")
+    return pads
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -202,7 +310,10 @@ def _may_change_its_input(tracer: Tracer, node: fx.Node) -> bool:
     return in_name or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
 
-def _arguments(function: Callable[..., Any], node: fx.Node) -> dict[str, Any]:
+def _arguments(function: Callable[..., Any] | dict[str, Any], node: fx.Node) -> dict[str, Any]:
+    """Return the arguments of a call by name, with the defaults."""
+    if isinstance(function, dict):
+        return {**function, **dict(zip(function, node.args, strict=False)), **node.kwargs}
     bound = inspect.signature(function).bind(*node.args, **node.kwargs)
     bound.apply_defaults()
     return bound.arguments
@@ -215,62 +326,3 @@ def _describe(tracer: Tracer, node: fx.Node) -> str:
     if node.op == "output":
         return "the code around this module"
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-
-
-def run_pair(
-    x: Tensor,
-    conv: nn.Conv2d,
-    mode: str,
-    size: Any,
-    padding_mode: str | None,
-    upsample: nn.Module | None,
-    pad: nn.Module | None,
-) -> Tensor:
-    """Upsample and convolve: as one operator if the input allows it, else one after the other.
-
-    Parameters
-    ----------
-    x : Tensor
-        The input of the upsampling.
-    conv : nn.Conv2d
-        The convolution.
-    mode : str
-        The mode of the interpolation, a key of `MODES`.
-    size : int, sequence of int or None
-        The size to interpolate to; None if the scale factor is 2.
-    padding_mode : str or None
-        The mode of the padding between the two; None if the convolution pads.
-    upsample, pad : nn.Module or None
-        The upsampling and the padding, where they are layers.
-
-    Returns
-    -------
-    Tensor, (N, K, 2H, 2W)
-        The output of the convolution.
-    """
-    if x.dim() == 4 and not is_transformed() and _is_twice(x, size):
-        padding = conv.padding_mode if padding_mode is None else padding_mode
-        y = upsample_conv2d(x, conv.weight, conv.bias, mode=MODES[mode], padding_mode=padding)
-        # In the layout of a convolution's output, which the layers after it are fast in.
-        return y.contiguous(memory_format=torch.channels_last) if _any_channels_last(x, conv.weight) else y
-    if upsample is not None:
-        x = upsample(x)
-    else:
-        align_corners = False if mode == "bilinear" else None
-        x = F.interpolate(x, size, None if size is not None else 2.0, mode, align_corners)
-    if pad is not None:
-        x = pad(x)
-    elif padding_mode is not None:
-        x = F.pad(x, (1, 1, 1, 1), mode="constant" if padding_mode == "zeros" else padding_mode)
-    return conv(x)
-
-
-def _any_channels_last(*tensors: Tensor) -> bool:
-    return any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in tensors)
-
-
-def _is_twice(x: Tensor, size: Any) -> bool:
-    if size is None:
-        return True
-    height, width = (size, size) if isinstance(size, int) else size
-    return height == 2 * x.shape[2] and width == 2 * x.shape[3]

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from types import NoneType
 from typing import Any
 
 import torch
@@ -23,8 +23,15 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as all_modules
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dip_fast.ops import calls
+from dip_fast.ops.calls import Call
+
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 DRAWS = "its code draws random numbers of its own"
+# What returns as many dimensions as its first argument has: the layers of these files but one, and functions.
+FILES = ("activation", "batchnorm", "conv", "dropout", "instancenorm", "padding", "pooling", "upsampling")
+LAYERS = tuple(f"torch.nn.modules.{file}" for file in (*FILES, "normalization"))
+ELEMENTWISE = (F.interpolate, F.relu, F.silu, F.leaky_relu, F.elu, F.gelu, F.pad, F.dropout, F.conv2d)
 MAX_PATHS = 16  # how many combinations of branches of one forward are tried
 
 
@@ -33,7 +40,7 @@ class CannotTraceError(Exception):
 
 
 class Tracer(fx.Tracer):
-    """Traces one forward as it runs with its required arguments alone.
+    """Traces one forward as it runs in one kind of call.
 
     Parameters
     ----------
@@ -41,6 +48,8 @@ class Tracer(fx.Tracer):
         Returns for each child whether to trace into it; the others become single calls.
     planned : tuple of bool
         The values of the first conditions; all later ones are taken to be false.
+    call : Call, optional
+        What the call passes; by default its required arguments alone, all of them tensors.
 
     Attributes
     ----------
@@ -57,12 +66,16 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # otherwise an update of a buffer would happen while tracing, and never again
 
-    def __init__(self, opens: Callable[[nn.Module], bool], planned: tuple[bool, ...] = ()) -> None:
+    def __init__(
+        self, opens: Callable[[nn.Module], bool], planned: tuple[bool, ...] = (), call: Call | None = None
+    ) -> None:
         super().__init__()
         self.opens = opens
         self.planned = planned
+        self.call = call
         self.outcomes: list[bool] = []
         self.decisions: list[fx.Node] = []
+        self._images: set[fx.Node] = set()  # tensors that are taken to have four dimensions
         self._frames: list[tuple[nn.Module, list[fx.Node]]] = []
         self._modes = _modes()
 
@@ -77,12 +90,18 @@ class Tracer(fx.Tracer):
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Create placeholders for the required parameters; the others keep their defaults."""
+        """Create placeholders for the tensors and numbers that the call passes."""
         assert isinstance(self.root, nn.Module)
         self._frames.append((self.root, []))
         forward = plain_forward(self.root)
-        placeholders = [self.create_proxy("placeholder", name, (), {}) for name in parameters(forward)[0]]
-        return forward, [self.root, *placeholders]
+
+        def placeholder(name: str, kind: str) -> fx.Proxy:
+            proxy = self.create_proxy("placeholder", name, (), {})
+            proxy.node.meta["kind"] = kind
+            return proxy
+
+        call = calls.simplest(forward) if self.call is None else self.call
+        return forward, [self.root, *calls.arguments(forward, call, placeholder)]
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Record a call of a module, or trace into it."""
@@ -123,8 +142,54 @@ class Tracer(fx.Tracer):
         self.decisions.append(obj.node)
         return self.outcomes[-1]
 
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """Iterate over sizes, if they are of an image, on the condition that it has four dimensions."""
+        length = self._length(obj.node)
+        return super().iter(obj) if length is None else iter([obj[number] for number in range(length)])
 
-def trace(module: nn.Module, opens: Callable[[nn.Module], bool], planned: tuple[bool, ...] = ()) -> Tracer:
+    def _length(self, node: fx.Node) -> int | None:
+        """Return how many sizes a node holds, where this is known."""
+        if node.target is operator.getitem and isinstance(node.args[1], slice):
+            length = self._length(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            cut = node.args[1]
+            constant = all(type(each) in (int, NoneType) for each in (cut.start, cut.stop, cut.step))
+            return None if length is None or not constant else len(range(length)[cut])
+        shape = node.target is getattr and node.args[1] == "shape"
+        if not shape and not (node.op == "call_method" and node.target == "size" and len(node.args) == 1):
+            return None
+        image = self._image(node.args[0])
+        if image is None:
+            return None
+        if image not in self._images:
+            self._images.add(image)
+            dimensions = self.create_proxy("call_method", "dim", (fx.Proxy(image, self),), {})
+            self.decisions.append(self.create_proxy("call_function", operator.eq, (dimensions, 4), {}).node)
+            self.outcomes.append(True)
+        return 4
+
+    def _image(self, node: Any) -> fx.Node | None:
+        """Return the tensor input that a node has as many dimensions as, where this is known."""
+        while isinstance(node, fx.Node):
+            if node.meta.get("kind") == calls.TENSOR:
+                return node
+            module = self.module_of(node)
+            layer = (
+                module is not None
+                and type(module).__module__ in LAYERS
+                and not isinstance(module, nn.MultiheadAttention)
+            )
+            if not (layer or node.target in ELEMENTWISE) or not node.args:
+                return None
+            node = node.args[0]
+        return None
+
+
+def trace(
+    module: nn.Module,
+    opens: Callable[[nn.Module], bool],
+    planned: tuple[bool, ...] = (),
+    call: Call | None = None,
+) -> Tracer:
     """Trace the forward of a module.
 
     Returns
@@ -137,12 +202,12 @@ def trace(module: nn.Module, opens: Callable[[nn.Module], bool], planned: tuple[
     Exception
         Any error that the code raises when it is called with proxies; `CannotTraceError` if it does more than compute.
     """
-    tracer = Tracer(opens, planned)
+    tracer = Tracer(opens, planned, call)
     tracer.trace_safely(module)
     return tracer
 
 
-def trace_paths(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Iterator[Tracer]:
+def trace_paths(module: nn.Module, opens: Callable[[nn.Module], bool], call: Call | None = None) -> Iterator[Tracer]:
     """Trace a module for each combination of its conditions that its code can reach, all false first.
 
     Raises
@@ -154,7 +219,7 @@ def trace_paths(module: nn.Module, opens: Callable[[nn.Module], bool]) -> Iterat
     errors = []
     found = False
     for _ in range(MAX_PATHS):
-        tracer = Tracer(opens, planned)
+        tracer = Tracer(opens, planned, call)
         try:
             tracer.trace_safely(module)
         except Exception as error:  # see `trace`
@@ -215,7 +280,9 @@ def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
 
 
 def is_metadata(node: fx.Node) -> bool:
-    """Return whether a node is computed from shapes, dtypes and devices of the module's tensors alone."""
+    """Return whether a node is computed from numbers, shapes, dtypes and devices that the module is given alone."""
+    if node.op == "placeholder":
+        return node.meta.get("kind") == calls.NUMBERS
     given = [source.op in ("placeholder", "get_attr") for source in node.all_input_nodes]
     if node.target is getattr:
         return given == [True] and node.args[1] in ("shape", "dtype", "device", "ndim")
@@ -243,20 +310,6 @@ def has_hooks(module: nn.Module) -> bool:
     """Return whether a call of the module calls hooks, of its own or those of all modules."""
     own = (f"_{kind}" for kind in HOOKS)
     return any(getattr(module, name) for name in own) or any(getattr(all_modules, f"_global_{kind}") for kind in HOOKS)
-
-
-def parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return the required parameters of a forward, and the others with their defaults, in order."""
-    required = []
-    defaults = {}
-    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-        else:
-            defaults[parameter.name] = parameter.default
-    return tuple(required), defaults
 
 
 def _modes() -> tuple[bool, ...]:
