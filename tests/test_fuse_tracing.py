@@ -84,6 +84,36 @@ def test_code_that_does_more_than_compute_runs_as_before(
     assert (fused.seen, len(fused.kept), len(fused_calls)) == (model.seen, len(model.kept), 0)
 
 
+def test_type_of_an_argument_is_that_of_the_call(fused_calls: list[tuple[str, str]]) -> None:
+    """torch.fx traced the way of no tensor: a fused FlexibleUNet of MONAI left out its skip connections."""
+
+    class Checks(Awkward):
+        def forward(self, x: Tensor, skip: Tensor | None = None, size: int | tuple[int, int] = 0) -> Tensor:
+            if torch.jit.isinstance(skip, Tensor):
+                x = x + skip
+            if isinstance(size, tuple):
+                size = size[0]
+            return self.pair(x) * size
+
+    model = Checks()
+    fused = dip_fast.fuse(model)
+    x = picture()
+    for args in [(x,), (x, x), (x, None, 2), (x, x, (2, 3))]:
+        torch.testing.assert_close(fused(*args), model(*args), atol=1e-5, rtol=1e-5)
+    assert len(fused_calls) == 4
+
+
+def test_type_of_what_is_computed_is_not_guessed(fused_calls: list[tuple[str, str]]) -> None:
+    class Checks(Awkward):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            return self.pair(x) if isinstance(x, Tensor) else x
+
+    model = Checks()
+    check(model, picture(), fused_calls, 0)
+    assert "its code branches on the type of what it computes" in str(dip_fast.fusion_report(model))
+
+
 def test_torchs_generator_is_left_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """To put its state back after a trace would undo what they have drawn meanwhile."""
     monkeypatch.setattr(torch.random, "set_rng_state", lambda state: pytest.fail("the state was set"))

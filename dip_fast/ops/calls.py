@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The parameters in order, each with its kind: a tensor, a number or several, its default, or a tuple of a constant.
+# The parameters in order, each with its kind: the name of the type of an input, with the length of a sequence of
+# numbers; its default; or a tuple of a constant.
 Call = tuple[tuple[str, Any], ...]
-TENSOR, NUMBERS, DEFAULT = "tensor", "numbers", "default"
-INPUTS = (TENSOR, NUMBERS)
+TENSOR, DEFAULT = "Tensor", "default"
+NUMBERS: dict[str, type] = {"int": int, "float": float}
+SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list, "Size": torch.Size}
 
 
 def parameters(forward: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -42,7 +44,7 @@ def arguments(forward: Callable[..., Any], call: Call, inputs: Callable[[str, st
         if kind == DEFAULT:
             found.append(defaults[name])
         else:
-            found.append(inputs(name, kind) if kind in INPUTS else kind[0])
+            found.append(inputs(name, kind) if isinstance(kind, str) else kind[0])
     return found
 
 
@@ -70,15 +72,28 @@ def of(
             return None
         call += [*skipped, (name, kind)]
         skipped = []
-        if kind in INPUTS:
+        if isinstance(kind, str):
             inputs.append(value)
     return None if given else (tuple(call), inputs)
 
 
-def _kind(value: Any) -> Any:
+def type_of(kind: str) -> type:
+    """Return the type of an input."""
+    name = kind.partition(" ")[0]
+    return {TENSOR: Tensor, **NUMBERS, **SEQUENCES}[name]
+
+
+def length_of(kind: str | None) -> int | None:
+    """Return how many numbers an input holds, if it is a sequence."""
+    return int(kind.partition(" ")[2]) if kind and " " in kind else None
+
+
+def _kind(value: Any) -> str | tuple[Any] | None:
     if isinstance(value, Tensor):
         return TENSOR
     if value is None or isinstance(value, bool | str):
         return (value,)
-    sizes = value if isinstance(value, tuple | list) else (value,)
-    return NUMBERS if all(isinstance(size, int | float | torch.SymInt) for size in sizes) else None
+    if type(value) in SEQUENCES.values():
+        numbers = all(isinstance(each, int | float | torch.SymInt) for each in value)
+        return f"{type(value).__name__} {len(value)}" if numbers else None
+    return "float" if isinstance(value, float) else "int" if isinstance(value, int | torch.SymInt) else None

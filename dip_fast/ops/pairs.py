@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from dip_fast.ops.pair_calls import MODES
 from dip_fast.ops.reference import PADDING_MODES
-from dip_fast.ops.tracing import Tracer, has_hooks
+from dip_fast.ops.tracing import Tracer, has_code_of_its_own, has_hooks
 
 PADS = {
     nn.ReflectionPad2d: "reflect",
@@ -29,6 +29,7 @@ PADS = {
 CONV = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
 JOINS = (torch.cat, torch.concat, torch.concatenate)
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # the latter two while nothing is trained
+NEW = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)
 # Parameters of functions of PyTorch that have no signature, with their defaults.
 CAT = {"tensors": None, "dim": 0, "out": None}
 CONV2D = {"input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
@@ -302,12 +303,24 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 def _may_change_its_input(tracer: Tracer, node: fx.Node) -> bool:
     module = tracer.module_of(node)
     if module is not None:
-        return any(getattr(each, "inplace", False) for each in module.modules())
+        return _layer_may_change_its_input(module)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if getattr(node.target, "__module__", "") == "_operator":
         return name == "setitem" or (name.startswith("i") and hasattr(operator, name[1:]))
     in_name = name.endswith("_") and not name.endswith("__")
     return in_name or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+
+
+def _layer_may_change_its_input(module: nn.Module) -> bool:
+    """Return the same for a module; what a sequence changes after a layer that writes a new image is not its input."""
+    if not has_code_of_its_own(module) or type(module) is not nn.Sequential:
+        return any(getattr(each, "inplace", False) for each in module.modules())
+    for child in module:
+        if _layer_may_change_its_input(child):
+            return True
+        if isinstance(child, NEW):
+            return False
+    return False
 
 
 def _arguments(function: Callable[..., Any] | dict[str, Any], node: fx.Node) -> dict[str, Any]:

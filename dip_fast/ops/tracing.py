@@ -12,6 +12,7 @@ import contextlib
 import copy
 import operator
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from types import NoneType
@@ -32,11 +33,31 @@ DRAWS = "its code draws random numbers of its own"
 FILES = ("activation", "batchnorm", "conv", "dropout", "instancenorm", "padding", "pooling", "upsampling")
 LAYERS = tuple(f"torch.nn.modules.{file}" for file in (*FILES, "normalization"))
 ELEMENTWISE = (F.interpolate, F.relu, F.silu, F.leaky_relu, F.elu, F.gelu, F.pad, F.dropout, F.conv2d)
+# Modules that ask whether a value is a proxy, and so have to see that it is one.
+UNTYPED = ("torch.fx", "torch.utils", "torch.overrides", "torch.nn.parameter", "dip_fast.")
 MAX_PATHS = 16  # how many combinations of branches of one forward are tried
 
 
 class CannotTraceError(Exception):
     """A graph would not compute the same as the code."""
+
+
+class Proxy(fx.Proxy):
+    """A value in a trace that is of the type that the call passes; of torch.fx's own, code takes another branch."""
+
+    @property
+    def __class__(self) -> type:
+        """The type that ``isinstance`` sees, in code that is not torch.fx itself."""
+        if sys._getframe(1).f_globals.get("__name__", "").startswith(UNTYPED):
+            return Proxy
+        kind = self.node.meta.get("kind")
+        if kind is None:
+            raise CannotTraceError("its code branches on the type of what it computes")
+        return calls.type_of(kind)
+
+    @__class__.setter
+    def __class__(self, type_: type) -> None:
+        raise TypeError("a value in a trace keeps its type")
 
 
 class Tracer(fx.Tracer):
@@ -88,6 +109,10 @@ class Tracer(fx.Tracer):
         """Find the module that a node calls; None if it calls none."""
         assert isinstance(self.root, nn.Module)
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Make the value of a node."""
+        return Proxy(node, self)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Create placeholders for the tensors and numbers that the call passes."""
@@ -149,6 +174,8 @@ class Tracer(fx.Tracer):
 
     def _length(self, node: fx.Node) -> int | None:
         """Return how many sizes a node holds, where this is known."""
+        if node.op == "placeholder":
+            return calls.length_of(node.meta.get("kind"))
         if node.target is operator.getitem and isinstance(node.args[1], slice):
             length = self._length(node.args[0]) if isinstance(node.args[0], fx.Node) else None
             cut = node.args[1]
@@ -162,7 +189,7 @@ class Tracer(fx.Tracer):
             return None
         if image not in self._images:
             self._images.add(image)
-            dimensions = self.create_proxy("call_method", "dim", (fx.Proxy(image, self),), {})
+            dimensions = self.create_proxy("call_method", "dim", (self.proxy(image),), {})
             self.decisions.append(self.create_proxy("call_function", operator.eq, (dimensions, 4), {}).node)
             self.outcomes.append(True)
         return 4
@@ -282,7 +309,7 @@ def compiled(graph: fx.Graph, name: str) -> Callable[..., Any]:
 def is_metadata(node: fx.Node) -> bool:
     """Return whether a node is computed from numbers, shapes, dtypes and devices that the module is given alone."""
     if node.op == "placeholder":
-        return node.meta.get("kind") == calls.NUMBERS
+        return node.meta.get("kind") != calls.TENSOR
     given = [source.op in ("placeholder", "get_attr") for source in node.all_input_nodes]
     if node.target is getattr:
         return given == [True] and node.args[1] in ("shape", "dtype", "device", "ndim")
