@@ -210,7 +210,25 @@ def test_report_counts_what_ran(fused_calls: list[tuple[str, str]]) -> None:
     assert len(fused_calls) == 2
     report = str(dip_fast.fusion_report(dip_fast.fuse(model), x, 3)).splitlines()
     assert report[0] == "replaced 1"
-    assert f"  {first}" in report[report.index("replaced, not used 2") :]
+    assert report[1:] == [
+        "  second.with_skip.0: nearest, zeros (if its size is twice that of its input; what it is concatenated with is "
+        "convolved apart)",
+        "replaced, not used 1",
+        "  first.without_skip: nearest, zeros (its size is not twice that of its input)",
+        "left 0",
+    ]
     assert type(model.first) is SkipBlock
     assert model.training
     torch.testing.assert_close(model.state_dict(), state, atol=0, rtol=0)
+
+
+def test_image_too_small_to_gain_runs_plain() -> None:
+    """The operator took twice to ten times as long as the layers at 8x8 and less."""
+    model = nn.Sequential(nn.Upsample(scale_factor=2), conv())
+    reports = [str(dip_fast.fusion_report(model, picture(batch, 4, 8, 8))) for batch in (3, 4)]
+    assert "replaced, not used 1\n  1: nearest, zeros (the image is too small to gain from it)" in reports[0]
+    assert "replaced 1\n" in reports[1]
+    joined, x = Unet(*JOINS["first"]), picture(1, 4, 32, 32)
+    assert "(it has too few channels to gain beside what it is concatenated with)" in str(
+        dip_fast.fusion_report(joined, x)
+    )

@@ -212,7 +212,7 @@ def test_layer_can_be_scripted() -> None:
 
 
 def test_fused_model_is_not_scripted_but_its_plain_one() -> None:
-    fused, x = dip_fast.fuse(pair()), picture(1, 2, 5, 6)
+    fused, x = dip_fast.fuse(pair()), picture(1, 2, 16, 18)
     with pytest.raises(TypeError, match=r"script dip_fast.unfuse\(model\)"):
         torch.jit.script(fused)
     script = torch.jit.script(dip_fast.unfuse(fused))

@@ -20,6 +20,7 @@ from dip_fast.ops import fused_modules, pair_calls, tracing
 from dip_fast.ops.planning import Analysis, Left, Pair, analyse
 
 logger = logging.getLogger("dip_fast")
+NOT_CALLED = "it was not called"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FusionReport:
     left : list of Left
         The upsamplings that run as before.
     unused : list of Pair
-        The pairs that are replaced, and did not run as one operator in that run.
+        The pairs that are replaced, and did not run as one operator in that run; their notes say why.
     """
 
     replaced: list[Pair] = field(default_factory=list)
@@ -68,7 +69,8 @@ def fuse(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Notes
     -----
-    What cannot be fused runs as before; `fusion_report` lists it, and the report is logged at level INFO.  While one of
+    Where the layers are faster, on a CPU for small images, they run; `fusion_report` with an input shows it.  What
+    cannot be fused runs as before; `fusion_report` lists it, and the report is logged at level INFO.  While one of
     the layers of a pair has a hook, the layers run one by one, so that the hook is called.  An upsampling to a ``size``
     is compared with the size of its input each time the model runs.
 
@@ -157,13 +159,13 @@ def fusion_report(model: nn.Module, *args: Any, **kwargs: Any) -> FusionReport:
     >>> print(dip_fast.fusion_report(model, torch.rand(1, 4, 9, 9)))
     replaced 0
     replaced, not used 1
-      1: nearest, zeros (if its size is twice that of its input)
+      1: nearest, zeros (its size is not twice that of its input)
     left 0
     """
     opens = tracing.opener()
     if not args and not kwargs:
         return _report(model, [(name, analyse(module, opens)) for name, module in _children_first(model)])
-    ran: set[int] = set()
+    ran: dict[int, str] = {}
     token = pair_calls.ran.set(ran)
     try:
         with torch.no_grad():
@@ -184,10 +186,10 @@ def _children_first(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return list(model.named_modules())[::-1]
 
 
-def _report(model: nn.Module, analyses: list[tuple[str, Analysis]], ran: set[int] | None = None) -> FusionReport:
+def _report(model: nn.Module, analyses: list[tuple[str, Analysis]], ran: dict[int, str] | None = None) -> FusionReport:
     """Merge what was found in each module; of several reasons, the one found in the outermost module counts.
 
-    With the numbers of the pairs that `ran`, the others are unused; a pair of several plans counts once.
+    After a run, pairs for which `ran` has a reason or nothing are unused; a pair of several plans counts once.
     """
     names = {module: name for name, module in model.named_modules()}  # a shared module has its first name
     modules = dict(model.named_modules(remove_duplicate=False))  # TorchScript has no get_submodule
@@ -201,8 +203,9 @@ def _report(model: nn.Module, analyses: list[tuple[str, Analysis]], ran: set[int
     for name, analysis in analyses:
         for key, pairs in analysis.replaced.items():
             for pair in pairs:
-                kind = replaced if ran is None or pair.number in ran else unused
-                kind.setdefault(key, []).append(replace(pair, where=full_name(name, pair.where)))
+                against = "" if ran is None else ran.get(pair.number, NOT_CALLED)
+                found = replace(pair, where=full_name(name, pair.where), note=against or pair.note)
+                (unused if against else replaced).setdefault(key, []).append(found)
         left |= {key: replace(each, where=full_name(name, each.where)) for key, each in analysis.left.items()}
     order = list(names.values())
 
@@ -211,9 +214,10 @@ def _report(model: nn.Module, analyses: list[tuple[str, Analysis]], ran: set[int
         return sorted(each, key=lambda entry: order.index(entry.where))
 
     used = {(key, pair.where) for key, pairs in replaced.items() for pair in pairs}
-    for key, pairs in unused.items():
-        unused[key] = list({pair: None for pair in pairs if (key, pair.where) not in used})
-    kept = {key: [each] for key, each in left.items() if key not in replaced and not unused.get(key)}
+    for key, pairs in unused.items():  # if the call that was made has a reason to leave it, that is what counts
+        others = {pair.where: pair for pair in pairs if key not in left and (key, pair.where) not in used}
+        unused[key] = [pair for pair in others.values() if key not in replaced or pair.note != NOT_CALLED]
+    kept = {key: [each] for key, each in left.items() if key not in replaced}
     if ran is not None:
         replaced = {key: list(dict.fromkeys(pairs)) for key, pairs in replaced.items()}
     return FusionReport(listed(replaced), listed(kept), listed(unused))

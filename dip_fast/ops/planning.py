@@ -37,7 +37,7 @@ class Pair:
     mode, padding_mode : str
         The arguments of the operator.
     note : str
-        A condition that is checked when the model runs, or what remains besides; empty if there is neither.
+        A condition that is checked when the model runs, or what remains besides; why it did not run; or nothing.
     number : int
         Another for each plan, by which `pair_calls.ran` names it.
     """
