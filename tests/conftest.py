@@ -213,6 +213,7 @@ def fused_calls(monkeypatch):
 
     monkeypatch.setattr(pair_calls, "upsample_conv2d", counting)
     monkeypatch.setattr(pair_calls, "MIN_PIXELS", 0)  # so that small pictures do
+    monkeypatch.setattr(pair_calls, "MIN_VALUES", 0)
     monkeypatch.setattr(pair_calls, "MIN_CHANNELS_BESIDE_OTHERS", 0)
     return made
 

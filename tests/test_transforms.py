@@ -193,6 +193,14 @@ def test_channels_last_stays(converted: str, fused_calls: list[tuple[str, str]])
     assert dip_fast.fuse(pair()[1:])(picture(2, 4, 5, 6)).is_contiguous()
 
 
+def test_layout_of_a_transposed_row_of_pixels_is_that_of_the_layers(fused_calls: list[tuple[str, str]]) -> None:
+    """Attention leaves such strides, which are channels last for `is_contiguous` and not for a convolution."""
+    model, x = pair()[1:], picture(1, 30, 4).transpose(1, 2).reshape(1, 4, 5, 6)
+    x = x.as_strided(x.shape, (4, 1, 24, 4))
+    assert dip_fast.fuse(model)(x).stride() == model(x).stride() == (480, 120, 12, 1)
+    assert len(fused_calls) == 1
+
+
 # ---- TorchScript and its exporter
 
 
@@ -212,7 +220,7 @@ def test_layer_can_be_scripted() -> None:
 
 
 def test_fused_model_is_not_scripted_but_its_plain_one() -> None:
-    fused, x = dip_fast.fuse(pair()), picture(1, 2, 16, 18)
+    fused, x = dip_fast.fuse(pair()), picture(1, 2, 48, 48)
     with pytest.raises(TypeError, match=r"script dip_fast.unfuse\(model\)"):
         torch.jit.script(fused)
     script = torch.jit.script(dip_fast.unfuse(fused))
