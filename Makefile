@@ -16,7 +16,7 @@ CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -
 EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_masking*.py tests/test_engines.py
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay docs lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models docs lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -59,6 +59,13 @@ test-cuda-emulated: .venv/installed
 	$(CMAKE) -B build/cpp
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS) --target dip_fast_emulated
 	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(BIN)/pytest $(EMULATED_TESTS) $(if $(SELECT),-k "$(SELECT)")
+
+# An environment with the libraries whose models tests/test_other_models.py fuses.
+test-models:
+	test -x .venv-models/bin/python || $(PYTHON) -m venv .venv-models
+	.venv-models/bin/pip install --quiet --requirement requirements/dev.txt --requirement requirements/models.txt
+	.venv-models/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	.venv-models/bin/pytest -m slow tests/test_other_models.py
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:

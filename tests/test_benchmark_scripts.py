@@ -19,6 +19,7 @@ NOT_SCRIPTS = {
     "damage.py",
     "figure_tables.py",
     "mutations.py",
+    "other_models.py",
     "yardsticks.py",
 }  # modules that scripts share
 
@@ -44,6 +45,7 @@ SCRIPTS = {
     ),
     "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
     "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
+    "others.py": ("--list", ["smp Unet\n", "Real-ESRGAN\n"]),  # the models' libraries are not among those of the tests
     "presets.py": (
         "clean.png --iterations 2 --presets fast quick --timed default hourglass --timed-steps 2 --json",
         [
