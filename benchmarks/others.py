@@ -49,7 +49,8 @@ def measure(name: str, scale: int, budget: float) -> list[object]:
     ran = len(dip_fast.fusion_report(model, *inputs).replaced)
     row: list[object] = [name, "x".join(map(str, other.size)), ran]
     for gradients in (False, True):
-        plain_seconds, fused_seconds = [], []
+        plain_seconds: list[float] = []
+        fused_seconds: list[float] = []
         end = time.perf_counter() + budget
         while len(plain_seconds) < 4 or time.perf_counter() < end:
             plain_seconds.append(seconds(model, inputs, gradients=gradients))

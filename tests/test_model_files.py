@@ -61,7 +61,9 @@ def test_inpainting_runs(ran, name):
 
 
 def test_inpainting_without_compositing_keeps_nothing_of_the_picture(ran):
-    Image.fromarray(np.full((33, 45), 255, np.uint8)).save("mask.png")
+    mask = np.full((33, 45), 255, np.uint8)
+    mask[:4, :4] = 0
+    Image.fromarray(mask).save("mask.png")
     ran("nearest", "gray.png", "--mask", "mask.png", "--no-composite")
     assert open_model("run/model.onnx").program.known is None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dip_fast
@@ -68,12 +69,16 @@ def test_readme(dip, monkeypatch):
         monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
     shutil.copy(ROOT / "examples" / "noisy.png", "whole.png")
     with Image.open("whole.png") as whole:
-        for name in ("photo.png", "holed.png"):
-            whole.crop((0, 0, 56, 40)).save(name)
-    Image.new("L", (56, 40), 255).save("mask.png")
+        for name in ("photo.png", "holed.png", "small.png", "blurred.png", "photo.jpg"):
+            whole.crop((0, 0, 56, 40)).convert("RGB").save(name)
+    mask = Image.new("L", (56, 40), 255)
+    mask.paste(0, (8, 8, 20, 16))
+    mask.save("mask.png")
     code = [textwrap.dedent(block) for block in re.findall(r"^    import dip_fast\n(?:(?:    .*)?\n)+", README, re.M)]
     code += re.findall(r"`(dip_fast\.\w+\(.*?\))`", README)
-    names = {"model": dip_fast.UpsampleConv2d(2, 2)}
+    quick = PRESETS["quick"].with_(iterations=3)
+    monkeypatch.setitem(PRESETS._entries, "quick", quick)
+    names = {"model": dip_fast.UpsampleConv2d(2, 2), "physics": torch.nn.Identity(), "y": torch.rand(1, 3, 24, 24)}
     for block in code:
         exec(compile(block, "README.md", "exec"), names)
     with Image.open("photo.png") as noisy, Image.open("restored.png") as restored:
@@ -84,7 +89,7 @@ def test_readme(dip, monkeypatch):
         verbs.append(arguments[0])
         if arguments[0] == "run":
             few = ["--threads", "1", "--quiet"] + ["--overwrite"] * ("--resume" not in arguments)
-            arguments += [*few, "--iterations", "3"] if "--mask" in arguments else few
+            arguments += few
         ended = dip(*arguments)
         if "cuda" in arguments and ended.code == 2:
             assert "--device cuda: " in ended.err  # why not, on this machine
