@@ -162,7 +162,7 @@ def test_folder_moved_during_the_run_is_still_the_runs(dip, noisy, monkeypatch):
 @pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), ValueError("a\nb")])
 def test_failure_beside_the_result_is_a_problem_and_no_more(dip, noisy, monkeypatch, error):
     def fail(*_):
-        raise error
+        raise type(error)(*error.args)  # a new one, since the old would keep all frames, and the fit, for ever
 
     monkeypatch.setattr(reporting, "history_plot", fail)
     ended = dip("run", noisy, *SHORT, "-o", "out")
@@ -177,7 +177,7 @@ def test_failure_beside_the_result_is_a_problem_and_no_more(dip, noisy, monkeypa
 @pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system"), KeyboardInterrupt()])
 def test_last_line_names_the_result_whatever_happens(dip, noisy, monkeypatch, error):
     def fail(*_):
-        raise error
+        raise type(error)(*error.args)  # a new one, since the old would keep all frames, and the fit, for ever
 
     monkeypatch.setattr(finish, "_quality", fail)
     ended = dip("run", noisy, *SHORT, "-o", "out")
