@@ -122,7 +122,7 @@ class Worker:
         self.process: subprocess.Popen[str] | None = None
 
     def take(self, data: bytes, longer: bool) -> tuple[str, float]:
-        """Give it a file; return what came of it and its memory at the most so far, in megabytes."""
+        """Hand it a file; return what came of it and its memory at the most so far, in megabytes."""
         path = self.folder / "file"
         path.write_bytes(data)
         self.printed.truncate(0)

@@ -271,7 +271,7 @@ def mutations(number: int, rng: random.Random) -> Counter[str]:
 
 
 def survived(start: str, option: str, ended: Ended) -> str:
-    """Say how the command line ended on a folder that was changed."""
+    """Describe how the command line ended on a folder that was changed."""
     if ended.err == "stuck":
         return "stuck"
     if {path.name: path.read_text() for path in Path("album").iterdir()} != {"iter_000007.png": "mine"}:

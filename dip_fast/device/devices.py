@@ -108,6 +108,9 @@ def needed_bytes(
 # some steps in a process of its own: benchmarks/memory.py.
 TRANSIENT, TRANSIENT_FUSED = 11, 2
 FIELDS = 9 / 4  # of the largest image, on a GPU
+# Bytes a sample that a picture takes beside the steps, where they see squares of it and it is drawn in tiles: 15
+# megapixels in RGB took 3.1 GB in all, 0.3 of it the program's and 1 a tile's.
+IN_PIECES = 40
 
 
 def require_memory(
@@ -117,8 +120,17 @@ def require_memory(
     device: torch.device,
     engine: str = "plain",
     in_channels: int | None = None,
+    step_size: tuple[int, int] | None = None,
 ) -> int:
     """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
+
+    Parameters
+    ----------
+    recipe, channels, size, engine, in_channels
+        As in `needed_bytes`.
+    device : device
+    step_size : tuple of int, optional
+        Height and width of what a step sees of a picture that is never drawn at once; by default that is all of it.
 
     Raises
     ------
@@ -127,7 +139,8 @@ def require_memory(
     """
 
     def of(size: tuple[int, int]) -> int:
-        return needed_bytes(recipe, channels, size, engine, device.type, in_channels)
+        step = needed_bytes(recipe, channels, step_size or size, engine, device.type, in_channels)
+        return step + (IN_PIECES * channels * size[0] * size[1] if step_size else 0)
 
     needed, available = of(size), available_bytes(device)
     if needed > available:
@@ -139,36 +152,6 @@ def require_memory(
             f"a {size[1]}x{size[0]} picture needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
             + (f"{width}x{height} would fit" if min(height, width) >= 16 else "free some memory")
             + ", or take a smaller preset (dip-fast presets)"
-        )
-    return needed
-
-
-# Bytes beside a step that a picture takes which is fitted and drawn in pieces, per sample: 40, as 15 megapixels in RGB
-# took 3.1 GB in all, 0.3 of it the program's and 1 a tile's.
-IN_PIECES = 40
-
-
-def require_memory_in_pieces(
-    recipe: Recipe,
-    channels: int,
-    size: tuple[int, int],
-    step_size: tuple[int, int],
-    device: torch.device,
-    engine: str = "plain",
-    in_channels: int | None = None,
-) -> int:
-    """Do as `require_memory` for a large picture, of which a step sees a square.
-
-    Raises
-    ------
-    UsageError
-    """
-    of_step = needed_bytes(recipe, channels, step_size, engine, device.type, in_channels)
-    needed, available = of_step + IN_PIECES * channels * size[0] * size[1], available_bytes(device)
-    if needed > available:
-        raise UsageError(
-            f"a {size[1]}x{size[0]} picture needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
-            "free some memory, or cut the picture into parts"
         )
     return needed
 

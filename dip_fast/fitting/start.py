@@ -107,11 +107,8 @@ def prepare(
             network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
     chosen = engines.choose(engine, network, where)
     if not own:  # what anybody's network needs is not known
-        if objective.is_large:
-            sizes = objective.size, objective.step_size
-            devices.require_memory_in_pieces(recipe, channels, *sizes, where, chosen, in_channels)
-        else:
-            devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels)
+        step_size = objective.step_size if objective.is_large else None
+        devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels, step_size)
     network.use(chosen)
     return Fit(
         network,

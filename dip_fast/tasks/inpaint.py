@@ -25,7 +25,7 @@ MASK = (
 
 
 def doubts(known: np.ndarray) -> tuple[str, ...]:
-    """Say so where most of a picture is unknown: many programs mark the unknown pixels instead."""
+    """Describe a doubt where most of a picture is unknown: many programs mark the unknown pixels instead."""
     unknown = 1 - known.mean()
     if not 0.5 < unknown < 1:
         return ()
