@@ -1,14 +1,17 @@
 """Thousands of damaged ONNX files: each draws a picture or is refused in one line."""
 
 import random
+import sys
 from pathlib import Path
 
-import onnx
 import pytest
 
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.models.model import open_model
 from dip_fast.models.verifying import verify
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import mutations
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -36,36 +39,8 @@ def mutated(data, rng):
     return bytes(held)
 
 
-def structurally_mutated(data, rng):
-    """Damage the message rather than the bytes, so that it still parses."""
-    model = onnx.load_model_from_string(data)
-    graph, kind = model.graph, rng.randrange(8)
-    node, tensor = rng.choice(graph.node), rng.choice(graph.initializer)
-    if kind == 0:
-        node.op_type = rng.choice(["Conv", "Loop", "If", "Einsum", "Identity", "Tile", "ConstantOfShape", "Range"])
-    elif kind == 1 and node.input:
-        node.input[rng.randrange(len(node.input))] = rng.choice(graph.node).output[0]
-    elif kind == 2 and node.attribute:
-        attribute = rng.choice(node.attribute)
-        attribute.i, attribute.f = rng.choice([-1, 0, 2**62]), 1e38
-        attribute.ints[:] = [rng.choice([-1, 0, 1, 2**31, 2**62]) for _ in attribute.ints]
-    elif kind == 3 and tensor.dims:
-        tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice([0, -1, 1, 2**31, 2**62])
-    elif kind == 4:
-        tensor.data_type = rng.randrange(24)
-    elif kind == 5:
-        tensor.raw_data = rng.randbytes(len(tensor.raw_data))
-    elif kind == 6:
-        graph.node.remove(node)
-    else:
-        entry = rng.choice(model.metadata_props)
-        at = rng.randrange(len(entry.value))
-        entry.value = entry.value[:at] + rng.choice('{}[]",:-0123456789e') + entry.value[at + rng.randrange(3) :]
-    return model.SerializeToString()
-
-
 def replays_or_refuses(data):
-    """Whatever it is, it draws a picture or one of our errors is raised; give which."""
+    """Whatever it is, it draws a picture or one of our errors is raised; return which."""
     Path("mutated.onnx").write_bytes(data)
     try:
         model = open_model("mutated.onnx")
@@ -82,7 +57,7 @@ def replays_or_refuses(data):
 def survive(small_models, count, seed):
     rng, outcomes = random.Random(seed), []
     for i in range(count):
-        mutate = structurally_mutated if i % 3 == 0 else mutated
+        mutate = mutations.damaged_message if i % 3 == 0 else mutated
         outcomes.append(replays_or_refuses(mutate(small_models[".onnx"], rng)))
     assert not any("\n" in outcome for outcome in outcomes)
     assert 0.02 * count < outcomes.count("drawn") < 0.7 * count  # some changes of z and weights are as good as any
