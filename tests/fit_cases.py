@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dip_fast.fitting import Fit
+from dip_fast import Identity
+from dip_fast.fitting import Fit, fit
 from dip_fast.fitting.stopping import MovingVariance, Variance
 from dip_fast.presets import FitOptions, Recipe
 
@@ -17,6 +19,11 @@ TINY = Recipe("skip", {"down": 8, "up": 8, "skip": 2, "scales": 2, "upsampling":
 
 def target(height: int = 17, width: int = 21, channels: int = 3, seed: int = 0) -> Tensor:
     return torch.rand(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_image() -> np.ndarray:
+    """Fit here or in a process of its own: spawned processes can import this file, and no file of tests."""
+    return fit(Identity(target()), TINY).image
 
 
 def number(value: float) -> Tensor:

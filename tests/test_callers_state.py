@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fit_cases import TINY, target, tiny
+from fit_cases import TINY, target, tiny, tiny_image
 from torch import Tensor, nn
 
 import dip_fast
@@ -254,11 +254,6 @@ def test_child_forked_after_torch_has_used_two_threads(engine: str) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def image() -> np.ndarray:
-    """Fit in a process of its own, without the fixtures of this one."""
-    return fit(Identity(target()), TINY).image
-
-
 @needs_extension  # bits of PyTorch's convolutions depend on the number of threads
 @pytest.mark.parametrize(
     "settings",
@@ -274,4 +269,4 @@ def test_spawned_child_with_settings_of_openmp(settings: dict[str, str], monkeyp
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        np.testing.assert_array_equal(pool.submit(image).result(), image())
+        np.testing.assert_array_equal(pool.submit(tiny_image).result(), tiny_image())
