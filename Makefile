@@ -14,6 +14,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_masking*.py tests/test_engines.py
+# A process of tests for each core, at most four.  What PyTorch's threads wait for does not keep the others' cores busy.
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
 .PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models docs lint format clean
@@ -32,7 +34,7 @@ run: .venv/installed
 	$(BIN)/dip-fast run examples/noisy.png --reference examples/clean.png --out runs/example --overwrite
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
@@ -58,7 +60,7 @@ check-cuda: .venv/requirements
 test-cuda-emulated: .venv/installed
 	$(CMAKE) -B build/cpp
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS) --target dip_fast_emulated
-	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(BIN)/pytest $(EMULATED_TESTS) $(if $(SELECT),-k "$(SELECT)")
+	DIP_FAST_EMULATED=$(CURDIR)/build/cpp/libdip_fast_emulated.so $(PYTEST) $(EMULATED_TESTS) $(if $(SELECT),-k "$(SELECT)")
 
 # An environment with the libraries whose models tests/test_other_models.py fuses.
 test-models:

@@ -118,7 +118,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("function", "wrong", "message"), WRONG, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("function", "wrong", "message"), WRONG, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_refusals(device, function, wrong, message):
     defaults = CROP_DEFAULTS if function is masked_crop else WINDOW_DEFAULTS
     for where in (device, "meta"):
