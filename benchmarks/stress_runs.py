@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have ignored in the background
     recorder.SECONDS_BETWEEN_CHECKPOINTS = 0.1  # a hundred file operations a run: 500 kills come to every other
     small()
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
