@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,6 +22,7 @@ from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting.loop import MAX_FALLBACKS, Fit
 from dip_fast.fitting.results import COLUMNS, State
 from dip_fast.fitting.steps import RUNNING, STOPPED, Numbers
+from dip_fast.fitting.stopping import MovingVariance
 from dip_fast.pictures.files import one_line
 from dip_fast.presets import FitOptions
 from dip_fast.runs import typed
@@ -168,12 +169,38 @@ def _check(state: State, options: FitOptions) -> None:
     history = state.tensors[HISTORY]
     if history.shape != (steps, len(COLUMNS)) or not torch.equal(history[:, 0], torch.arange(1.0, steps + 1).double()):
         raise ValueError(f"the history is not of {steps} steps")
+    if not _follow(numbers, history):
+        raise ValueError("numbers that do not follow from the history")
     for name, tensor in state.tensors.items():
         known = tensor[:, :3] if name == HISTORY else tensor  # there may be no variance, and no PSNR
         if known.numel() and not known.abs().max() < LARGEST:
             raise ValueError(f"{name} holds values that no fit has")
         if name.startswith("exp_avg_sq.") and (tensor < 0).any():
             raise ValueError(f"{name} is negative")
+
+
+def _follow(numbers: Numbers, history: Tensor) -> bool:
+    """Whether the numbers are those that a history leads to: none of them can be another one without a word."""
+    if not len(history):
+        return _same(numbers, Numbers())
+    losses, values = history[:, COLUMNS.index("loss")].tolist(), history[:, COLUMNS.index("variance")].tolist()
+    level = losses[0]
+    for loss in losses:
+        level += 0.1 * (loss - level)
+    if math.isnan(values[-1]):  # there was no second iterate, or there are none at all
+        variance, value = 0.0, math.nan
+    else:
+        old = numbers.variance if math.isnan(values[-2]) else values[-2]
+        variance = numbers.variance
+        value = old + MovingVariance.weights(len(values))[1] * (variance - old)
+    best_step = int(numbers.best_step)
+    best = values[best_step - 1] if best_step else math.inf
+    return _same(numbers, Numbers(len(values), level, variance, value, best, best_step)) and _same([value], values[-1:])
+
+
+def _same(numbers: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether numbers have the same values; NaN is NaN."""
+    return all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(numbers, others, strict=True))
 
 
 def _end(state: State, options: FitOptions) -> dict[str, object]:
