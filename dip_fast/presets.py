@@ -70,11 +70,15 @@ class FitOptions:
         """Steps of consolidation that follow the iterations."""
         return min(self.consolidation, self.iterations // 10)
 
-    def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 1."""
+    def share(self, networks: int) -> int:
+        """Count the steps of each of several networks that are fitted one after another."""
+        return -(-self.iterations // networks)
+
+    def learning_rate_at(self, step: int, steps: int | None = None) -> float:
+        """Learning rate of a step, counted from 1, of the iterations or of another number of steps."""
         rate = self.learning_rate * min(1.0, step / max(self.warmup, 1))
         if self.decay == "cosine":
-            rate *= (1 + math.cos(math.pi * (step - 1) / self.iterations)) / 2
+            rate *= (1 + math.cos(math.pi * (step - 1) / (steps or self.iterations))) / 2
         return rate
 
 

@@ -1,6 +1,7 @@
 """The masked objective: what a step sees, the estimate, and fits that are resumed, exported and drawn again."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dip_fast
-from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked, masked_prediction, prepare
+from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked, masked_prediction, prepare, start
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.fitting.refinement import Renoised
@@ -179,6 +180,68 @@ def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_pa
     for name, values in expected.history.items():
         np.testing.assert_array_equal(result.history[name], values, err_msg=name)
     assert result.estimated_psnr == expected.estimated_psnr
+
+
+@pytest.fixture
+def three_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 steps are those of 3 networks: 14, 14 and 12."""
+    monkeypatch.setattr(start, "STEPS_A_PIXEL", 0.0)
+    monkeypatch.setattr(start, "FEWEST_STEPS", 13)
+
+
+@pytest.mark.usefixtures("three_networks")
+def test_each_of_several_networks_has_weights_and_learning_rates_of_its_own() -> None:
+    run, firsts = made(), []
+    name, weight = next(iter(run.problem.network.named_parameters()))
+    for _ in range(3):
+        firsts.append(weight.detach().clone())
+        steps = run.steps
+        while len(run.fitted) == len(firsts) - 1 and not run.stop_reason:
+            run.step()
+        rates = run.history()["learning_rate"][steps:]
+        assert rates[0] == pytest.approx(0.02 / 5)
+        assert rates.argmax() == 4
+        assert rates[11] < 0.02 / 5
+    assert run.steps == 40
+    assert not torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[1], firsts[2])
+    assert len(run.fitted) == 2
+    assert not torch.equal(run.fitted[0][name], run.fitted[1][name])
+
+
+@pytest.mark.usefixtures("three_networks")
+def test_prediction_is_the_mean_of_all_networks() -> None:
+    run = made(recipe=replace(RECIPE, masking=replace(RECIPE.masking, passes=24, refinement=0.0)))
+    while not run.stop_reason:
+        run.step()
+    drawn: list[int] = []
+    work = run.objective.finish(lambda z, network: drawn.append(network) or z[:, :3], noisy())  # type: ignore[func-returns-value]
+    for _ in work:
+        pass
+    assert [network for network, _ in groupby(drawn)] == [0, 1, 2]  # eight passes each
+
+
+@pytest.mark.usefixtures("three_networks")
+@pytest.mark.parametrize("stop", [5, 14, 17, 28, 39])
+def test_several_networks_are_resumed_bit_for_bit(stop: int, tmp_path) -> None:
+    whole = made("fused")
+    whole.run()
+    expected = whole.result()
+    first = made("fused")
+    first.run([lambda run: run.interrupt() if run.steps == stop else None])
+    (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
+    second = made("fused")
+    checkpoints.load(tmp_path / "checkpoint", second, "run")
+    second.run()
+    np.testing.assert_array_equal(second.result().image, expected.image)
+
+
+@pytest.mark.usefixtures("three_networks")
+def test_interrupted_fit_draws_with_the_last_network_that_is_fitted() -> None:
+    run = made()
+    while run.steps < 20:
+        run.step()
+    assert run.answer() is run.fitted[0]
 
 
 def test_same_bits_for_any_number_of_threads() -> None:

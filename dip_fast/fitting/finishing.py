@@ -103,9 +103,13 @@ class Finishing:
             return problem.draw(z.tensor(fit.device), fit.answer())
 
     @torch.no_grad()
-    def image(self, fit: Fit, z: Tensor) -> Tensor:
-        """Draw the image of a network input of any size with the weights of the answer so far, as a step does."""
-        return fit.problem.draw(z, fit.answer(), (z.shape[2], z.shape[3]))
+    def image(self, fit: Fit, z: Tensor, network: int | None = None) -> Tensor:
+        """Draw the image of a network input of any size, as a step does.
+
+        With the weights of the answer so far, or with those of one of the networks that were fitted.
+        """
+        weights = fit.answer() if network is None or network == len(fit.fitted) else fit.fitted[network]
+        return fit.problem.draw(z, weights, (z.shape[2], z.shape[3]))
 
     def _freeze(self, fit: Fit) -> None:
         """Freeze the network of a large picture."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -60,6 +60,8 @@ class Fit:
     steps_between_syncs : int, optional
         Steps that are made before the host reads the device, at most `MAX_STEPS_BETWEEN_SYNCS`.  By default 1 where
         such reads are free, and as many as take `SECONDS_BETWEEN_SYNCS` on a GPU.  No result depends on it.
+    others : sequence of dict of str to Tensor
+        First weights of the networks that are fitted after this one, where the objective asks for several.
 
     Attributes
     ----------
@@ -69,6 +71,8 @@ class Fit:
         Why there are no more steps; empty while the fit goes on.
     interrupted : bool
         Whether `interrupt` was called.
+    fitted : list of dict of str to Tensor
+        Weights of the networks that were fitted before this one, by name.
     iterate : Tensor
         The network's image at the last step, ``(1, C, H, W)``, which the next steps write over; where steps draw no
         iterates, the objective's `brief` picture, made when it is asked for.
@@ -93,11 +97,15 @@ class Fit:
         reference: Tensor | None = None,
         precision: str = "tf32",
         steps_between_syncs: int | None = None,
+        others: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
         self.device = torch.device(device)
         self.network = network.to(self.device)
         self.objective = objective.to(self.device)
         self.options = options
+        assert len(others) == objective.networks - 1
+        self.share = options.share(objective.networks)
+        self._others = others
         self.precision = precision
         if reference is not None:
             reference = reference.to(self.device)
@@ -117,6 +125,7 @@ class Fit:
         self.interrupted = False
         self.events: list[dict[str, Any]] = []
         self.rows: list[tuple[float, ...]] = []
+        self.fitted: list[dict[str, Tensor]] = []
         self.kept = self.state()
 
     @property
@@ -170,7 +179,11 @@ class Fit:
 
         None where the objective does not say.
         """
-        losses = [row[1] for row in self.rows[:step][-LOSSES_AVERAGED:]]
+        last = len(self.rows[:step])
+        first = max(last - 1, 0) // self.share * self.share  # of the network's own
+        if first and last - first < LOSSES_AVERAGED:
+            first, last = first - self.share, first
+        losses = [row[1] for row in self.rows[first:last][-LOSSES_AVERAGED:]]
         return self.objective.psnr_of_loss(sum(losses) / len(losses)) if losses else None
 
     def interrupt(self) -> None:
@@ -219,7 +232,7 @@ class Fit:
     def advance(self, steps: int) -> None:
         """Make some steps, but none beyond the next one whose state is kept, and read what became of them."""
         started = time.perf_counter()
-        steps = min(steps, KEEP_EVERY - self.steps % KEEP_EVERY)
+        steps = min(steps, KEEP_EVERY - self.steps % KEEP_EVERY, self.share - self.steps % self.share)
         schedule = [self._schedule(step) for step in range(self.steps + 1, self.steps + steps + 1)]
         with self.at_work():
             self._steps.make(schedule)
@@ -233,12 +246,17 @@ class Fit:
             self._fall_back(self._fault(log[done][0]))
             return
         keep = self.steps % KEEP_EVERY == 0
+        over = self.steps >= self.options.iterations
+        last = over or self.steps % self.share == 0
         # A gradient can be infinite under a finite loss; the next loss would show it only after the last step.
-        if (keep or self.steps >= self.options.iterations) and not self._steps.weights.isfinite().all():
+        if (keep or last) and not self._steps.weights.isfinite().all():
             self._fall_back("the weights became infinite")
             return
-        if self.steps >= self.options.iterations:
+        if over:
             self.stop_reason = "iterations"
+        elif last:
+            self.fitted.append({name: value.clone() for name, value in self.answer().items()})
+            self._steps.restart(self._others[len(self.fitted) - 1])
         elif self._steps.status == STOPPED:
             self.stop_reason = "variance"
         self.count_time(time.perf_counter() - started, steps)
@@ -284,7 +302,8 @@ class Fit:
             "events": list(self.events),
             "learning_rate_factor": self._learning_rate_factor,
         }
-        return State({**steps.tensors, "history": history}, {**steps.numbers, **numbers})
+        fitted = {f"fitted{i}.{name}": value for i, one in enumerate(self.fitted) for name, value in one.items()}
+        return State({**steps.tensors, **fitted, "history": history}, {**steps.numbers, **numbers})
 
     def load_state(self, state: State) -> None:
         """Go back, or forward, to a state of a fit that was prepared in the same way."""
@@ -292,6 +311,10 @@ class Fit:
         self.rows = [(int(step), *row) for step, *row in state.tensors["history"].tolist()]
         numbers = state.numbers
         self.steps = numbers["steps"]
+        self.fitted = [
+            {name: state.tensors[f"fitted{i}.{name}"].to(self.device) for name in self._steps.parameters}
+            for i in range(min(self.steps // self.share, len(self._others)))
+        ]
         self.seconds = numbers["seconds"]
         self.stop_reason = numbers["stop_reason"]
         self.events = list(numbers["events"])
@@ -303,6 +326,8 @@ class Fit:
             return self._finishing.weights
         if not self.steps:
             return self._steps.parameters
+        if self.fitted and not self.stop_reason and self.steps // self.share == len(self.fitted):
+            return self.fitted[-1]  # the network that is fitted now draws no picture yet
         averages = self.averages()
         averages.pop(PICTURE)
         return averages
@@ -310,8 +335,9 @@ class Fit:
     def _schedule(self, step: int) -> tuple[float, ...]:
         """Compute what a step is given: its learning rate, and the weights of the newest values in the averages."""
         options = self.options
-        rate = self._learning_rate_factor * options.learning_rate_at(step)
-        weight = weight_of_newest(options.averaging, options.averaging_window, step)
+        since = (step - 1) % self.share + 1
+        rate = self._learning_rate_factor * options.learning_rate_at(since, self.share)
+        weight = weight_of_newest(options.averaging, options.averaging_window, since)
         return rate, weight, *MovingVariance.weights(step)
 
     def steps_until_sync(self, callbacks: Sequence[Callable[[Fit], None]], done: int, total: int) -> int:

@@ -21,7 +21,8 @@ S. Laine et al., "High-Quality Self-Supervised Deep Image Denoising", arXiv 1901
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,6 +74,9 @@ class MaskedPrediction(Objective):
         correlated noise, whose variance is then measured by what the prediction leaves.
     seed : int
         Of squares, orientations and masks.
+    networks : int
+        A network that makes too many steps with a picture learns its noise by heart, and each network another part of
+        it; so several are fitted, and their predictions averaged.
 
     Attributes
     ----------
@@ -95,6 +99,7 @@ class MaskedPrediction(Objective):
         refinement: int,
         block: int = 1,
         seed: int = 0,
+        networks: int = 1,
     ) -> None:
         height, width = y.shape[-2:]
         super().__init__(whole(y[:1]), (height, width), y.shape[1])
@@ -106,7 +111,8 @@ class MaskedPrediction(Objective):
         self.notes = (str(noise),) if block == 1 else (CORRELATED,)
         self.masking = masking
         self.refinement = refinement
-        self.learned = min(LEARNED * iterations / (len(y) * height * width), 0.1)
+        self.networks = networks
+        self.learned = min(LEARNED * iterations / networks / (len(y) * height * width), 0.1)
         self.step_size = (side, side)
         # A picture smaller than the square is mirrored around, over and over if need be.
         self.margin = max(masking.margin, -((min(height, width) - side) // 2))
@@ -148,11 +154,12 @@ class MaskedPrediction(Objective):
         """Steps of the refinement."""
         return self.refinement
 
-    def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and refine."""
         x, predicted, estimated = torch.empty_like(self.y), [], []
+        networks = [partial(draw, network=k) for k in range(self.networks)] if self.networks > 1 else [draw]
         for n in range(self.pictures):
-            A = yield from self._predict(draw, n, self.masks)
+            A = yield from self._predict(networks, n, self.masks)
             x[n : n + 1], psnr_of_prediction, psnr = self._combine(n, A)
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
@@ -180,7 +187,7 @@ class MaskedPrediction(Objective):
 
     def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
         """Predict the first picture with few masks, and combine it with its noisy samples."""
-        work = self._predict(draw, 0, passes)
+        work = self._predict([draw], 0, passes)
         while True:
             try:
                 next(work)
@@ -206,11 +213,14 @@ class MaskedPrediction(Objective):
             step = torch.tensor(-1 - self.masks - number, device=self.y.device)
             yield masking.masked_crop(self.y, self.step_size[0], self.margin, 1.0, 1, self.seed, step)[0]
 
-    def _predict(self, draw: Callable[[Tensor], Tensor], n: int, masks: int) -> Generator[None, None, Tensor]:
-        """Average predictions of the dropped samples of a picture over masks and orientations: A."""
+    def _predict(
+        self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int
+    ) -> Generator[None, None, Tensor]:
+        """Average predictions of the dropped samples of a picture over masks, orientations and networks: A."""
         predicted, seen = (torch.zeros_like(self.y[:1]) for _ in range(2))
         count = torch.zeros(self.y[:1].shape, dtype=torch.int16, device=self.y.device)
         for number in range(masks):
+            draw = networks[number // ORIENTATIONS % len(networks)]
             for place, image, kept in self._pass(draw, n, number, self.masking.keep):
                 predicted[place] += image * (1 - kept)
                 count[place] += kept < 0.5

@@ -90,6 +90,9 @@ class Objective(ABC):
     pictures : int
         How many pictures of one size are fitted at once: those of `inputs`.  Where there is one, the answer is the
         network at the fixed input z; where there are several, it is what `finish` makes.
+    networks : int
+        How many networks are fitted one after another, each from first weights of its own in its share of the steps.
+        `finish` can draw with each of them; the last one goes on to the answer.
     draws_iterates : bool
         Whether the image of a step is an estimate of the whole picture: an iterate, which can be averaged, and whose
         variance can end the fit.  Otherwise it is a crop, or turned, and `finish` makes the picture.
@@ -104,6 +107,7 @@ class Objective(ABC):
 
     captures = True
     pictures = 1
+    networks = 1
     draws_iterates = True
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
@@ -174,7 +178,7 @@ class Objective(ABC):
         """Make network inputs of the size of a step, which stand for a picture that is large."""
         raise TypeError(f"{type(self).__name__} draws no iterates and must define windows()")
 
-    def finish(self, draw: Callable[[Tensor], Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Make the picture that the answer is fitted to, or several, from the network as the steps have left it.
 
         It yields None after each of its `passes`, so that the fit can show its progress or be interrupted; or what the
@@ -184,7 +188,7 @@ class Objective(ABC):
         ----------
         draw : callable
             Draws the image of a network input, ``(1, channels, h, w)`` of the input's height and width, without
-            gradients.
+            gradients: with the weights of the answer so far, or with those of the ``network`` of that number.
         average : Tensor
             The average of the iterates, ``(1, channels, *size)``; without a value where there are none.
 

@@ -18,6 +18,11 @@ from dip_fast.fitting.objectives import DeepImagePrior, Objective
 from dip_fast.networks.network_input import NetworkInput, draw
 from dip_fast.presets import Recipe
 
+# A network that predicts dropped samples makes about so many steps with each pixel, but not fewer than it needs to
+# learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
+STEPS_A_PIXEL = 0.007
+FEWEST_STEPS = 400
+
 
 def streams(seed: int) -> tuple[int, int, int]:
     """Derive the seeds of the first weights, of the network input, and of what is drawn at each step."""
@@ -75,7 +80,9 @@ def masked_prediction(
     side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
     iterations = recipe.options.iterations
     refinement = round(masking.refinement * iterations)
-    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2])
+    most = max(STEPS_A_PIXEL * len(y) * y.shape[2] * y.shape[3], FEWEST_STEPS)
+    several = max(1, round(iterations / most))
+    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2], several)
 
 
 @fresh_state()
@@ -101,10 +108,14 @@ def prepare(
     require(precision, where)
     objective = target if isinstance(target, Objective) else deep_image_prior(target, recipe, seed=seed)
     in_channels, channels = objective.z.channels, objective.channels
-    own = network is not None
+    own, others = network is not None, []
     if network is None:
         with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
-            network = networks.build(recipe.network, in_channels, channels, **recipe.network_options)
+            network, *more = (
+                networks.build(recipe.network, in_channels, channels, **recipe.network_options)
+                for _ in range(objective.networks)
+            )
+        others = [dict(one.named_parameters()) for one in more]
     chosen = engines.choose(engine, network, where)
     if not own:  # what anybody's network needs is not known
         step_size = objective.step_size if objective.is_large else None
@@ -118,4 +129,5 @@ def prepare(
         reference=reference,
         precision=precision,
         steps_between_syncs=steps_between_syncs,
+        others=others,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -164,6 +164,7 @@ class FitSteps(Steps):
     def __init__(self, problem: Problem, options: FitOptions, *, reads_are_free: bool) -> None:
         super().__init__(problem.device, 4)
         self.problem = problem
+        self.share = options.share(problem.objective.networks)
         self.patience = options.patience * options.iterations if options.stop == "auto" else math.inf
         self.reads_are_free = reads_are_free
         self.captures = problem.objective.captures
@@ -214,7 +215,8 @@ class FitSteps(Steps):
             running = status == RUNNING
             good = running & ~wrong  # all below changes nothing otherwise
             self._held.copy_(~good)
-            self.adam.update(gradients, step.to(self._held), rate, self._held)
+            since = step if self.problem.objective.networks == 1 else (step - 1).remainder(self.share) + 1
+            self.adam.update(gradients, since.to(self._held), rate, self._held)
             after = Variance(*known[2:])
             if self.draws_iterates:
                 self._copy_if(good, self.iterate, crop(x, *self.iterate.shape[2:]))
@@ -250,6 +252,15 @@ class FitSteps(Steps):
         if self.problem.reference is None or not self.draws_iterates:
             return self._no_error
         return mean_square(self.iterate.clamp(0, 1) - self.problem.reference).to(self._no_error)
+
+    @torch.no_grad()
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on with the first weights of another network, by name."""
+        for memory in (self.average, self.best, self.variance.mean, *self.adam.moments):
+            memory.zero_()
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+        self.write(Numbers(steps=self.numbers.steps), RUNNING)
 
     def read(self) -> None:
         """Read the numbers and the status on the host."""

@@ -135,7 +135,7 @@ def _load(state: State, fit: Fit) -> None:
     ValueError
         If it could not.
     """
-    _check(state, fit.options)
+    _check(state, fit)
     state = State(state.tensors, {**state.numbers, **_end(state, fit.options)})
     fit.load_state(state)
     # What is loaded is what was written: no tensor is missing, was converted, or is of another shape.
@@ -150,8 +150,9 @@ def _load(state: State, fit: Fit) -> None:
             raise ValueError(f"{name} is {loaded.dtype} of {[*loaded.shape]}")
 
 
-def _check(state: State, options: FitOptions) -> None:
+def _check(state: State, fit: Fit) -> None:
     """Refuse numbers that no fit has."""
+    options = fit.options
     if not typed.conforms(state.numbers, Counts):
         raise ValueError("numbers of another type")
     numbers, steps = Numbers(*state.numbers["numbers"]), state.numbers["steps"]
@@ -160,7 +161,7 @@ def _check(state: State, options: FitOptions) -> None:
         0 <= steps <= options.iterations
         and numbers.steps == steps
         and numbers.best_step in range(steps + 1)
-        and (steps == 0 or (0 <= numbers.loss_level < LARGEST and 0 <= numbers.variance < LARGEST))
+        and (steps % fit.share == 0 or (0 <= numbers.loss_level < LARGEST and 0 <= numbers.variance < LARGEST))
         and 0 <= state.numbers["seconds"] < LARGEST
         and len(events) <= MAX_FALLBACKS
         and factor == 0.5 ** len(events)
@@ -169,7 +170,8 @@ def _check(state: State, options: FitOptions) -> None:
     history = state.tensors[HISTORY]
     if history.shape != (steps, len(COLUMNS)) or not torch.equal(history[:, 0], torch.arange(1.0, steps + 1).double()):
         raise ValueError(f"the history is not of {steps} steps")
-    if not _follow(numbers, history):
+    restarted = steps < options.iterations and steps % fit.share == 0
+    if not _follow(numbers, history, 0 if restarted else (steps - 1) % fit.share + 1):
         raise ValueError("numbers that do not follow from the history")
     for name, tensor in state.tensors.items():
         known = tensor[:, :3] if name == HISTORY else tensor  # there may be no variance, and no PSNR
@@ -179,11 +181,14 @@ def _check(state: State, options: FitOptions) -> None:
             raise ValueError(f"{name} is negative")
 
 
-def _follow(numbers: Numbers, history: Tensor) -> bool:
-    """Whether the numbers are those that a history leads to: none of them can be another one without a word."""
-    if not len(history):
-        return _same(numbers, Numbers())
-    losses, values = history[:, COLUMNS.index("loss")].tolist(), history[:, COLUMNS.index("variance")].tolist()
+def _follow(numbers: Numbers, history: Tensor, since: int) -> bool:
+    """Whether the numbers are those that a history leads to: none of them can be another one without a word.
+
+    ``since`` is the number of steps of the network that is fitted now.
+    """
+    if not since:
+        return _same(numbers, Numbers(len(history)))
+    losses, values = history[-since:, COLUMNS.index("loss")].tolist(), history[:, COLUMNS.index("variance")].tolist()
     level = losses[0]
     for loss in losses:
         level += 0.1 * (loss - level)
@@ -192,10 +197,11 @@ def _follow(numbers: Numbers, history: Tensor) -> bool:
     else:
         old = numbers.variance if math.isnan(values[-2]) else values[-2]
         variance = numbers.variance
-        value = old + MovingVariance.weights(len(values))[1] * (variance - old)
+        value = old + MovingVariance.weights(len(history))[1] * (variance - old)
     best_step = int(numbers.best_step)
     best = values[best_step - 1] if best_step else math.inf
-    return _same(numbers, Numbers(len(values), level, variance, value, best, best_step)) and _same([value], values[-1:])
+    follows = Numbers(len(history), level, variance, value, best, best_step)
+    return _same(numbers, follows) and _same([value], values[-1:])
 
 
 def _same(numbers: Sequence[float], others: Sequence[float]) -> bool:
