@@ -129,5 +129,20 @@ def encode_png(samples: np.ndarray, icc_profile: bytes | None = None, exif: byte
     return bytes(png[:header] + chunks + png[header:])
 
 
+def decode_png(data: bytes) -> np.ndarray:
+    """Decode a file that `encode_png` made of uint8 samples, (H, W, 1 or 3), at less than half the cost of `read`.
+
+    Raises
+    ------
+    Exception
+        Whatever Pillow raises for what is no such file.
+    """
+    file = Image.open(io.BytesIO(data), formats=("PNG",))
+    check_size(file.height, file.width)
+    if file.mode not in ("L", "RGB"):
+        raise ValueError(f"its pixels are of another kind ({file.mode})")
+    return np.asarray(file).reshape(file.height, file.width, -1)
+
+
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

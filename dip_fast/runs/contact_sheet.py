@@ -1,4 +1,4 @@
-"""Many images on one sheet, each with its label."""
+"""Many images on one sheet, each with its label: first what is compared, then crops of it, then the iterates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,25 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from dip_fast.runs.views import Views, eight_bits, reduced
+
 _MARGIN = 8  # pixels around each tile and label
 _LABEL = 24  # height of a label's line
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.5
+
+
+def sheet_of(views: Views) -> np.ndarray:
+    """Lay out what there is to look at in a run.
+
+    The first row holds the input, the result, their difference, the classical method's picture and the reference; the
+    next ones the same windows of each, pixel for pixel, below; the rest is iterates.
+    """
+    tiles = views.compared()
+    columns = len(tiles)
+    for window in views.windows:
+        tiles += [(window.name, part) for _, part in views.compared(window.of)]
+    tiles += [(f"step {step}", image) for step, image in views.iterates.items()]
+    return contact_sheet([image for _, image in tiles], [label for label, _ in tiles], columns=columns)
 
 
 def contact_sheet(
@@ -20,7 +36,7 @@ def contact_sheet(
     Parameters
     ----------
     images : sequence of numpy.ndarray
-        Float images in [0, 1], ``(H, W, C)`` with C 1 or 3; sizes may differ.
+        Images ``(H, W, C)`` with C 1 or 3, floats in [0, 1] or uint8; sizes may differ.
     labels : sequence of str
         One for each image; a long one is set smaller.
     columns : int
@@ -58,9 +74,9 @@ def contact_sheet(
 
 def _fitted(image: np.ndarray, tile: int) -> np.ndarray:
     """Scale to fit the tile; uint8 (h, w, 3)."""
-    pixels = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0, 1)
     scale = tile / max(image.shape[:2])
-    scale, method = (float(int(scale)), cv2.INTER_NEAREST) if scale >= 1 else (scale, cv2.INTER_AREA)
-    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-    resized = cv2.resize(pixels, (width, height), interpolation=method).reshape(height, width, -1)
-    return np.broadcast_to(np.rint(resized * 255), (height, width, 3)).astype(np.uint8)
+    if scale >= 1:
+        small = eight_bits(image).repeat(int(scale), axis=0).repeat(int(scale), axis=1)
+    else:
+        small = reduced(image, tile)
+    return np.broadcast_to(small, (*small.shape[:2], 3))
