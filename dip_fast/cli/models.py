@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dip_fast.cli.output import put, show
 from dip_fast.cli.parameters import Choice, Named, debug_option, json_option
 from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, ReplayDiffersError, UsageError
+from dip_fast.runs import commands
 
 
 def model_formats() -> Mapping[str, Any]:
@@ -65,7 +65,7 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
     for path in written.get("inputs", ()):
         show(f"input: {path}")
     if "inputs" not in written:
-        show(f"replay: {replay_line(written)}")
+        show(f"replay: {commands.replay(written)}")
     return 0
 
 
@@ -108,9 +108,3 @@ def replay(as_json: bool, model: Path, **options: Any) -> int:
     if summary["verdict"] == "differs":
         raise ReplayDiffersError(f"{model} does not draw the picture that it was kept for: {summary['text']}")
     return 0
-
-
-def replay_line(model: dict[str, Any]) -> str:
-    """Write the command that draws a model's picture again."""
-    path = model["path"] if not model["path"].startswith("-") else f"./{model['path']}"
-    return f"dip-fast replay {shlex.quote(path)}{' --trust' if model_formats()[model['format']].runs_code else ''}"

@@ -41,6 +41,13 @@ def say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+def greet() -> None:
+    """Show on a terminal that the program is there, before it loads what takes long; the next line takes its place."""
+    with contextlib.suppress(OSError, ValueError):  # a closed stream
+        if sys.stderr.isatty():
+            print("loading ...", end="\r", file=sys.stderr, flush=True)
+
+
 def standard_input() -> bytes:
     """Read a picture's content from standard input.
 

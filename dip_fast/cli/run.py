@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dip_fast.cli.models import model_formats, replay_line
-from dip_fast.cli.output import put, show, standard_input
+from dip_fast.cli.models import model_formats
+from dip_fast.cli.output import greet, put, show, standard_input
 from dip_fast.cli.parameters import Choice, Formats, Named, debug_option, json_option, task_parameters
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.names import DEVICES, PRECISIONS, STOPS, UPSAMPLINGS
 from dip_fast.networks import NETWORKS
 from dip_fast.presets import PRESETS
+from dip_fast.runs import commands
 from dip_fast.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Run(click.Command):
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Print loss and stopping statistic of the steps.")
 @json_option
+@click.option(
+    "--json-events",
+    is_flag=True,
+    help="Print what happens as JSON on standard output, a line each: notes, progress, and at the end the summary.",
+)
 @debug_option
 def run(
     picture: str,
@@ -113,22 +119,29 @@ def run(
     quiet: bool,
     verbose: bool,
     as_json: bool,
+    json_events: bool,
     **options: Any,
 ) -> int:
     """Restore PICTURE, one damaged picture; - reads standard input and writes standard output.
 
-    The folder of the run holds result.png (result.tif for TIFF and float pictures), snapshots of the iterates, a
-    contact sheet, the history as a table and as a plot, run.json with all that is needed to repeat the run, a
-    checkpoint for --resume, and model.onnx, which draws the result again: dip-fast replay, or onnxruntime alone.
+    The folder of the run holds result.png (result.tif for TIFF and float pictures), report.html to look at it in a
+    browser, snapshots of the iterates, a contact sheet, the history as a table and as a plot, run.json with all that
+    is needed to repeat the run, a checkpoint for --resume, and model.onnx, which draws the result again: dip-fast
+    replay, or onnxruntime alone.
     Ctrl-C, SIGTERM and SIGHUP end the fit after its step; what there is by then is written.
 
     Exit codes: 0 done; 1 failed, also where a file could not be written (the message says where the result is then);
     2 wrong usage or input; 130 stopped by the user.
     """
+    if not quiet and not json_events:
+        greet()
     from_stdin = picture == "-"
     _check_folder(out)
     if from_stdin:
-        _check_filter(out, as_json=as_json, resume=resume, export=export)
+        _check_filter(out, json="json_events" if json_events else as_json and "json", resume=resume, export=export)
+    if as_json and json_events:
+        both = Argument("json_events", True), Argument("json", True)
+        raise UsageError("{} prints the summary too; leave out {}", *both)
     with importing():
         from dip_fast.device.memory import keep_memory
 
@@ -161,10 +174,12 @@ def run(
             verbose=verbose,
             export=export,
         )
-        summary = restore(request, _speaker(quiet))
+        emit = _emit if json_events else None
+        summary = restore(request, _noter(emit) if emit else _speaker(quiet), emit)
         if from_stdin:
             _write_to_stdout(Path(summary.result), keep=kept is not None)
-    return _report(summary, as_json=as_json, quiet=quiet, from_stdin=from_stdin, kept=kept is not None)
+    facts = {"event": "done", **asdict(summary)} if json_events else asdict(summary) if as_json else None
+    return _report(summary, facts, quiet=quiet or json_events, from_stdin=from_stdin, kept=kept is not None)
 
 
 def _check_folder(out: Path | None) -> None:
@@ -179,11 +194,11 @@ def _check_folder(out: Path | None) -> None:
         )
 
 
-def _check_filter(out: Path | None, *, as_json: bool, resume: bool, export: tuple[str, ...] | None) -> None:
+def _check_filter(out: Path | None, *, json: str | bool, resume: bool, export: tuple[str, ...] | None) -> None:
     """Refuse options that have no meaning where the picture comes from standard input."""
-    if as_json:
+    if json:
         raise UsageError(
-            "{} and a result on standard output exclude each other; name the picture's file", Argument("json", True)
+            "{} and a result on standard output exclude each other; name the picture's file", Argument(str(json), True)
         )
     if resume and out is None:
         raise UsageError(
@@ -208,6 +223,17 @@ def _speaker(quiet: bool) -> Any:
     return say
 
 
+def _emit(event: dict[str, Any]) -> None:
+    """Print an event; a program that takes them no more is no reason to lose the fit."""
+    with contextlib.suppress(DipFastError):
+        show(json.dumps(event, allow_nan=False))
+
+
+def _noter(emit: Any) -> Any:
+    """Make the function that hands on lines for the user as events."""
+    return lambda line: emit({"event": "note", "text": line})
+
+
 def _write_to_stdout(result: Path, *, keep: bool) -> None:
     """Copy the result to standard output; where that fails, the message says where it is."""
     from dip_fast.runs.folder import write_elsewhere
@@ -219,15 +245,15 @@ def _write_to_stdout(result: Path, *, keep: bool) -> None:
         raise DipFastError(f"{error}; the result is in {safe}") from error
 
 
-def _report(summary: Summary, *, as_json: bool, quiet: bool, from_stdin: bool, kept: bool) -> int:
-    """Print what a run gave, and choose the exit code."""
+def _report(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, from_stdin: bool, kept: bool) -> int:
+    """Print what a run gave, in words or as these facts, and choose the exit code."""
     say = _speaker(quiet)
-    models = [f"replay: {replay_line(dict(model))}" for model in summary.models]
+    models = [f"replay: {commands.replay(model)}" for model in summary.models]
     try:
         if from_stdin:
             say(_figures(summary))
-        elif as_json:
-            show(json.dumps(asdict(summary), allow_nan=False))
+        elif facts is not None:
+            show(json.dumps(facts, allow_nan=False))
         elif not quiet:
             show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
     except DipFastError as error:

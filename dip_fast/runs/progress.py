@@ -1,12 +1,14 @@
-"""The progress of a fit: a bar on a terminal, plain lines anywhere else."""
+"""The progress of a fit: a bar on a terminal, plain lines anywhere else, events for other programs."""
 
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,6 +17,10 @@ from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.results import COLUMNS
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_EVENTS = 0.5
+WIDTH = 80  # columns that the bar takes, where the terminal is no narrower
+
+Emit = Callable[[dict[str, Any]], None]  # hands an event to another program
 
 
 class Progress:
@@ -32,12 +38,21 @@ class Progress:
         Whether to show nothing.
     verbose : bool
         Whether to show steps, loss and stopping statistic in place of what a user understands.
+    emit : callable, optional
+        Takes the progress as events, in place of what is shown.
     """
 
     every = 0  # at whatever step the fit is
 
     def __init__(
-        self, fit: Fit, say: Callable[[str], None], doing: str, *, quiet: bool = False, verbose: bool = False
+        self,
+        fit: Fit,
+        say: Callable[[str], None],
+        doing: str,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        emit: Emit | None = None,
     ) -> None:
         self.say = say
         self.doing = doing
@@ -46,10 +61,9 @@ class Progress:
         self.events = len(fit.events)
         self.started = self.printed = time.monotonic()
         self.quiet = quiet
-        on_terminal = not quiet and sys.stderr.isatty()
-        self.bar = (
-            tqdm(total=steps_in_all(fit), initial=self.first, file=sys.stderr, unit="step") if on_terminal else None
-        )
+        self.emit = emit
+        on_terminal = not quiet and emit is None and sys.stderr.isatty()
+        self.bar = _bar(fit) if on_terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -74,9 +88,15 @@ class Progress:
             self.bar.set_description_str(self.stage(fit), refresh=False)
             self.bar.set_postfix_str(self.figures(fit), refresh=False)
             self.bar.update(done - self.bar.n)
-        elif not self.quiet and (now - self.printed >= SECONDS_BETWEEN_LINES or done in (self.first + 1, total)):
-            self.printed = now
-            rate = (done - self.first) / max(now - self.started, 1e-9)
+            return
+        between = SECONDS_BETWEEN_LINES if self.emit is None else SECONDS_BETWEEN_EVENTS
+        if now - self.printed < between and done not in (self.first + 1, total):
+            return
+        self.printed = now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        if self.emit is not None:
+            self.emit(self.event(fit, (total - done) / rate if rate > 0 else None))
+        elif not self.quiet:
             left = tqdm.format_interval((total - done) / rate) if rate > 0 else "?"
             shown = [f"{self.stage(fit)} {done * 100 // total}%"]
             if self.verbose:
@@ -86,6 +106,22 @@ class Progress:
     def stage(self, fit: Fit) -> str:
         """Name what the fit does now."""
         return "finishing" if fit.polish_steps or fit.passes else self.doing
+
+    def event(self, fit: Fit, left: float | None) -> dict[str, Any]:
+        """Describe the last step for another program; what is not known is None."""
+        row = dict(zip(COLUMNS, fit.rows[-1], strict=True)) if fit.rows else {}
+        known = {name: value for name, value in row.items() if not math.isnan(value)}
+        return {
+            "event": "progress",
+            "stage": self.stage(fit),
+            "done": steps_done(fit),
+            "total": steps_in_all(fit),
+            "step": fit.steps,
+            "seconds_left": None if left is None else round(left, 1),
+            "loss": known.get("loss"),
+            "psnr": known.get("psnr"),
+            "estimated_psnr": fit.estimated_psnr(),
+        }
 
     def figures(self, fit: Fit) -> str:
         """Describe the last step: its quality as far as it is known, or all of its figures."""
@@ -100,3 +136,14 @@ class Progress:
         if (estimated := fit.estimated_psnr()) is not None:
             shown.append(f"about {estimated:.1f} dB")
         return ", ".join(shown)
+
+
+def _bar(fit: Fit) -> tqdm:
+    """Make the bar: what is done, how much of it, the time that is left, the quality so far."""
+    return tqdm(
+        total=steps_in_all(fit),
+        initial=steps_done(fit),
+        file=sys.stderr,
+        ncols=min(WIDTH, shutil.get_terminal_size().columns),
+        bar_format="{desc}{percentage:4.0f}% |{bar}| {remaining} left{postfix}",
+    )

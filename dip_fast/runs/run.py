@@ -29,7 +29,7 @@ from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.job import Job, complete, extended, resumed, start
-from dip_fast.runs.progress import Progress
+from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.tasks import TASKS, Data, Task
@@ -98,7 +98,7 @@ class Material:
     identity: dict[str, dict[str, Any]]
 
 
-def run(request: Request, say: Say) -> Summary:
+def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
     """Restore a picture.
 
     Parameters
@@ -106,6 +106,8 @@ def run(request: Request, say: Say) -> Summary:
     request : Request
     say : callable
         Prints a line for the user.
+    emit : callable, optional
+        Takes the progress as events, in place of what is shown.
 
     Returns
     -------
@@ -157,7 +159,7 @@ def run(request: Request, say: Say) -> Summary:
                 say(f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again")
                 if stored.versions != record.versions:
                     say(f"the run was started with {stored.versions}, which may make a difference")
-            progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose)
+            progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose, emit=emit)
             with _failures(folder, record, fit):
                 _fit(fit, folder, record, progress)
                 return finish(fit, folder, record, material.picture, material.data, material.reference, formats)
