@@ -44,7 +44,7 @@ for path in building["read_sources"](ROOT / "csrc"):
 setup(
     packages=[*find_packages(include=["dip_fast*"]), *sources],
     package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
-    package_data={**sources, "dip_fast": ["py.typed", "data/*.json"]},
+    package_data={**sources, "dip_fast": ["py.typed", "data/*"]},
     include_package_data=False,  # else csrc/test, which only the source distribution needs, would come too
     ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
     cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},

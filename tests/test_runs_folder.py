@@ -17,7 +17,7 @@ from dip_fast.runs.record import Record
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input", "small")
 
-WRITTEN = ("run.json", "result.png", "model.onnx", "checkpoint.safetensors", "history.csv", "contact_sheet.png")
+WRITTEN = ("run.json", "result.png", "model.onnx", "checkpoint.safetensors", "history.csv", "report.html")
 
 
 def contents(folder):

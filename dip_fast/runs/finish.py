@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,20 +10,19 @@ import cv2
 import numpy as np
 
 from dip_fast import pictures
-from dip_fast.errors import DipFastError, UsageError
+from dip_fast.errors import DipFastError
 from dip_fast.fitting import Fit, Result
 from dip_fast.models import fitted, writing
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Extras, Kind, Picture, metrics
 from dip_fast.pictures.files import one_line
-from dip_fast.runs import reporting
-from dip_fast.runs.contact_sheet import contact_sheet
+from dip_fast.runs import report, reporting, views
+from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.folder import Folder
 from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
-from dip_fast.tasks import TASKS, Baseline, Data
+from dip_fast.tasks import TASKS, Baseline, Data, Task
 
-MAX_TILES = 14  # iterates on the contact sheet, chosen evenly
 MAX_BASELINE_PIXELS = 2**22  # a classical method takes a second a megapixel; beyond this it is left out
 
 
@@ -69,13 +68,20 @@ def finish(
             with folder.attempt(f"the {name} file"):
                 target = folder.place / f"model{FORMATS[name].suffix}"
                 models.append(cast(ModelFile, writing.write(finished.drawing, target, name, threads=job.threads)))
-    baseline = None
-    if data.image.shape[0] * data.image.shape[1] <= MAX_BASELINE_PIXELS:
-        with folder.attempt(f"the picture of the classical method of {task.name}"):
-            baseline = task.baseline(data, job.options)
+    baseline = baseline_of(task, data, job.options, folder)
     folder.write("history.csv", lambda: reporting.history_csv(result.history))
     folder.write("history.png", lambda: reporting.history_plot(result.history, result.best_step))
-    folder.write("contact_sheet.png", lambda: _contact_sheet(folder, data.image, finished.image, baseline, reference))
+    shown = None
+    with folder.attempt("what there is to look at"):
+        shown = views.collect(
+            data.image,
+            kind.to_unit(finished.samples),  # as it is in the file, from which the report may be written again
+            baseline=baseline,
+            reference=reference,
+            known=task.known(data),
+            snapshots=folder.snapshots(),
+        )
+        folder.write("contact_sheet.png", lambda: reporting.preview(sheet_of(shown)))
     before, reached = _quality(data.image, reference), _quality(finished.image, reference)
     summary = Summary(
         result=str(written),
@@ -103,8 +109,19 @@ def finish(
     record.seconds_per_step = result.seconds / result.steps
     record.events = result.events
     record.summary = summary
+    if shown is not None:
+        named = str(folder.place)
+        folder.write(report.NAME, lambda: report.page(record, shown, result.history, named))
     folder.write(NAME, record.json)
     return summary
+
+
+def baseline_of(task: Task, data: Data, options: Mapping[str, Any], folder: Folder) -> Baseline | None:
+    """Compute what a classical method makes of the picture, where that is cheap."""
+    if data.image.shape[0] * data.image.shape[1] <= MAX_BASELINE_PIXELS:
+        with folder.attempt(f"the picture of the classical method of {task.name}"):
+            return task.baseline(data, options)
+    return None
 
 
 def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
@@ -150,27 +167,3 @@ def _library() -> str:
     import torch
 
     return f"torch {torch.__version__}"
-
-
-def _contact_sheet(
-    folder: Folder,
-    image: np.ndarray,
-    result: np.ndarray,
-    baseline: Baseline | None,
-    reference: np.ndarray | None,
-) -> bytes:
-    """Lay input, iterates, result, the classical method's picture and the reference side by side."""
-    shown = list(folder.snapshots().items())
-    if len(shown) > MAX_TILES:
-        shown = [shown[i] for i in np.linspace(0, len(shown) - 1, MAX_TILES).round().astype(int)]
-    tiles = [("input", image)]
-    for step, path in shown:
-        with contextlib.suppress(UsageError):  # the disk was full when it was written, or the user took it away
-            tiles.append((f"step {step}", pictures.read_picture(path).image))
-    tiles.append(("result", result))
-    if baseline is not None:
-        tiles.append((baseline.name, baseline.image))
-    if reference is not None:
-        tiles.append(("reference", reference))
-    sheet = contact_sheet([image for _, image in tiles], [label for label, _ in tiles])
-    return reporting.preview(sheet)

@@ -17,6 +17,7 @@ from dip_fast.models.formats import FORMATS
 from dip_fast.pictures import write_atomically, write_in
 from dip_fast.pictures.files import TEMPORARY, one_line
 from dip_fast.pictures.formats import written_suffixes
+from dip_fast.runs import report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.record import NAME, Record
 
@@ -194,6 +195,17 @@ class Folder:
             self.say(f"{error}; going on without it")
         self.problems.append(str(error))
 
+    def rewrite(self, name: str, data: bytes) -> Path:
+        """Write a file of the run anew, in a folder that was locked and checked.
+
+        Raises
+        ------
+        DipFastError
+            If it cannot be written.
+        """
+        self._write(name, data)
+        return self.place / name
+
     def write_result(self, name: str, data: bytes) -> Path:
         """Write the result here or, where that fails, wherever it can be written."""
         if self._snapshots is not None:  # the fit is over; this leaves a descriptor where there are no more
@@ -241,7 +253,7 @@ def _own() -> list[str]:
     """List what a run may leave in its folder, besides the record and the snapshots."""
     results = [f"result{suffix}" for suffix in written_suffixes()]
     models = [f"model{entry.suffix}" for entry in FORMATS.values()]
-    return [CHECKPOINT, *results, *models, "contact_sheet.png", "history.csv", "history.png"]
+    return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.png"]
 
 
 def write_elsewhere(name: str, data: bytes) -> Path:

@@ -25,6 +25,10 @@ MAX_BYTES = 2**24  # those of a long run are a few thousand
 WITHOUT_STEPS = ("snapshot_every", "keep_metadata")
 
 
+class UnreadableError(ValueError):
+    """A record that is damaged, or of another version; its text says which."""
+
+
 class ModelFile(TypedDict):
     """A model file, as `dip_fast.models.writing.write` describes it."""
 
@@ -126,6 +130,8 @@ class Record:
         The recipe that these settings stand for.
     inputs : dict of str to dict
         Name, size and SHA-256 of the picture, of the other inputs and of the reference.
+    files : dict of str to str
+        Where each of these was, as the user named it: a path, or a description; ``-`` for standard input.
     versions : dict of str to str
         Versions of the libraries that made it.
     python, platform, started, ended : str
@@ -144,6 +150,7 @@ class Record:
     settings: Job
     recipe: dict[str, Any]
     inputs: dict[str, dict[str, Any]]
+    files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
     python: str = field(default_factory=platform.python_version)
     platform: str = field(default_factory=platform.platform)
@@ -181,27 +188,43 @@ class Record:
         UsageError
             If there is none, or it is damaged or of another version.
         """
-        path, again = folder / NAME, Argument("overwrite", True)
         try:
-            data = read_regular(path, MAX_BYTES)
-            if data is None:
-                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-            document = typed.parse(data)
+            return cls.load(folder)
         except FileNotFoundError as error:
             raise UsageError(
                 "nothing to resume: {} holds no {}; leave out {}", folder, NAME, Argument("resume", True)
             ) from error
+        except UnreadableError as error:
+            raise UsageError(
+                "cannot resume: {} {}; start again with {}", folder / NAME, error, Argument("overwrite", True)
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path) -> Record:
+        """Read the record of a run, for whatever purpose.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        UnreadableError
+            If it is damaged or of another version.
+        """
+        try:
+            data = read_regular(folder / NAME, MAX_BYTES)
+            if data is None:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            document = typed.parse(data)
+        except FileNotFoundError:
+            raise
         except (OSError, UsageError, ValueError, RecursionError) as error:
-            what = one_line(str(error))[:200]
-            raise UsageError("cannot resume: {} is unreadable ({}); start again with {}", path, what, again) from error
+            raise UnreadableError(f"is unreadable ({one_line(str(error))[:200]})") from error
         if not isinstance(document, dict):
-            raise UsageError("cannot resume: {} is not a run's record; start again with {}", path, again)
+            raise UnreadableError("is not a run's record")
         try:
             return cls._parse(document)
         except typed.DAMAGE as error:
-            raise UsageError(
-                "cannot resume: {} is damaged, or not of this version; start again with {}", path, again
-            ) from error
+            raise UnreadableError("is damaged, or not of this version") from error
 
     @classmethod
     def _parse(cls, document: dict[str, Any]) -> Record:

@@ -24,7 +24,7 @@ from dip_fast.models.formats import FORMATS, require
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Kind, Picture
 from dip_fast.pictures.files import one_line
-from dip_fast.runs import checkpoints
+from dip_fast.runs import checkpoints, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
@@ -74,6 +74,13 @@ class Request:
         if self.out is not None:
             return self.out
         return Path("runs") / (self.source.stem if isinstance(self.source, Path) else "stdin")
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Where the picture and the other files are, as the user named them."""
+        picture = str(self.source) if isinstance(self.source, Path) else "-"
+        reference = {} if self.reference is None else {"reference": str(self.reference)}
+        return {"picture": picture, **{name: str(path) for name, path in self.inputs.items()}, **reference}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +141,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         stored = Record.read(request.folder) if request.resume else None
         job = _job(request, stored)
         task = TASKS[job.task]
-        material = _read(request, job, task)
+        material = read(request, job, task)
         if stored is not None:
             _require_same(stored, job, material)
             job = extended(job, material.picture.size, request.asked.get("iterations"))
@@ -145,7 +152,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         torch.set_num_threads(job.threads)
         fit = start(job, material.data, material.reference)
         folder.check_room(_bytes_on_disk(fit, job, len(formats)))
-        record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity)
+        record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity, request.files)
         checkpoint = request.folder / CHECKPOINT
         if stored is not None:
             record.started = stored.started
@@ -175,7 +182,7 @@ def _job(request: Request, stored: Record | None) -> Job:
     return job
 
 
-def _read(request: Request, job: Job, task: Task) -> Material:
+def read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
     picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata, missing=task.may_miss)
     reference = None
@@ -267,8 +274,8 @@ def _bytes_on_disk(fit: Fit, job: Job, models: int) -> int:
     state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
     snapshots = fit.options.iterations // job.snapshot_every if job.snapshot_every else 0
     model = 2 * weights + fit.z.nbytes + 3 * image + 2**18
-    # 2**20: sheet, plot and tables
-    return 4 * state + snapshots * image // 4 + 2 * image + models * model + 2**20
+    # 2**21: sheet, plot and tables
+    return 4 * state + snapshots * image // 4 + 2 * image + models * model + report.MAX_BYTES + 2**21
 
 
 def _require_same(stored: Record, job: Job, material: Material) -> None:
@@ -305,10 +312,15 @@ def _reference(path: Path, kind: Kind) -> np.ndarray:
             f"the reference {reference.name} has {reference.channels} channels and the picture {kind.channels}; "
             "give one of the same kind"
         )
-    if reference.kind.dtype != kind.dtype:
-        return reference.image
-    (low, high), (own_low, own_high) = kind.value_range, reference.kind.value_range
-    return ((own_low + reference.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
+    return in_range(reference, kind)
+
+
+def in_range(picture: Picture, kind: Kind) -> np.ndarray:
+    """Scale a picture's image to the range of a kind, where the samples of both are of one type."""
+    if picture.kind.dtype != kind.dtype:
+        return picture.image
+    (low, high), (own_low, own_high) = kind.value_range, picture.kind.value_range
+    return ((own_low + picture.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
 
 
 @contextlib.contextmanager
