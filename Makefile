@@ -8,6 +8,7 @@
 # make test-replay   replay an ONNX file where there is no PyTorch
 # make test-gpu   the tests that need a GPU, skipped with the reason where there is none
 # make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
+# make test-browser   look at the report in a browser; needs Debian's package chromium
 # make test-slow, make clean
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/te
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models docs lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser docs lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -68,6 +69,11 @@ test-models:
 	.venv-models/bin/pip install --quiet --requirement requirements/dev.txt --requirement requirements/models.txt
 	.venv-models/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	.venv-models/bin/pytest -m slow tests/test_other_models.py
+
+# Without DIP_FAST_SCREENSHOT=docs/images/report.png the picture in docs/report.md stays as it is.
+test-browser: .venv/installed
+	$(BIN)/pip install --quiet --requirement requirements/browser.txt
+	$(BIN)/pytest -rs tests/test_report_browser.py
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:
