@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dip_fast.fitting import Fit, fit, linear
     from dip_fast.fitting.degradations import Degradation, Identity, Mask, Operator
     from dip_fast.fitting.results import Result
-    from dip_fast.inverse import deblur, dejpeg, superres
+    from dip_fast.inverse import deblur, dejpeg, guided, superres
     from dip_fast.models.exporting import export
     from dip_fast.models.replaying import replay
     from dip_fast.ops.fuse import fuse, fusion_report, unfuse
@@ -43,6 +43,7 @@ __all__ = [
     "fit",
     "fuse",
     "fusion_report",
+    "guided",
     "inpaint",
     "linear",
     "replay",
@@ -65,7 +66,7 @@ _HOME = {
         "linear",
     ),
     "errors": ("DipFastError", "UsageError"),
-    "inverse": ("deblur", "dejpeg", "superres"),
+    "inverse": ("deblur", "dejpeg", "guided", "superres"),
     "models.exporting": ("export",),
     "ops.fuse": ("fuse", "fusion_report", "unfuse"),
     "ops.modules": ("UpsampleConv2d",),

@@ -1,4 +1,7 @@
-"""Functions on arrays and files that undo what happened to a picture: a reduction in size, a blur, compression."""
+"""Functions on arrays and files that undo what happened to a picture: a reduction in size, a blur, compression.
+
+`guided` also draws from another picture of the same scene.
+"""
 
 from __future__ import annotations
 
@@ -159,6 +162,96 @@ def deblur(
         {"kernel": kernel if isinstance(kernel, str) else np.asarray(kernel)},
         Layout(channel_axis),
         callbacks,
+        preset=preset,
+        iterations=iterations,
+        stop=stop,
+        seed=seed,
+        device=device,
+        engine=engine,
+        precision=precision,
+    )
+
+
+def guided(
+    image: np.ndarray,
+    guide: np.ndarray,
+    scale: int = 1,
+    *,
+    kernel: np.ndarray | str | None = None,
+    preset: str | None = None,
+    iterations: int | None = None,
+    stop: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "tf32",
+    channel_axis: int | None = None,
+    callbacks: Sequence[Callable[[Fit], None]] = (),
+) -> np.ndarray:
+    """Restore or enlarge an image with a network that draws it from another image of the same scene.
+
+    Parameters
+    ----------
+    image : ndarray
+        As in `denoise`: a picture taken without flash, a depth map, colours of fewer pixels.
+    guide : ndarray
+        What has the edges that the image lacks, such as the picture taken with flash: ``(H, W)``, or of three
+        dimensions with any number of channels, on ``channel_axis`` where that is given and last where it is not.
+        Finite numbers of any range, pixel on pixel with the result.
+    scale : int
+        How many times larger than the image the guide and the result are, from 1 to 16.
+    kernel : ndarray or str, optional
+        How the image was reduced, as in `superres`, bicubic by default; at a scale of 1 how it was blurred, as in
+        `deblur`, not at all by default.
+    preset : str, optional
+        As in `inpaint`; its learning rate, its steps and its perturbation are those of the task.
+    stop : {"auto", "never"}, optional
+        As in `denoise`; ``"never"`` by default where the scale is more than 1.
+    iterations, seed, device, engine, precision, channel_axis, callbacks
+        As in `denoise`.
+
+    Returns
+    -------
+    ndarray
+        A new array of the guide's height and width, with the channels, the dtype and the range of the image.
+
+    Raises
+    ------
+    ValueError
+        As in `denoise`, and for another scale or a guide that is not as above.
+    TypeError
+        For an image of another dtype.
+
+    Notes
+    -----
+    Minimises ``||A(f(guide)) - image||^2`` over the weights of a network f, with A the reduction or blur.
+
+    References
+    ----------
+    D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import dip_fast
+    >>> photo = np.tile(np.linspace(0, 1, 64), (48, 1))
+    >>> depth = photo[::2, ::2].round(1)
+    >>> dip_fast.guided(depth, photo, 2, iterations=3).shape
+    (48, 64)
+    """
+    guide = np.asarray(guide)
+    if channel_axis is not None and guide.ndim == 3:
+        guide = np.moveaxis(guide, channel_axis, -1)
+    inputs: dict[str, np.ndarray | str] = {"guide": guide}
+    if kernel is not None:
+        inputs["kernel"] = kernel if isinstance(kernel, str) else np.asarray(kernel)
+    return restore(
+        "guided",
+        image,
+        inputs,
+        Layout(channel_axis),
+        callbacks,
+        scale=scale,
         preset=preset,
         iterations=iterations,
         stop=stop,

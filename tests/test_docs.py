@@ -100,7 +100,7 @@ def test_command_lines_parse(page):
 
 
 EXAMPLES = ["README", *(f"docs/{page}" for page in ("quickstart", "python", "physics", "presets"))]
-EXAMPLES += [f"docs/tasks/{name}" for name in ("denoise", "inpaint", "superres", "deblur", "jpeg")]
+EXAMPLES += [f"docs/tasks/{name}" for name in ("denoise", "inpaint", "superres", "deblur", "jpeg", "guided")]
 
 
 @pytest.mark.usefixtures("place", "small")
@@ -122,7 +122,8 @@ def test_python_examples_run(page, monkeypatch):
         "noisy": noisy,
         "holed": noisy,
         "small": noisy,
-        "blurred": noisy,
+        **dict.fromkeys(("blurred", "dark", "flash", "depth"), noisy),
+        "photo": noisy.repeat(4, axis=0).repeat(4, axis=1),
         "known": noisy[..., 0] > 9,
         "dip_fast": dip_fast,
         "model": UpsampleConv2d(2, 2),

@@ -16,7 +16,9 @@ TASKS = {
     "superres": ("small.png", "--task", "superres", "--scale", "3", "--kernel", "lanczos"),
     "deblur": ("small.png", "--kernel", "gaussian:1.2"),
     "jpeg": ("small.jpg", "--task", "jpeg"),
+    "guided": ("small.png", "--guide", "large.png", "--scale", "3"),
 }
+INPUTS: dict[str, set[str]] = {"superres": {"kernel"}, "deblur": {"kernel"}, "jpeg": set(), "guided": {"guide"}}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def run(dip, *arguments, code=0):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task):
-    reference = "large.png" if task == "superres" else "small.png"
+    reference = "large.png" if task in ("superres", "guided") else "small.png"
     run(dip, *TASKS[task], "--reference", reference, "--out", "out")
     found = record("out")
     with Image.open("out/result.png") as result, Image.open(reference) as clean:
@@ -45,7 +47,7 @@ def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task):
     assert found["settings"]["task"] == task
     assert found["summary"]["psnr"] > 5
     assert found["summary"]["baseline"]["psnr"] > 15
-    assert ("kernel" in found["inputs"]) == (task != "jpeg")
+    assert found["inputs"].keys() - {"picture", "reference"} == INPUTS[task]
     assert dip("replay", "out/model.onnx", "--out", "again.png").code == 0
     with Image.open("again.png") as again:
         np.testing.assert_array_equal(np.asarray(again), written)

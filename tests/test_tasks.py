@@ -21,6 +21,7 @@ def test_task_follows_from_the_inputs():
     assert choose(None, ["mask"]).name == "inpaint"
     assert choose("inpaint", ["mask"]).name == "inpaint"
     assert choose(None, ["kernel"]).name == "deblur"
+    assert choose(None, ["guide"]).name == "guided"
     assert choose("superres", ["kernel"]).name == choose("superres", []).name == "superres"
 
 
@@ -38,7 +39,7 @@ def test_task_follows_from_the_inputs():
         (
             "unblur",
             [],
-            "task must be one of denoise, inpaint, superres, deblur, jpeg, got 'unblur'; did you mean deblur?",
+            "task must be one of denoise, inpaint, superres, deblur, jpeg, guided, got 'unblur'; did you mean deblur?",
             "task must be one of",
         ),
     ],

@@ -157,11 +157,17 @@ def task_parameters(tasks: Mapping[str, Any]) -> Iterator[click.Option]:
             entries.setdefault(entry.name, {})[task.name] = entry
     for by_task in entries.values():
         first = next(iter(by_task.values()))
-        tasks_by_text = {entry.help: name for name, entry in by_task.items()}
-        text = first.help
+        defaults = {getattr(entry, "default", None) for entry in by_task.values()}
+        tasks_by_text = {_text(entry, with_default=len(defaults) > 1): name for name, entry in by_task.items()}
+        text = next(iter(tasks_by_text))
         if len(tasks_by_text) > 1:
             text = "  ".join(f"With {name}: {text}" for text, name in tasks_by_text.items())
-        yield _option(first, text) if hasattr(first, "type") else _input(first, text)
+        yield _option(first, text, with_default=len(defaults) == 1) if hasattr(first, "type") else _input(first, text)
+
+
+def _text(entry: Any, *, with_default: bool) -> str:
+    """Write the help of a task's entry, with its default where another task has another one."""
+    return f"{entry.help[:-1]}, {entry.default} by default." if with_default else str(entry.help)
 
 
 def _input(entry: Any, text: str) -> click.Option:
@@ -170,11 +176,11 @@ def _input(entry: Any, text: str) -> click.Option:
     return click.Option([f"--{entry.name.replace('_', '-')}"], type=click.Path(path_type=Path), help=text)
 
 
-def _option(entry: Any, text: str) -> click.Option:
+def _option(entry: Any, text: str, *, with_default: bool) -> click.Option:
     name = f"--{entry.name.replace('_', '-')}"
     if entry.type is bool:
         state = "on" if entry.default else "off"
         return click.Option([f"{name}/--no-{name[2:]}", entry.name], default=None, help=f"{text}  [default: {state}]")
     kind = Choice(list(entry.type)) if isinstance(entry.type, tuple) else entry.type
-    text = text if entry.default is None else f"{text}  [default: {entry.default}]"
+    text = f"{text}  [default: {entry.default}]" if with_default and entry.default is not None else text
     return click.Option([name, entry.name], type=kind, default=None, help=text)

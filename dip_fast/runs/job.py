@@ -72,7 +72,7 @@ class Job:
 
     def recipe(self, size: tuple[int, int]) -> Recipe:
         """Change the preset's recipe as the settings say, for a picture of this height and width."""
-        recipe = PRESETS[self.preset].recipe
+        recipe = TASKS[self.task].adapted(PRESETS[self.preset].recipe, self.options)
         network_options = dict(recipe.network_options)
         if self.upsampling is not None:
             network_options["upsampling"] = self.upsampling
@@ -108,7 +108,7 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
     wanted = asked.pop("precision", "tf32")
     precision.require(wanted, device)
     preset = asked.pop("preset", None) or default(asked.get("network"), task.preset(device.type))
-    recipe = PRESETS[preset].recipe
+    recipe = task.adapted(PRESETS[preset].recipe, options)
     if asked.get("network", recipe.network) != recipe.network:
         raise UsageError(
             "{} does not go with {}, which fits a {} network; give one of the two",

@@ -22,6 +22,7 @@ TASKS: Registry[Task] = Registry(
         "superres": "dip_fast.tasks.superres:SUPERRES",
         "deblur": "dip_fast.tasks.deblur:DEBLUR",
         "jpeg": "dip_fast.tasks.jpeg:JPEG",
+        "guided": "dip_fast.tasks.guided:GUIDED",
     },
 )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dip_fast.fitting import Degradation, Objective
+    from dip_fast.networks import NetworkInput
     from dip_fast.pictures import Extras, Kind, Picture
 
 
@@ -144,6 +145,13 @@ class Task:
         """Choose the preset for a user who names none, by the type of the device."""
         return "quick" if device == "cpu" else "paper"
 
+    def adapted(self, recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
+        """Change what a preset says, for this task: by default nothing.
+
+        What a user asks for counts more than what this returns.
+        """
+        return recipe
+
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in the defaults of the options that are not given.
 
@@ -188,14 +196,19 @@ class Task:
         """Make the degradation: what happened to the picture, with what is left of it."""
         raise TypeError(f"{type(self).__name__} must define degradation() or objective()")
 
+    def network_input(self, data: Data, options: Mapping[str, Any]) -> NetworkInput | None:
+        """Make the fixed input of the network, of the result's size; None for a random one."""
+        return None
+
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
-        """Make the objective: by default the degradation's data term, at a random network input."""
+        """Make the objective: by default the degradation's data term, at the network input of the task."""
         from dip_fast.fitting import deep_image_prior
 
         if recipe.masking is not None:
             able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is None)
             raise UsageError("{} needs a preset that fits from random input; take one of {}", self.name, able)
-        return deep_image_prior(self.degradation(data, options), recipe, seed=seed)
+        z = self.network_input(data, options)
+        return deep_image_prior(self.degradation(data, options), recipe, seed=seed, z=z)
 
     def result_kind(self, kind: Kind, options: Mapping[str, Any]) -> Kind:
         """Describe the result: by default it is of the picture's own kind."""
