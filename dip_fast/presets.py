@@ -35,6 +35,9 @@ class FitOptions:
         Standard deviation of the fresh noise added to z at each step.  None stands for a third of the picture's own
         noise as estimated, between 1/100 and 1/30: a noisy picture needs the larger one, a clean one is fitted sooner
         with the smaller.
+    weight_noise : float
+        Standard deviation of the fresh noise added to the weights of each convolution at each step, as a part of their
+        own standard deviation; 0 for none.
     averaging : float
         The largest part of themselves that the moving averages of weights and iterates keep at a step, in [0, 1).
     averaging_window : int
@@ -58,6 +61,7 @@ class FitOptions:
     warmup: int = 0
     decay: Literal["none", "cosine"] = "none"
     perturbation: float | None = 1 / 30
+    weight_noise: float = 0.0
     averaging: float = 0.99
     averaging_window: int = 9
     stop: Literal["auto", "never"] = "auto"
@@ -122,8 +126,9 @@ class Recipe:
         The network's own arguments.
     in_channels : int
         Channels of a random z.
-    distribution : {"uniform", "gaussian"}
-        The distribution of a random z: uniform in [0, 0.1), or N(0, 1).
+    distribution : {"uniform", "gaussian", "meshgrid"}
+        The distribution of a random z: uniform in [0, 0.1), or N(0, 1); or the coordinates of the pixels, in two
+        channels from 0 to 1.
     options : FitOptions
         How to fit.
     masking : Masking, optional
@@ -131,6 +136,8 @@ class Recipe:
     full_size : int
         Pixels from which on a picture takes the iterations of the options.  A smaller one takes more, as its steps cost
         less: in inverse proportion to the root of its pixels, at most half as many again.  0: all take the same.
+    learns_input : bool
+        Whether z is fitted along with the weights, from what it is at first.
     """
 
     network: str
@@ -140,6 +147,7 @@ class Recipe:
     options: FitOptions
     masking: Masking | None = None
     full_size: int = 0
+    learns_input: bool = False
 
     def with_(self, **changes: Any) -> Recipe:
         """Copy the recipe with other values.

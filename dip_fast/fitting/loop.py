@@ -275,10 +275,12 @@ class Fit:
         if several is None and self.objective.pictures > 1:  # it was interrupted
             several = torch.cat([self.draw(z) for z in self.objective.inputs()])
         self.network.load_state_dict(self.answer())
+        z = self.objective.z.surrounded(*self.network.input_size(*self.objective.scene))
+        network, z = (self._finishing.frozen or self.network).settled(z)
         return Result(
             image=channels_last(image)[0],
-            network=self._finishing.frozen or self.network,
-            z=self.objective.z.surrounded(*self.network.input_size(*self.objective.scene)),
+            network=network,
+            z=z,
             history=self.history(),
             steps=self.steps,
             best_step=self.best_step,

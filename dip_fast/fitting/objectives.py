@@ -87,6 +87,8 @@ class Objective(ABC):
         Height and width of the image of a step.
     border : tuple of int
         Rows and columns that the network draws on each side of the picture, see `Degradation`; none by default.
+    seed : int
+        Of what is random at each step.
     pictures : int
         How many pictures of one size are fitted at once: those of `inputs`.  Where there is one, the answer is the
         network at the fixed input z; where there are several, it is what `finish` makes.
@@ -113,6 +115,7 @@ class Objective(ABC):
     estimated_psnrs: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     border: tuple[int, int] = (0, 0)
+    seed: int = 0
 
     def __init__(self, z: NetworkInput, size: tuple[int, int], channels: int) -> None:
         self.z = z

@@ -10,11 +10,13 @@ from dip_fast import networks
 from dip_fast.device import devices, engines
 from dip_fast.device.modes import drawn_from, fresh_state
 from dip_fast.device.precision import require
+from dip_fast.errors import UsageError
 from dip_fast.fitting.degradations import Degradation, as_float32
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective
+from dip_fast.networks.learned_input import LearnedInput
 from dip_fast.networks.network_input import NetworkInput, draw
 from dip_fast.presets import Recipe
 
@@ -116,6 +118,10 @@ def prepare(
                 for _ in range(objective.networks)
             )
         others = [dict(one.named_parameters()) for one in more]
+    if recipe.learns_input:
+        if not objective.draws_iterates:
+            raise UsageError("learns_input needs a fit whose input is the same at all steps; take another preset")
+        network = LearnedInput(network, in_channels, network.input_size(*objective.scene))
     chosen = engines.choose(engine, network, where)
     if not own:  # what anybody's network needs is not known
         step_size = objective.step_size if objective.is_large else None

@@ -27,6 +27,7 @@ from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.reductions import mean_square
 from dip_fast.fitting.results import State
 from dip_fast.fitting.stopping import MovingVariance, Variance
+from dip_fast.fitting.weight_noise import shaken
 from dip_fast.networks import Network, crop
 from dip_fast.networks.layers import Block
 from dip_fast.presets import FitOptions
@@ -167,6 +168,7 @@ class FitSteps(Steps):
         self.share = options.share(problem.objective.networks)
         self.patience = options.patience * options.iterations if options.stop == "auto" else math.inf
         self.reads_are_free = reads_are_free
+        self.weight_noise = options.weight_noise
         self.captures = problem.objective.captures
 
         self.parameters: dict[str, Tensor] = dict(problem.network.named_parameters())
@@ -237,7 +239,8 @@ class FitSteps(Steps):
         """Draw the image of a step and compute its loss; the input is freed by the backward pass that follows."""
         objective = self.problem.objective
         example = objective.example(step)
-        x = self.problem.draw(example.z, size=objective.step_size)
+        weights = None if self.weight_noise == 0 else shaken(self.parameters, self.weight_noise, objective.seed, step)
+        x = self.problem.draw(example.z, weights, objective.step_size)
         return x, objective.loss(x, example)
 
     @torch.no_grad()

@@ -218,6 +218,10 @@ def _layer(graph: _Graph, layer: Layer, inputs: list[str], arrays: dict[str, np.
     if kind == "leaky_relu":
         slope = options["slope"]
         return graph.node("LeakyRelu", [x], name, alpha=slope) if slope else graph.node("Relu", [x], name)
+    if kind == "elu":
+        return graph.node("Elu", [x], name, alpha=1.0)
+    if kind == "swish":
+        return graph.node("Mul", [x, graph.node("Sigmoid", [x], f"{name}/sigmoid")], name)
     return graph.node("Sigmoid", [x], name)
 
 

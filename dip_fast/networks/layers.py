@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from dip_fast.networks.network_input import NetworkInput
     from dip_fast.programs.folding import Folder, Value
 
 EPSILON = 1e-5  # of every batch norm, added to the variance
+ACTIVATIONS = ("leaky_relu", "elu", "swish")
 
 
 class Fusible(nn.Module):
@@ -96,6 +98,10 @@ class Network(nn.Module):
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
         return cover(height, self.multiple), cover(width, self.multiple)
+
+    def settled(self, z: NetworkInput) -> tuple[Network, NetworkInput]:
+        """Return the network and the input that a result keeps, once the fit is over: by default these."""
+        return self, z
 
 
 @dataclass
@@ -186,6 +192,47 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, EPSILON, track_running_stats=False)
 
 
+def make_activation(name: str, negative_slope: float) -> nn.Module | None:
+    """Make one of `ACTIVATIONS`; None for the LeakyReLU that a `Block` has by itself."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return {"leaky_relu": None, "elu": nn.ELU(inplace=True), "swish": nn.SiLU()}[name]
+
+
+class Lanczos(nn.Module):
+    """Reduction to half the size by a Lanczos filter: ``(N, C, H, W)`` to ``(N, C, H/2, W/2)``, edges replicated.
+
+    Parameters
+    ----------
+    lobes : int
+        2 or 3, on each side.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, lobes: int) -> None:
+        super().__init__()
+        places = (torch.arange(4 * lobes, dtype=torch.float64, device="cpu") - (4 * lobes - 1) / 2) / 2
+        weights = torch.sinc(places) * torch.sinc(places / lobes)
+        kernel = (torch.outer(weights, weights) / weights.sum() ** 2).float()
+        self.register_buffer("kernel", kernel, persistent=False)  # it is no weight
+        self.padding = 2 * lobes - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Filter, and keep every other pixel."""
+        channels = x.shape[1]
+        weight = self.kernel.to(x.dtype).expand(channels, 1, *self.kernel.shape)
+        padded = nn.functional.pad(x, (self.padding,) * 4, "replicate")
+        return nn.functional.conv2d(padded, weight, stride=2, groups=channels)
+
+    def fold(self, folder: Folder, x: Value, name: str) -> Value:
+        """Fold it as a convolution of all channels, most of whose weights are 0."""
+        channels, side = x.tensor.shape[1], self.kernel.shape[0]
+        conv = nn.Conv2d(channels, channels, side, 2, self.padding, bias=False, padding_mode="replicate", device="meta")
+        conv.weight = nn.Parameter(torch.eye(channels)[..., None, None] * self.kernel.cpu())
+        return folder.conv(x, conv, name)
+
+
 class Block(Fusible):
     """Convolution, pooling if any, batch norm, LeakyReLU or another activation: ``conv.*`` and ``norm.*``."""
 
@@ -243,12 +290,15 @@ class Block(Fusible):
 
     def fold_finish(self, folder: Folder, convolved: Value, name: str) -> Value:
         """Fold what follows the convolution."""
-        if self.pool is not None:
+        if isinstance(self.pool, Lanczos):
+            convolved = self.pool.fold(folder, convolved, f"{name}.pool")
+        elif self.pool is not None:
             kind = "average_pool" if isinstance(self.pool, nn.AvgPool2d) else "max_pool"
             convolved = folder.layer(kind, f"{name}.pool", convolved)
         normed = folder.norm(convolved, self.norm)
-        if isinstance(self.activation, nn.Sigmoid):
-            return folder.layer("sigmoid", f"{name}.sigmoid", normed)
+        for kind, module in (("sigmoid", nn.Sigmoid), ("elu", nn.ELU), ("swish", nn.SiLU)):
+            if isinstance(self.activation, module):
+                return folder.layer(kind, f"{name}.{kind}", normed)
         assert isinstance(self.activation, nn.LeakyReLU)
         return folder.layer("leaky_relu", f"{name}.relu", normed, slope=float(self.activation.negative_slope))
 

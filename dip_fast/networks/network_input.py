@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dip_fast.errors import UsageError
+
 DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.float32)
 MAX_CODE = 2**16 - 1
 
@@ -123,6 +125,12 @@ def _gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Part:
     return Part(codes.to(torch.int8), 32)
 
 
+def meshgrid(size: tuple[int, int]) -> NetworkInput:
+    """Make the coordinates of the pixels, ``(1, 2, H, W)``: columns and rows, each from 0 to 1."""
+    rows, columns = (torch.linspace(0, 1, side, dtype=torch.float64, device="cpu") for side in size)
+    return of_image(torch.stack((columns.expand(size), rows[:, None].expand(size)))[None])
+
+
 DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], torch.Generator], Part]] = {
     "uniform": _uniform,
     "gaussian": _gaussian,
@@ -130,18 +138,23 @@ DISTRIBUTIONS: dict[str, Callable[[tuple[int, ...], torch.Generator], Part]] = {
 
 
 def draw(distribution: str, channels: int, size: tuple[int, int], *, seed: int) -> NetworkInput:
-    """Draw a random network input.
+    """Draw a random network input, or make one of coordinates.
 
     Parameters
     ----------
-    distribution : {"uniform", "gaussian"}
-        Uniform in [0, 0.1) on multiples of 1/2560, or N(0, 1) on multiples of 1/32.
+    distribution : {"uniform", "gaussian", "meshgrid"}
+        Uniform in [0, 0.1) on multiples of 1/2560, or N(0, 1) on multiples of 1/32; or see `meshgrid`.
     channels : int
+        Of a random one.
     size : tuple of int
         Height and width.
     seed : int
         Seeds a generator on the CPU, so that every device gets the same input.
     """
+    if distribution == "meshgrid":
+        return meshgrid(size)
+    if distribution not in DISTRIBUTIONS:
+        raise UsageError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, meshgrid, got {distribution!r}")
     return NetworkInput((DISTRIBUTIONS[distribution]((1, channels, *size), torch.Generator().manual_seed(seed)),))
 
 

@@ -13,12 +13,14 @@ from dip_fast.networks.layers import (
     Convolved,
     Fusible,
     Image,
+    Lanczos,
     Network,
     activated,
     batch_norm,
     cover,
     full,
     is_supported,
+    make_activation,
     operand,
     without_gradient,
 )
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 PaddingMode = Literal["reflect", "zeros", "replicate"]
 
 UPSAMPLING = ("nearest", "bilinear")
-DOWNSAMPLING = ("stride", "average", "max")
+DOWNSAMPLING = ("stride", "average", "max", "lanczos2", "lanczos3")
 # Channels of a skip branch that the fused operator reads beside the upsampled image.
 MAX_FUSED_SKIP_CHANNELS = 16
 
@@ -58,27 +60,33 @@ class Scale(Fusible):
         downsampling: str,
         padding_mode: PaddingMode,
         negative_slope: float,
+        activation: str,
     ) -> None:
         super().__init__()
+
+        def block(conv: nn.Conv2d, pool: nn.Module | None = None) -> Block:
+            return Block(conv, negative_slope, pool=pool, activation=make_activation(activation, negative_slope))
 
         def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, padding_mode=padding_mode)
 
-        self.skip = Block(conv(in_channels, skip, kernel_skip), negative_slope) if skip else None
-        pool = {"stride": None, "average": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}[downsampling]
-        self.reduce = Block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), negative_slope, pool=pool)
-        self.deepen = Block(conv(down, down, kernel_down), negative_slope)
+        self.skip = block(conv(in_channels, skip, kernel_skip)) if skip else None
+        pool = _pool(downsampling)
+        self.reduce = block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), pool)
+        self.deepen = block(conv(down, down, kernel_down))
         self.inner = inner
         self.upsample = nn.Upsample(scale_factor=2, mode=upsampling)
         self.norm = batch_norm(skip + inner_channels)
-        self.merge = Block(conv(skip + inner_channels, up, kernel_up), negative_slope)
-        self.mix = Block(conv(up, up, 1), negative_slope) if conv1x1 else None
+        self.merge = block(conv(skip + inner_channels, up, kernel_up))
+        self.mix = block(conv(up, up, 1)) if conv1x1 else None
         self.skip_channels = skip
         self.merge.obstacle = None
         if kernel_up != 3:
             self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
         elif skip > MAX_FUSED_SKIP_CHANNELS:
             self.obstacle = f"its skip branch has {skip} channels, more than {MAX_FUSED_SKIP_CHANNELS}"
+        elif activation != "leaky_relu":
+            self.obstacle = "its activation is no LeakyReLU"
 
     def forward(self, x: Image) -> Image:
         """Draw this scale from ``x``, ``(N, in_channels, H, W)``."""
@@ -145,7 +153,7 @@ class Scale(Fusible):
 
 
 class Skip(Network):
-    """Encoder-decoder with thin skip branches: ``(N, in_channels, H, W) -> (N, out_channels, H, W)`` in (0, 1).
+    """Encoder-decoder with skip branches: ``(N, in_channels, H, W) -> (N, out_channels, H, W)``, usually in (0, 1).
 
     Every argument that describes a scale is one value for all scales or a sequence with one value a scale, the
     full-resolution scale first.  The parameters are named ``scale.<part>.<conv|norm>.<weight|bias>``, and those of
@@ -168,11 +176,15 @@ class Skip(Network):
     conv1x1 : bool
         Whether a 1x1 convolution follows the 3x3 one in the decoder.
     upsampling : {"nearest", "bilinear"} or sequence
-    downsampling : {"stride", "average", "max"} or sequence
-        Stride 2 in the convolution, or pooling after it.
+    downsampling : {"stride", "average", "max", "lanczos2", "lanczos3"} or sequence
+        Stride 2 in the convolution, or after it pooling or a Lanczos filter of so many lobes.
     padding_mode : {"reflect", "zeros", "replicate"}
     negative_slope : float
         Slope of the LeakyReLUs below zero.
+    activation : {"leaky_relu", "elu", "swish"}
+        What stands behind the batch norms; the fused operators know the LeakyReLU alone.
+    sigmoid : bool
+        Whether a sigmoid keeps the image within (0, 1); without it the image may have any values.
     corrects : bool
         Whether the network draws a correction of the image in the first ``out_channels`` channels of z, by at most half
         the range: ``z + f(z) - 1/2``.  Batch norm takes the level of a crop away, and this brings it back.
@@ -204,12 +216,16 @@ class Skip(Network):
         downsampling: str | Sequence[str] = "stride",
         padding_mode: PaddingMode = "reflect",
         negative_slope: float = 0.2,
+        activation: str = "leaky_relu",
+        sigmoid: bool = True,
         corrects: bool = False,
     ) -> None:
         super().__init__()
         if corrects and in_channels < out_channels:
             raise ValueError(f"z must hold the {out_channels} channels that are corrected, got {in_channels}")
-        self.corrects = corrects
+        if corrects and not sigmoid:
+            raise ValueError("corrects needs the sigmoid, which bounds the correction; leave sigmoid=False out")
+        self.corrects, self.sigmoid = corrects, sigmoid
         per_scale = (down, up, skip, kernel_down, kernel_up, kernel_skip, upsampling, downsampling)
         depth = _depth(scales, per_scale)
         downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
@@ -241,6 +257,7 @@ class Skip(Network):
                 downsampling=downsamplings[i],
                 padding_mode=padding_mode,
                 negative_slope=negative_slope,
+                activation=activation,
             )
         assert scale is not None
         self.scale = scale
@@ -273,7 +290,7 @@ class Skip(Network):
         else:
             drawn = self.head(drawn)
         drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
-        drawn = torch.sigmoid(full(drawn))
+        drawn = torch.sigmoid(full(drawn)) if self.sigmoid else full(drawn)
         return full(z[:, : drawn.shape[1]]) - 0.5 + drawn if self.corrects else drawn
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -283,7 +300,8 @@ class Skip(Network):
     def fold(self, folder: Folder, z: Value) -> Value:
         """Fold the network, see `Network.fold`."""
         drawn = folder.conv(self.scale.fold(folder, z, "scale"), self.head, "head")
-        drawn = folder.layer("sigmoid", "sigmoid", drawn)
+        if self.sigmoid:
+            drawn = folder.layer("sigmoid", "sigmoid", drawn)
         if not self.corrects:
             return drawn
         # The image among the channels of z, less 1/2, as a convolution that picks it.
@@ -321,6 +339,15 @@ class Skip(Network):
             if mine.shape != value.shape:
                 raise ValueError(f"{name} must be {tuple(mine.shape)}, got {tuple(value.shape)} from {key}")
         self.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+
+
+def _pool(downsampling: str) -> nn.Module | None:
+    """Make what follows the convolution that reduces the size; None where its stride does."""
+    if downsampling == "stride":
+        return None
+    if downsampling.startswith("lanczos"):
+        return Lanczos(int(downsampling[-1]))
+    return nn.AvgPool2d(2) if downsampling == "average" else nn.MaxPool2d(2)
 
 
 def _depth(scales: int | None, arguments: Iterable[Any]) -> int:

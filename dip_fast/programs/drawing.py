@@ -52,6 +52,10 @@ def compute(
         return inputs[0] + inputs[1]
     if kind == "leaky_relu":
         return F.leaky_relu(x, options["slope"]) if options["slope"] else F.relu(x)
+    if kind == "elu":
+        return F.elu(x)
+    if kind == "swish":
+        return F.silu(x)
     assert kind == "sigmoid"
     return torch.sigmoid(x)
 

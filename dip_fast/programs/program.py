@@ -35,6 +35,8 @@ KINDS: dict[str, tuple[int | None, dict[str, Any], bool]] = {
     "concat": (None, {}, False),
     "add": (2, {}, False),
     "leaky_relu": (1, {"slope": float}, False),
+    "elu": (1, {}, False),
+    "swish": (1, {}, False),  # x sigmoid(x)
     "sigmoid": (1, {}, False),
 }
 
