@@ -11,6 +11,8 @@ import numpy as np
 
 from dip_fast.device.modes import fresh_state
 from dip_fast.fitting import Fit, Result
+from dip_fast.fitting.callbacks import shown
+from dip_fast.fitting.results import Restored
 from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit, value_range
 from dip_fast.runs.job import Job, complete, start
@@ -32,7 +34,9 @@ def denoise(
     channel_axis: int | None = None,
     frames_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Denoise an image with a network that is fitted to it alone.
 
     Parameters
@@ -71,10 +75,14 @@ def denoise(
     callbacks : sequence of callable
         Called with the `Fit` after each step, or less often, see `Fit.run`; ``fit.interrupt()`` ends it, with the best
         answer so far.
+    progress : bool
+        Whether to show a bar, on a terminal or in a notebook.
+    return_result : bool
+        Whether to return a `Restored`: the array as its ``image``, with what is known of it.
 
     Returns
     -------
-    ndarray
+    ndarray, or Restored
         A new array of the image's shape and dtype, in the image's range; integers are rounded and clipped.
 
     Raises
@@ -126,6 +134,8 @@ def denoise(
         device=device,
         engine=engine,
         precision=precision,
+        progress=progress,
+        return_result=return_result,
     )
 
 
@@ -143,7 +153,9 @@ def inpaint(
     precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Fill in the unknown pixels of an image with a network that is fitted to the known ones alone.
 
     Parameters
@@ -159,7 +171,7 @@ def inpaint(
     preset : str, optional
         A name of ``dip_fast.presets.PRESETS`` whose fit begins with a random input; ``"quick"`` on a CPU and
         ``"paper"`` on a GPU by default.
-    iterations, stop, seed, device, engine, precision, channel_axis, callbacks
+    iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -212,6 +224,8 @@ def inpaint(
         device=device,
         engine=engine,
         precision=precision,
+        progress=progress,
+        return_result=return_result,
     )
 
 
@@ -230,8 +244,11 @@ def restore(
     inputs: dict[str, np.ndarray | str],
     layout: Layout,
     callbacks: Sequence[Callable[[Fit], None]],
+    *,
+    progress: bool = False,
+    return_result: bool = False,
     **asked: Any,
-) -> np.ndarray:
+) -> np.ndarray | Restored:
     """Restore an array as the command line restores a file: the same checks, the same job, the same fit."""
     job = complete({"task": task_name, **asked}, inputs)
     task = TASKS[job.task]
@@ -247,18 +264,21 @@ def restore(
     if not np.isfinite(filled).all():
         raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
     limits = value_range(filled)
-    result = fitted(job, replace(data, image=to_unit(filled, limits)), callbacks)
+    data = replace(data, image=to_unit(filled, limits))
+    result = fitted(job, data, callbacks, progress=progress)
     images = result.image if result.images is None else result.images
     images = images.reshape(*channels_last.shape[:-3], *result.image.shape)
     samples = from_unit(images, limits, filled.dtype)
     if result.kept is not None:
         # The values themselves: a float image passes through another range on its way.
         samples = np.where(result.kept[0], channels_last, samples)
-    return layout.as_given(samples.astype(channels_last.dtype, copy=False))
+    restored = layout.as_given(samples.astype(channels_last.dtype, copy=False))
+    return Restored(restored, data.image, result) if return_result else restored
 
 
-def fitted(job: Job, data: Data, callbacks: Sequence[Callable[[Fit], None]]) -> Result:
+def fitted(job: Job, data: Data, callbacks: Sequence[Callable[[Fit], None]], *, progress: bool = False) -> Result:
     """Fit a network as a job says."""
     run = start(job, data)
-    run.run(callbacks)
+    with shown(run, progress) as bar:
+        run.run([*callbacks, *bar])
     return run.result()

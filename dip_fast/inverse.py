@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from dip_fast.api import fitted, restore
 from dip_fast.device.modes import fresh_state
 from dip_fast.fitting import Fit
+from dip_fast.fitting.results import Restored
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.layout import Layout
 from dip_fast.runs.job import complete
@@ -33,7 +35,9 @@ def superres(
     precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Enlarge an image that was reduced in size, with a network that is fitted to it alone.
 
     Parameters
@@ -49,7 +53,7 @@ def superres(
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.
-    iterations, seed, device, engine, precision, channel_axis, callbacks
+    iterations, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -95,6 +99,8 @@ def superres(
         device=device,
         engine=engine,
         precision=precision,
+        progress=progress,
+        return_result=return_result,
     )
 
 
@@ -111,7 +117,9 @@ def deblur(
     precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Undo a known blur with a network that is fitted to the image alone.
 
     Parameters
@@ -124,7 +132,7 @@ def deblur(
         a direction in degrees, counter-clockwise from the right.
     preset : str, optional
         As in `inpaint`.
-    iterations, stop, seed, device, engine, precision, channel_axis, callbacks
+    iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -169,6 +177,8 @@ def deblur(
         device=device,
         engine=engine,
         precision=precision,
+        progress=progress,
+        return_result=return_result,
     )
 
 
@@ -187,7 +197,9 @@ def guided(
     precision: str = "tf32",
     channel_axis: int | None = None,
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Restore or enlarge an image with a network that draws it from another image of the same scene.
 
     Parameters
@@ -207,7 +219,7 @@ def guided(
         As in `inpaint`; its learning rate, its steps and its perturbation are those of the task.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default where the scale is more than 1.
-    iterations, seed, device, engine, precision, channel_axis, callbacks
+    iterations, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -259,6 +271,8 @@ def guided(
         device=device,
         engine=engine,
         precision=precision,
+        progress=progress,
+        return_result=return_result,
     )
 
 
@@ -274,7 +288,9 @@ def dejpeg(
     engine: str = "auto",
     precision: str = "tf32",
     callbacks: Sequence[Callable[[Fit], None]] = (),
-) -> np.ndarray:
+    progress: bool = False,
+    return_result: bool = False,
+) -> np.ndarray | Any:
     """Remove the artefacts of JPEG compression with a network that is fitted to the file alone.
 
     Parameters
@@ -285,7 +301,7 @@ def dejpeg(
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.
-    iterations, seed, device, engine, precision, callbacks
+    iterations, seed, device, engine, precision, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -313,6 +329,7 @@ def dejpeg(
     asked |= {"device": device, "engine": engine, "precision": precision}
     job = complete({"task": "jpeg", **asked})
     picture = read_picture(file)
-    result = fitted(job, Data(picture.image, picture=picture), callbacks)
+    result = fitted(job, Data(picture.image, picture=picture), callbacks, progress=progress)
     samples = picture.kind.to_samples(result.image)
-    return samples[..., 0] if picture.channels == 1 else samples
+    image = samples[..., 0] if picture.channels == 1 else samples
+    return Restored(image, picture.image, result) if return_result else image

@@ -1,13 +1,20 @@
 """What a user of `dip_fast.fit` expects of Python: presets with other values, progress, a result that shows itself."""
 
+import base64
+import html
 import io
+import re
+import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fit_cases import target, tiny
+from matplotlib import pyplot
 from PIL import Image
 
-from dip_fast import PRESETS, UsageError, fit
+import dip_fast
+from dip_fast import PRESETS, DipFastError, UsageError, fit
 from dip_fast.runs.recorder import Snapshots
 
 THREE = tiny(iterations=3, consolidation=0)
@@ -54,8 +61,12 @@ def test_a_result_is_shown_in_a_line_and_a_thumbnail():
     result = fit(lambda x: x, target(20, 700), preset=THREE)
     assert repr(result).startswith("<Result: 20 x 700 x 3, 3 steps in ")
     assert len(repr(result)) < 100
-    assert Image.open(io.BytesIO(result._repr_png_())).size == (256, 7)
-    assert fit(lambda x: x, X, preset=THREE)._repr_png_() is None
+    png, line = re.fullmatch(
+        '<img src="data:image/png;base64,(.*?)"><br><code>(.*)</code>', result._repr_html_()
+    ).groups()
+    assert Image.open(io.BytesIO(base64.b64decode(png))).size == (256, 7)
+    assert html.unescape(line) == repr(result)
+    assert fit(lambda x: x, X, preset=THREE)._repr_html_().startswith("<code>&lt;Result: 32 x 36 x 2")
 
 
 def test_progress_is_shown_where_it_is_asked_for(capsys):
@@ -82,3 +93,61 @@ def test_snapshots_of_steps_that_are_made_once_more_are_written_once_more():
     at(56, {"back_to_step": 50})
     at(63)
     assert written == [56, 63, 56, 63]
+
+
+GRAY = np.random.default_rng(0).integers(0, 255, (18, 21)).astype(np.uint8)
+CALLS = {
+    "denoise": lambda **how: dip_fast.denoise(GRAY, preset="fast", **how),
+    "frames": lambda **how: dip_fast.denoise(GRAY[None].repeat(2, 0), preset="fast", frames_axis=0, **how),
+    "inpaint": lambda **how: dip_fast.inpaint(GRAY, GRAY > 20, **how),
+    "superres": lambda **how: dip_fast.superres(GRAY, 2, **how),
+    "deblur": lambda **how: dip_fast.deblur(GRAY, "gaussian:1", **how),
+    "guided": lambda **how: dip_fast.guided(GRAY, 255 - GRAY, **how),
+    "dejpeg": lambda **how: dip_fast.dejpeg(encoded_jpeg(), **how),
+}
+
+
+def encoded_jpeg():
+    file = io.BytesIO()
+    Image.fromarray(GRAY).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", CALLS)
+def test_functions_on_arrays_return_what_is_known_of_the_image(name):
+    restored = CALLS[name](iterations=2, return_result=True)
+    np.testing.assert_array_equal(restored.image, CALLS[name](iterations=2))
+    assert repr(restored).startswith(f"<Restored: {' x '.join(map(str, restored.image.shape))} uint8, 2 steps in ")
+    assert restored._repr_html_().startswith('<img src="data:image/png;base64,')
+    assert (restored.estimated_psnr is not None) == (name in ("denoise", "frames"))
+    assert restored.result.network is not None
+    axes = restored.plot()
+    titles = [axis.get_title() for axis in axes]
+    assert titles[:3] == ["given", "restored", "loss"]
+    assert axes[1].images[0].get_array().shape == restored.result.image.shape[:2]
+    pyplot.close(axes[0].figure)
+
+
+def test_result_is_plotted_with_its_history():
+    result = fit(lambda x: x, X, preset=THREE, reference=X)
+    axes = result.plot()
+    titles = [axis.get_title() for axis in axes]
+    assert titles[:3] == ["result, channel 0", "result, channel 1", "loss"]
+    assert titles[-1] == "PSNR of the iterate, dB"
+    pyplot.close(axes[0].figure)
+
+
+def test_plot_without_matplotlib_says_so(monkeypatch):
+    result = fit(lambda x: x, X, preset=THREE)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DipFastError, match=r"plot\(\) needs matplotlib, which is not installed; pip"):
+        result.plot()
+
+
+@pytest.mark.usefixtures("small")
+def test_array_functions_show_their_progress(capsys):
+    dip_fast.superres(GRAY, 2, iterations=2, progress=True)
+    assert "loss" in capsys.readouterr().err
+    dip_fast.superres(GRAY, 2, iterations=2)
+    assert capsys.readouterr().err == ""

@@ -335,11 +335,3 @@ def test_a_model_file_draws_in_the_units_of_the_physics(tmp_path):
     low, high = result.limits
     assert high > 200
     assert np.allclose(drawn[..., 0] if drawn.ndim == 3 else drawn, result.tensor[0, 0], atol=2e-5 * (high - low))
-
-
-def test_a_result_of_two_channels_is_refused_by_model_files_in_one_line(tmp_path):
-    """Files of pictures have 1 or 3 channels: folding it failed in the words of the file's own checks."""
-    result = fit(lambda x: x, X[:, :1].repeat(1, 2, 1, 1), preset=THREE)
-    with pytest.raises(dip_fast.UsageError, match="draws a picture of 1 or 3 channels, and this result has 2; keep"):
-        dip_fast.export(result, tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())

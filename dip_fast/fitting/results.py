@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dip_fast.fitting import showing
 from dip_fast.networks.network_input import NetworkInput
 
-THUMBNAIL = 256  # pixels of its longer side
 COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")  # of the history
 
 
@@ -84,25 +83,68 @@ class Result:
         low, high = self.limits
         return low + (high - low) * torch.from_numpy(self.image).permute(2, 0, 1)[None]
 
-    def _repr_png_(self) -> bytes | None:
-        """Draw a thumbnail for a notebook, of gray and colour pictures; contrast is that of the limits."""
-        from PIL import Image  # here, since only notebooks ask
+    def plot(self) -> np.ndarray:
+        """Plot the picture beside loss, stopping statistic and PSNR over the steps, in a figure of matplotlib.
 
-        channels = self.image.shape[2]
-        if channels not in (1, 3):
-            return None
-        samples = (255 * np.nan_to_num(self.image).clip(0, 1)).round().astype(np.uint8)
-        thumbnail = Image.fromarray(samples[..., 0] if channels == 1 else samples)
-        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        thumbnail.save(file, "PNG")
-        return file.getvalue()
+        Returns
+        -------
+        ndarray of Axes
+            ``axes[0].figure.savefig(...)`` keeps it; outside of notebooks ``matplotlib.pyplot.show()`` shows it.
+        """
+        return showing.plot({"result": self.image}, self.history, self.best_step)
+
+    def _repr_html_(self) -> str:
+        """Draw a thumbnail for a notebook, of gray and colour pictures; contrast is that of the limits."""
+        return showing.page(repr(self), showing.thumbnail(self.image))
 
     def __repr__(self) -> str:
         estimate = "" if self.estimated_psnr is None else f", estimated PSNR {self.estimated_psnr:.2f} dB"
         return (
             f"<Result: {' x '.join(map(str, self.image.shape))}, {self.steps} steps in {self.seconds:.1f} s, "
             f"ended by {self.stop_reason}{estimate}>"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Restored:
+    """A restored image with what is known of it: what the functions on arrays return with ``return_result=True``.
+
+    Attributes
+    ----------
+    image : ndarray
+        The restored image, as the function returns it otherwise.
+    given : ndarray
+        The image that was given, float32 with its channels last, range [0, 1].
+    result : Result
+        Of the fit, whose image has the range [0, 1]: `dip_fast.export` writes it.
+    """
+
+    image: np.ndarray
+    given: np.ndarray
+    result: Result
+
+    @property
+    def estimated_psnr(self) -> float | None:
+        """PSNR in dB as estimated without the truth, where the preset hides samples; else None."""
+        return self.result.estimated_psnr
+
+    def plot(self) -> np.ndarray:
+        """Plot the image before and after, beside the history, see `Result.plot`."""
+        first = self.given if self.given.ndim == 3 else self.given[0]
+        return showing.plot({"given": first, "restored": self._shown()}, self.result.history, self.result.best_step)
+
+    def _shown(self) -> np.ndarray:
+        """Pick the first image, in [0, 1]."""
+        return self.result.image if self.result.images is None else self.result.images[0]
+
+    def _repr_html_(self) -> str:
+        """Draw a thumbnail for a notebook."""
+        return showing.page(repr(self), showing.thumbnail(self._shown()))
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.image.shape))
+        return repr(self.result).replace(
+            f"<Result: {' x '.join(map(str, self.result.image.shape))}", f"<Restored: {shape} {self.image.dtype}"
         )
 
 

@@ -56,8 +56,7 @@ def export(
     Raises
     ------
     UsageError
-        For another suffix, where a file is there already, where onnx or onnxruntime is missing, or for a result of
-        neither 1 nor 3 channels.
+        For another suffix, where a file is there already, or where onnx or onnxruntime is missing.
     ValueError
         If the picture has an alpha of another size than the result.
     DipFastError

@@ -100,8 +100,6 @@ def from_result(
 
     Raises
     ------
-    UsageError
-        If the image has neither 1 nor 3 channels.
     ValueError
         If the image, the kind and the alpha differ in size.
     DipFastError
@@ -112,11 +110,6 @@ def from_result(
     from dip_fast.programs import drawing
 
     height, width, channels = result.image.shape
-    if channels not in (1, 3):
-        raise UsageError(
-            f"a model file draws a picture of 1 or 3 channels, and this result has {channels}; keep result.tensor, or "
-            "save result.network.state_dict() and result.z.tensor() with torch.save"
-        )
     if kind is None:
         kind = Kind("", width, height, channels, "float32", result.limits, suffix=".tif")
     elif (kind.height, kind.width, kind.channels) != result.image.shape:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from dip_fast.fitting import showing
 from dip_fast.pictures import raster
 
 
@@ -31,22 +32,12 @@ def history_csv(history: Mapping[str, np.ndarray]) -> bytes:
 
 def history_plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
     """Draw what the history holds over the steps, as a PNG file: loss, stopping statistic, PSNR."""
-    labels = {
-        "loss": "loss",
-        "variance": "variance of the iterates",
-        "psnr": "PSNR of the iterate, dB",
-        "estimated_psnr": "estimated PSNR, dB",
-    }
-    shown = [name for name in labels if name in history and (name == "loss" or np.isfinite(history[name]).any())]
+    shown = showing.curves(history)
     figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, shown, strict=True):
-        axis.plot(history["step"], history[name], linewidth=1)
-        axis.set_ylabel(labels[name])
-        axis.grid(alpha=0.3)
-        if name in ("loss", "variance") and np.any(history[name] > 0):
-            axis.set_yscale("log")
-        axis.axvline(best_step, color="black", linewidth=0.8, linestyle="--")
+        showing.draw_curve(axis, name, history, best_step)
+        axis.set_ylabel(showing.LABELS[name])
     axes[0].set_title(f"answer: averaged network of step {best_step}", fontsize="medium")
     axes[-1].set_xlabel("step")
     data = io.BytesIO()
