@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -167,3 +168,49 @@ def test_missing_samples_must_be_in_the_hole(dip):
     outcome = run(dip, picture, "--mask", "mask.png", code=2)
     assert outcome.err == "dip-fast: 15 pixels that --mask has as known are NaN or infinite; give --mask nan\n"
     assert "are NaN or infinite" in run(dip, picture, code=2).err  # no other task knows what to do with them
+
+
+# --- two damages at once ------------------------------------------------------------------------------------------
+
+
+def damaged_twice(kind):
+    """Write a clean picture of smooth shapes and what two damages leave of it; the arguments of its run."""
+    rows, columns = np.mgrid[:40, :48] / 48
+    planes = [0.5 + 0.35 * np.sin(7 * rows + i) * np.cos(5 * columns - i) for i in range(3)]
+    clean = np.stack(planes, axis=2).astype(np.float32)
+    Image.fromarray(np.rint(255 * clean).astype(np.uint8)).save("clean.png")
+    left, arguments = clean, []
+    if kind == "holed":
+        known = np.random.default_rng(1).random(clean.shape[:2]) < 0.6
+        known[12:18, 20:26] = False
+        Image.fromarray(np.where(known, 255, 0).astype(np.uint8)).save("mask.png")
+        left, arguments = np.where(known[..., None], clean, 0), ["--mask", "mask.png", "--no-composite"]
+    if kind == "small":
+        left = clean.reshape(20, 2, 24, 2, 3).mean((1, 3))
+        arguments = ["--task", "superres", "--kernel", "box", "--stop", "auto"]
+    if kind == "blurred":
+        left = cv2.GaussianBlur(clean, (0, 0), 1.5, borderType=cv2.BORDER_REFLECT)
+        arguments = ["--kernel", "gaussian:1.5"]
+    noisy = left + np.random.default_rng(0).normal(0, 0.08, left.shape)
+    Image.fromarray(np.rint(255 * noisy.clip(0, 1)).astype(np.uint8)).save("damaged.png")
+    return ["damaged.png", *arguments, "--reference", "clean.png", "--out", "out"]
+
+
+@pytest.mark.parametrize("kind", ["holed", "small", "blurred"])
+def test_picture_that_is_noisy_too_is_restored(dip, kind):
+    """Noise of 22 dB: what the network draws has none of it, in the holes and between them."""
+    arguments = damaged_twice(kind)
+    outcome = dip("run", *arguments, "--threads", "1", "--iterations", "100", "--snapshot-every", "0")
+    assert outcome.code == 0, outcome.err
+    found = record("out")["summary"]
+    assert found["psnr"] > 26
+    assert dip("replay", "out/model.onnx", "--verify").code == 0
+
+
+def test_known_pixels_that_are_noisy_are_kept_unless_the_network_shall_draw_them(dip):
+    arguments = damaged_twice("holed")
+    arguments.remove("--no-composite")
+    run(dip, *arguments)
+    mask = np.asarray(Image.open("mask.png")) > 0
+    result, before = np.asarray(Image.open("out/result.png")), np.asarray(Image.open("damaged.png"))
+    np.testing.assert_array_equal(result[mask], before[mask])
