@@ -147,3 +147,12 @@ def test_recipe_of_ones_own_has_a_name():
         )
     finally:
         del dip_fast.PRESETS._entries["mine-of-this-test"]
+
+
+def test_network_that_reads_no_coordinates_is_refused():
+    module = nn.Conv2d(4, 3, 3, padding=1)
+    with pytest.raises(UsageError, match="network reads 4 channels, and its input has 2; pass z="):
+        fit(Identity(target()), TINY.with_(distribution="meshgrid"), network=module, device="cpu")
+    result = fit(Identity(target()), TINY.with_(learns_input=True, iterations=3), network=module, device="cpu")
+    assert result.network.module.in_channels == 4
+    assert (result.z.size, result.z.channels) == ((17, 21), 4)

@@ -202,6 +202,8 @@ def _objective(
     elif isinstance(network, nn.Module):
         own = OwnNetwork(network, target.channels, target.size, None if z is None else _beside(z.tensor(), network))
         z = z or draw(recipe.distribution, own.in_channels, own.input_size(*target.size), seed=streams(seed)[1])
+        if z.channels != own.in_channels:  # coordinates are two, whatever the network reads
+            raise UsageError(f"network reads {own.in_channels} channels, and its input has {z.channels}; pass z=")
     else:
         raise UsageError(f"network must be a Module, got {type(network).__name__}; preset= names a network of ours")
     if isinstance(target, Objective):
