@@ -14,7 +14,8 @@ from dip_fast.fitting import Fit, Result
 from dip_fast.fitting.callbacks import shown
 from dip_fast.fitting.results import Restored
 from dip_fast.pictures.layout import Layout
-from dip_fast.pictures.samples import as_samples, from_unit, to_unit, value_range
+from dip_fast.pictures.ranges import filled, find
+from dip_fast.pictures.samples import as_samples, from_unit, to_unit
 from dip_fast.runs.job import Job, complete, start
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.inpaint import doubts
@@ -43,7 +44,7 @@ def denoise(
     ----------
     image : ndarray
         ``(H, W)``, or with ``channel_axis`` ``(H, W, C)`` in any order; at least 16x16.  Floats of 16, 32 or 64 bits,
-        or integers from 0 to 65535, in any byte order (see Notes).
+        integers or truth values, in any byte order (see Notes).
     noise : {"auto", "poisson"} or float or tuple of float
         What is known of the noise, whose samples must not depend on each other.  ``"auto"`` measures it in the image,
         and ``"poisson"`` measures a variance that is proportional to the true value.  A number is the standard
@@ -92,7 +93,7 @@ def denoise(
         preset, engine or precision, for one of these or a device that is not available here, for noise that is none of
         the above, and for an image that is too large for the memory.
     TypeError
-        For an image of another dtype, and for integers out of their range.
+        For an image of another dtype.
 
     Notes
     -----
@@ -102,9 +103,12 @@ def denoise(
     weights of a network f at a fixed random z, and take the averaged network as the answer.
 
     The network computes with values from 0 to 1, which stand for: 0 and 255 in uint8; 0 and the smallest ``2**k - 1``
-    that is needed, 255 at least, in other integers; 0 and 1 in a float image within these that reaches 0.25, and its
-    minimum and maximum otherwise.
+    that is needed, 255 at least, in other integers, of which none is negative, and which fill an eighth of it; 0 and 1
+    in a float image within these that reaches 0.25; and its minimum and maximum otherwise.
     The range of the image is the distance of these two.
+    But for 8-bit images, samples so far outside the range of the others that these would be left less than an eighth of
+    it, such as hot pixels and lamps, do not count, and are returned as they are; and where a channel has less than a
+    sixteenth of the range of all, each channel has its own.  A constant channel is returned as it is.
 
     References
     ----------
@@ -256,22 +260,25 @@ def restore(
     raw = Data(channels_last)
     data = replace(raw, inputs={name: task.read(name, source, raw, job.options) for name, source in inputs.items()})
     known = task.known(data)
-    filled = channels_last
+    given = channels_last
     if known is not None:  # what is unknown may be NaN, or hold values that would widen the range
         mean = channels_last[known].mean(dtype=np.float64)
-        filled = np.where(known[..., None], channels_last, mean).astype(channels_last.dtype)
-    filled = as_samples(filled)
-    if not np.isfinite(filled).all():
-        raise ValueError(f"image must be finite, got {int((~np.isfinite(filled)).sum())} NaN or infinite values")
-    limits = value_range(filled)
-    data = replace(data, image=to_unit(filled, limits))
-    result = fitted(job, data, callbacks, progress=progress)
+        given = np.where(known[..., None], channels_last, mean).astype(channels_last.dtype)
+    given = as_samples(given)
+    if not np.isfinite(given).all():
+        raise ValueError(f"image must be finite, got {int((~np.isfinite(given)).sum())} NaN or infinite values")
+    found = find(given, None if known is None else ~known, outliers="outliers" in task.aside)
+    unit = to_unit(given, found.limits)
+    if found.outliers is not None:
+        unit = filled(unit, found.outliers)
+    result = fitted(job, data := replace(data, image=unit, aside=found.outliers), callbacks, progress=progress)
     images = result.image if result.images is None else result.images
     images = images.reshape(*channels_last.shape[:-3], *result.image.shape)
-    samples = from_unit(images, limits, filled.dtype)
-    if result.kept is not None:
-        # The values themselves: a float image passes through another range on its way.
-        samples = np.where(result.kept[0], channels_last, samples)
+    samples = from_unit(images, found.limits_of_result, given.dtype)
+    for kept in (None if result.kept is None else result.kept[0], found.outliers):
+        if kept is not None:
+            # The values themselves: a float image passes through another range on its way.
+            samples = np.where(kept, channels_last, samples)
     restored = layout.as_given(samples.astype(channels_last.dtype, copy=False))
     return Restored(restored, data.image, result) if return_result else restored
 

@@ -149,6 +149,12 @@ class Recipe:
     full_size: int = 0
     learns_input: bool = False
 
+    def least(self) -> Recipe:
+        """Return a recipe of one step, for a picture in which there is nothing to fit."""
+        options = replace(self.options, iterations=1, consolidation=0)
+        masking = None if self.masking is None else replace(self.masking, passes=1, refinement=0.0)
+        return replace(self, options=options, masking=masking, full_size=0)
+
     def with_(self, **changes: Any) -> Recipe:
         """Copy the recipe with other values.
 

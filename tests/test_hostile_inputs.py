@@ -208,8 +208,8 @@ def test_file_of_a_later_schema_says_that_dip_fast_must_be_updated(
     files: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = onnx.load_model_from_string(files[2])
-    change_document(model, lambda held: held.update(schema=3))
-    assert "schema version 3" in refuse(model, monkeypatch)
+    change_document(model, lambda held: held.update(schema=4))
+    assert "schema version 4" in refuse(model, monkeypatch)
     # What a version that knew schema 1 alone says of ours.
     monkeypatch.setattr(onnx_format, "SCHEMA", 1)
     said = refuse(onnx.load_model_from_string(files[2]), monkeypatch)

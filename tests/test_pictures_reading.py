@@ -137,7 +137,7 @@ def test_tiff_with_white_as_zero_is_inverted(dtype):
     stored = noise(*TALL, dtype=np.uint8) > 99 if dtype is bool else noise(*TALL, dtype=dtype)
     top = {bool: 1, np.uint8: 255, np.uint16: 65535}[dtype]
     picture = read_picture(tiff(stored, photometric="miniswhite"))
-    np.testing.assert_array_equal(samples_of(picture), (top - stored.astype(int)) * (255 if dtype is bool else 1))
+    np.testing.assert_array_equal(samples_of(picture), top - stored.astype(int))
     assert "inverted" in picture.notes[0]
     with tifffile.TiffFile(io.BytesIO(encode_picture(picture.image, picture))) as file:
         assert file.pages[0].photometric.name == "MINISBLACK"
@@ -152,12 +152,11 @@ def test_twelve_bits_packed_in_a_tiff():
     assert picture.notes == ("12-bit samples are written to a 16-bit file.",)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_other_floats_become_float32(dtype):
-    samples = noise(*TALL, dtype=dtype)
+def test_short_floats_become_float32():
+    samples = noise(*TALL, dtype=np.float16)
     picture = read_picture(tiff(samples))
     np.testing.assert_array_equal(samples_of(picture), samples.astype(np.float32))
-    assert picture.notes == (f"{8 * np.dtype(dtype).itemsize}-bit float samples were converted to 32-bit float.",)
+    assert picture.notes == ("16-bit float samples were converted to 32-bit float.",)
 
 
 def test_a_tiff_thumbnail_is_not_a_second_page():
@@ -195,7 +194,7 @@ def test_a_transparent_palette_becomes_rgba_with_its_colours():
     np.testing.assert_array_equal(picture.extras.alpha, np.array([0, 128, 255, 7], np.uint8)[indices])
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
 def test_one_bit_becomes_gray_and_is_noted(kind):
     bits = noise(*TALL) > 99
     picture = read_picture(pillow(bits, kind))

@@ -74,8 +74,8 @@ REFUSALS = {
     "lab tiff": (lambda: pillow(Image.new("LAB", TALL), "TIFF"), "CIELAB.*convert"),
     "animated png": (lambda: animated("PNG"), "animated.*3 frames.*export one"),
     "animated webp": (lambda: animated("WEBP"), "animated.*3 frames.*export one"),
-    "pages": (two_tiffs, "2 pages.*save one page"),
-    "imagej stack": (imagej_stack, "5 pages.*save one page"),
+    "pages": (two_tiffs, "2 pages; choose one, such as page=1"),
+    "imagej stack": (imagej_stack, "5 pages; choose one, such as page=1"),
     "volume": (
         lambda: tiff(noise(16, 32, 32), volumetric=True, tile=(16, 16, 16)),
         "volume 16 layers.*save one layer",
@@ -87,11 +87,14 @@ REFUSALS = {
     "warned-of bomb": (lambda: png_header(15000, 10000), "15000x10000 pixels.*cut out"),
     "bomb": (lambda: png_header(60000, 60000), "more than 134217728.*cut out"),
     "bomb of 16 bits": (lambda: png_header(15000, 10000, 16), "15000x10000 pixels.*cut out"),
-    "five channels": (lambda: tiff(noise(5, *TALL), planarconfig="separate", photometric="rgb"), "5 channels.*save"),
-    "three grays": (lambda: tiff(noise(*TALL, 3), planarconfig="contig", photometric="minisblack"), "3 channels.*save"),
-    "int16": (lambda: tiff(noise(*TALL, dtype=np.int16)), "int16.*save them as uint8, uint16 or float32"),
-    "uint32": (lambda: tiff(noise(*TALL, dtype=np.uint32)), "uint32.*save them"),
-    "int8": (lambda: tiff(noise(*TALL, dtype=np.int8)), "int8.*save them"),
+    "a thousand channels": (
+        lambda: tiff(noise(16, 16, 300), planarconfig="contig", photometric="minisblack"),
+        "300 channels, more than 256; save some",
+    ),
+    "floats too close for float32": (
+        lambda: tiff(noise(*TALL, dtype=np.float64) + 1e9),
+        "too close to each other for 32-bit float; subtract 1e.09",
+    ),
     "complex": (lambda: tiff(noise(*TALL, dtype=np.float32).astype(np.complex64)), "complex64.*save them"),
     "too large a float": (lambda: tiff(np.full(TALL, 1e300)), "too large for 32-bit float.*scale"),
     "a range too wide for float32": (

@@ -49,6 +49,7 @@ class Run(click.Command):
 @click.option(
     "--task", type=Named(lambda: TASKS), help="See dip-fast tasks.  [default: the one that needs the inputs given]"
 )
+@click.option("--page", type=click.IntRange(min=1), metavar="N", help="Which page of a TIFF file that has several.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Clean picture, to log PSNR and SSIM with.")
 @click.option(
     "--preset",
@@ -114,6 +115,7 @@ def run(
     reference: Path | None,
     fused: bool | None,
     export: tuple[str, ...] | None,
+    page: int | None,
     resume: bool,
     overwrite: bool,
     quiet: bool,
@@ -173,6 +175,7 @@ def run(
             quiet=quiet,
             verbose=verbose,
             export=export,
+            page=page,
         )
         emit = _emit if json_events else None
         summary = restore(request, _noter(emit) if emit else _speaker(quiet), emit)

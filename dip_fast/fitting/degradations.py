@@ -166,7 +166,7 @@ class Mask(Degradation):
     target : Tensor
         y, ``(1, C, H, W)``; unknown pixels may hold anything finite.
     known : Tensor
-        m, bool, ``(1, 1, H, W)``.
+        m, bool, ``(1, 1, H, W)``, or for each channel ``(1, C, H, W)``.
     composite : bool
         Whether the known pixels of the result are those of y.
 
@@ -178,12 +178,13 @@ class Mask(Degradation):
 
     def __init__(self, target: Tensor, known: Tensor, *, composite: bool = True) -> None:
         super().__init__(target)
-        if known.dtype != torch.bool or known.shape != (1, 1, *self.size):
+        shapes = (1, 1, *self.size), (1, self.channels, *self.size)
+        if known.dtype != torch.bool or known.shape not in shapes:
             raise ValueError(f"known must be bool (1, 1, {self.size[0]}, {self.size[1]}), got {tuple(known.shape)}")
         if not known.any():
             raise ValueError("known must hold at least one known pixel, got none")
         self.known = known
-        self._values = int(known.sum()) * self.channels
+        self._values = int(known.sum()) * (self.channels // known.shape[1])
         self.kept = known if composite else None
 
     def apply(self, x: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ class MaskedPrediction(Objective):
     networks : int
         A network that makes too many steps with a picture learns its noise by heart, and each network another part of
         it; so several are fitted, and their predictions averaged.
+    known : Tensor, optional
+        Samples that are to be predicted, bool, of the shape of y: y has an estimate of the others.
 
     Attributes
     ----------
@@ -100,10 +102,12 @@ class MaskedPrediction(Objective):
         block: int = 1,
         seed: int = 0,
         networks: int = 1,
+        known: Tensor | None = None,
     ) -> None:
         height, width = y.shape[-2:]
         super().__init__(whole(y[:1]), (height, width), y.shape[1])
         self.y = y
+        self.known = None if known is None else known.to(y.dtype)
         self.pictures = len(y)
         self.masks = masking.passes if self.pictures == 1 else min(masking.passes, MASKS_OF_SEVERAL)
         self.noise = noise
@@ -124,9 +128,11 @@ class MaskedPrediction(Objective):
         """Drop samples from a square of one of the pictures."""
         from dip_fast.ops import masking  # here, since it loads or builds the extension
 
-        z, target = masking.masked_crop(
-            self.y, self.step_size[0], self.margin, self.masking.keep, self.block, self.seed, step
-        )
+        view = self.step_size[0], self.margin, self.masking.keep, self.block, self.seed, step
+        z, target = masking.masked_crop(self.y, *view)
+        if self.known is not None:  # what is not known counts as seen, which the loss does not ask for
+            unknown = 1 - masking.masked_crop(self.known, *view)[1]
+            z = torch.cat((z[:, : self.channels], torch.maximum(z[:, self.channels :], unknown)), dim=1)
         return Example(z, target)
 
     def loss(self, x: Tensor, example: Example) -> Tensor:

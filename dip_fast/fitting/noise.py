@@ -16,7 +16,7 @@ def haar_noise(y: Tensor, known: Tensor | None = None) -> float:
     y : Tensor
         ``(1, C, H, W)``.
     known : Tensor, optional
-        ``(1, 1, H, W)``, bool; squares with an unknown pixel do not count.
+        ``(1, 1, H, W)`` or ``(1, C, H, W)``, bool; squares with an unknown sample do not count.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def haar_noise(y: Tensor, known: Tensor | None = None) -> float:
     a, b, c, d = corners(y)
     coefficients = ((a - b - c + d) / 2)[0].flatten(1)  # (C, squares)
     if known is not None:
-        a, b, c, d = corners(known)
+        a, b, c, d = corners(known.all(dim=1))
         coefficients = coefficients[:, (a & b & c & d).flatten()]
     if not coefficients.numel():
         return 0.0

@@ -21,7 +21,7 @@ ROUNDS = 3
 FINEST, COARSER = 1 / 255, 2.9
 
 
-def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
+def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None = None) -> NoiseModel:
     """Measure independent noise of variance ``a + b x`` in a picture, or in several at once.
 
     The diagonal Haar coefficients of squares of four pixels hold the noise, and the least of the picture.  Their median
@@ -34,6 +34,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
         A picture or several with the same noise, ``(N, C, H, W)``, range [0, 1].
     grows : bool, optional
         Whether the variance is proportional to x, or does not depend on it; by default what the levels say.
+    known : Tensor, optional
+        Samples that count, bool, of the shape of y; all by default.
 
     Returns
     -------
@@ -49,7 +51,11 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     doi:10.1093/biomet/81.3.425: the median.
     """
     windows = [window for picture in y.split(1) for window in _windows(picture)]
-    squares = [_squares(window.double(), SQUARES // len(windows)) for window in windows]
+    of_known: list[Tensor] | list[None] = [None] * len(windows)
+    if known is not None:
+        of_known = [window for picture in known.split(1) for window in _windows(picture)]
+    most = SQUARES // len(windows)
+    squares = [_squares(window.double(), most, seen) for window, seen in zip(windows, of_known, strict=True)]
     detail, level, structure = (torch.cat(parts) for parts in zip(*squares, strict=True))
     deviation = _deviation(detail)
     for _ in range(ROUNDS):
@@ -64,7 +70,7 @@ def measure_noise(y: Tensor, *, grows: bool | None = None) -> NoiseModel:
     return NoiseModel(a, b, low, high)
 
 
-def is_correlated(y: Tensor) -> bool:
+def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """Find whether the noise of neighbouring pixels is alike, as in a camera's JPEG file or an enlarged picture.
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
@@ -72,13 +78,14 @@ def is_correlated(y: Tensor) -> bool:
 
     Parameters
     ----------
-    y : Tensor
+    y, known : Tensor
         As in `measure_noise`.
     """
     if min(y.shape[2:]) < 32:
         return False
-    fine = measure_noise(y, grows=False).deviation
-    coarse = 2 * measure_noise(torch.nn.functional.avg_pool2d(y, 2), grows=False).deviation
+    fine = measure_noise(y, grows=False, known=known).deviation
+    seen = None if known is None else torch.nn.functional.avg_pool2d(known.to(y.dtype), 2) == 1
+    coarse = 2 * measure_noise(torch.nn.functional.avg_pool2d(y, 2), grows=False, known=seen).deviation
     return fine < FINEST or coarse > COARSER * fine
 
 
@@ -107,10 +114,10 @@ def _windows(picture: Tensor) -> list[Tensor]:
     return [picture[..., top : top + WINDOW, left : left + WINDOW] for top in rows for left in columns]
 
 
-def _squares(y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+def _squares(y: Tensor, most: int, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Compute diagonal Haar coefficient, mean of the smoothed picture and its variation for squares, each flat.
 
-    There are less than twice as many as `most`.
+    There are less than twice as many as `most`, and only of known samples where there are such squares.
     """
     smooth = blur(y, 2.0)
 
@@ -121,8 +128,13 @@ def _squares(y: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     p, q, r, s = corners(y)
     level = torch.stack(corners(smooth)).mean(0)
     variation = blur((level - blur(level, 2.0)).square(), 2.0).mean(1, keepdim=True).expand_as(level)
-    chosen = slice(None, None, max(1, level.numel() // max(1, most)))
-    return ((p - q - r + s) / 2).flatten()[chosen], level.flatten()[chosen], variation.flatten()[chosen]
+    values = [entry.flatten() for entry in ((p - q - r + s) / 2, level, variation)]
+    if known is not None:
+        seen = torch.stack(corners(known)).all(dim=0).flatten()
+        values = [entry[seen] for entry in values] if seen.any() else values
+    chosen = slice(None, None, max(1, values[0].numel() // max(1, most)))
+    detail, level, variation = (entry[chosen] for entry in values)
+    return detail, level, variation
 
 
 def _deviation(detail: Tensor) -> float:

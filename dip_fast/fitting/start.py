@@ -59,7 +59,7 @@ def deep_image_prior(
 
 
 def masked_prediction(
-    y: Tensor, noise: NoiseModel, recipe: Recipe, *, block: int = 1, seed: int = 0
+    y: Tensor, noise: NoiseModel, recipe: Recipe, *, block: int = 1, seed: int = 0, known: Tensor | None = None
 ) -> MaskedPrediction:
     """Make the objective of a fit to samples that the network does not see.
 
@@ -75,6 +75,8 @@ def masked_prediction(
         Side of the squares that masks drop, see `MaskedPrediction`.
     seed : int
         Seed of the fit.
+    known : Tensor, optional
+        Samples that are to be predicted, bool, of the shape of y; all by default.
     """
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
@@ -84,7 +86,7 @@ def masked_prediction(
     refinement = round(masking.refinement * iterations)
     most = max(STEPS_A_PIXEL * len(y) * y.shape[2] * y.shape[3], FEWEST_STEPS)
     several = max(1, round(iterations / most))
-    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2], several)
+    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2], several, known)
 
 
 @fresh_state()

@@ -81,6 +81,8 @@ def export(
     if picture is not None:
         height, width, channels = result.image.shape
         kind, extras = replace(picture.kind, height=height, width=width, channels=channels), picture.extras
+        if picture.kind.size != kind.size:  # what was set aside has no place in a result of another size
+            extras = replace(extras, aside=None)
     from dip_fast.device.modes import fresh_state  # here, since it loads torch
 
     with fresh_state():

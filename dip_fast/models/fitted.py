@@ -15,8 +15,9 @@ from dip_fast.models import onnx_engine
 from dip_fast.models.model import open_model
 from dip_fast.models.verifying import require_alike
 from dip_fast.pictures import Extras, Kind
+from dip_fast.pictures.kind import IN_MODELS
 from dip_fast.pictures.writing import check_alpha
-from dip_fast.programs.program import Program
+from dip_fast.programs.program import INPUT, InputPart, Layer, Program
 
 if TYPE_CHECKING:
     from dip_fast.fitting.results import Result
@@ -60,16 +61,55 @@ class FittedModel:
         return self.kind.rounded(self.output)
 
 
-def fold(result: Result, kind: Kind) -> Program:
-    """Fold a result's network into a program that draws its picture in the range of a kind."""
+def fold(result: Result, kind: Kind, extras: Extras | None = None) -> Program:
+    """Fold a result's network into a program that draws its picture in the range of a kind, with what was set aside."""
     from dip_fast.programs import folding
 
     known = None
     if result.kept is not None:
         mask, image = result.kept
+        known = mask, kind.to_samples(image)
+    if extras is not None and extras.aside is not None:
+        mask, samples = extras.aside
+        known = (mask, samples) if known is None else (known[0] | mask, np.where(mask, samples, known[1]))
+    if known is not None:
+        mask, samples = known
+        if mask.shape[2] > 1 and (mask == mask[..., :1]).all():
+            mask = mask[..., :1].copy()
         # Where the network draws, the samples of the picture are left out: a user may have painted over them.
-        known = mask, np.where(mask, kind.to_samples(image), np.dtype(kind.dtype).type(0))
-    return folding.fold(result.network, result.z, kind.size, kind.value_range, known)
+        samples = np.where(mask, samples, np.zeros((), samples.dtype))
+        known = mask, samples if kind.dtype in IN_MODELS else samples.astype(np.float32)
+    if kind.is_constant:
+        return _constant(kind, known)
+    program = folding.fold(result.network, result.z, kind.size, kind.value_range, known)
+    return program if kind.channel_ranges is None else _with_ranges(program, kind)
+
+
+def _constant(kind: Kind, known: tuple[np.ndarray, np.ndarray] | None) -> Program:
+    """Make the program of a picture whose channels are constant, in which a network has nothing to draw."""
+    (low, _), (least, most) = kind.limits, kind.value_range
+    layer = Layer("conv", "constant", (INPUT,), {"stride": 1, "padding": 0, "padding_mode": "zeros"})
+    weight = np.zeros((kind.channels, 1, 1, 1), np.float32)
+    arrays = {"constant.weight": weight, "constant.bias": ((low - least) / (most - least)).astype(np.float32)}
+    z = InputPart(np.zeros((1, 1, *kind.size), np.uint8), 1)
+    program = Program((layer,), arrays, (z,), kind.size, kind.value_range, known)
+    program.check()
+    return program
+
+
+def _with_ranges(program: Program, kind: Kind) -> Program:
+    """Add a layer that takes each channel to its own part of the range."""
+    low, high = kind.limits
+    least, most = kind.value_range
+    name = "channels"
+    while any(layer.name == name for layer in program.layers):
+        name += "_"
+    layer = Layer("affine", name, (program.layers[-1].name,), {})
+    scale, shift = ((values / (most - least)).astype(np.float32)[:, None, None] for values in (high - low, low - least))
+    arrays = program.arrays | {f"{name}.weight": scale, f"{name}.bias": shift}
+    ranged = replace(program, layers=(*program.layers, layer), arrays=arrays)
+    ranged.check()
+    return ranged
 
 
 def from_result(
@@ -116,7 +156,7 @@ def from_result(
         raise ValueError(f"kind must be of {result.image.shape} as the result is, got {(*kind.size, kind.channels)}")
     extras = Extras() if extras is None else replace(extras, exif=None)
     check_alpha(kind, extras.alpha)
-    program = fold(result, kind)
+    program = fold(result, kind, extras)
     facts = {
         "options": dict(options or {}),
         "seed": seed,

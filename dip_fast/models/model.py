@@ -22,6 +22,7 @@ from dip_fast.models.formats import FORMATS, Contents
 from dip_fast.models.packing import unpack
 from dip_fast.pictures import Extras, Kind, encode_samples
 from dip_fast.pictures.files import read_regular
+from dip_fast.pictures.kind import IN_MODELS
 from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
 
@@ -199,7 +200,7 @@ def _check_program(program: Program, kind: Kind) -> None:
         raise ValueError("the picture is of another size")
     if (program.channels, program.value_range) != (kind.channels, kind.value_range):
         raise ValueError("the picture has other channels, or another range")
-    if program.known is not None and program.known[1].dtype != kind.dtype:
+    if program.known is not None and program.known[1].dtype != (kind.dtype if kind.dtype in IN_MODELS else "float32"):
         raise ValueError("the known pixels are of another kind")
 
 
@@ -209,5 +210,5 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
     if not all(isinstance(hashes[name], str) and len(hashes[name]) == 64 for name in ("z", "float_output", "pixels")):
         raise ValueError("a hash is not one")
     numbers = [allowed["float"], allowed["fraction"], *([] if allowed["levels"] is None else [allowed["levels"]])]
-    if not all(isinstance(number, int | float) and 0 <= number < 2**16 for number in numbers):
+    if not all(isinstance(number, int | float) and 0 <= number < 2**20 for number in numbers):
         raise ValueError("a tolerance is not one")

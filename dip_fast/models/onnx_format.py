@@ -3,7 +3,8 @@
 A file is accepted when its graph is, field by field, the one that `write` makes of the program that its metadata
 name.  So no graph but our own ever reaches an engine, however a file was changed; and what is replayed is what any
 other engine finds in the file.  Hence the rule: what `write` makes of a program never changes within one schema
-version: schema 1 for a network input of 8-bit codes, schema 2 for any other.
+version: schema 1 for a network input of 8-bit codes, schema 2 for any other, schema 3 for pictures that are neither
+gray nor RGB and for known samples that differ between channels.
 """
 
 from __future__ import annotations

@@ -67,5 +67,9 @@ def unpack(text: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if len(data) != size or more or not stream.eof:
         raise ValueError("packed samples are not as many as they should be")
     planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, -1)
+    if kind.kind == "b" and any(
+        byte > 1 for byte in set(np.cumsum(planes.reshape(shape), axis=1, dtype=np.uint8).flat)
+    ):
+        raise ValueError("packed truth values are others")
     numbers = np.ascontiguousarray(planes.T).view(f"<u{kind.itemsize}").astype(f"u{kind.itemsize}").reshape(shape)
     return np.cumsum(numbers, axis=1, dtype=numbers.dtype).view(kind)

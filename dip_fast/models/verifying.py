@@ -28,7 +28,7 @@ def tolerance(kind: Kind) -> dict[str, Any]:
     seldom; in 16 bits two levels far, and often; float samples are the float output.
     """
     low, high = kind.value_range
-    levels = None if kind.dtype == "float32" else math.ceil(FLOAT_TOLERANCE * (high - low))
+    levels = None if kind.is_float else math.ceil(FLOAT_TOLERANCE * (high - low))
     return {
         "float": FLOAT_TOLERANCE,
         "levels": levels,
@@ -102,12 +102,15 @@ def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[
     samples = kind.rounded(output)
     low, high = kind.value_range
     # No difference of samples is rounded, or wraps around.
-    distance = np.abs(samples.astype(np.float64 if kind.dtype == "float32" else np.int32) - expected)
+    distance = np.abs(samples.astype(np.float64) - expected.astype(np.float64))
     differs = samples != expected
     half = 0.5 if allowed["levels"] is not None else 0.0
     # The float output itself may be off by one rounding of float32.
     rounding = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    clipped = output if not half else np.clip(output, 0, np.iinfo(kind.dtype).max)
+    clipped = output
+    if half:
+        bounds = (0, 1) if kind.dtype == "bool" else (np.iinfo(kind.dtype).min, np.iinfo(kind.dtype).max)
+        clipped = np.clip(output.astype(np.float64), *bounds)
     near = _farthest(clipped, expected) <= half + allowed["float"] * (high - low) + rounding
     levels = allowed["levels"]
     fraction = float(differs.mean())
@@ -133,7 +136,9 @@ def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[
 def _farthest(one: np.ndarray, other: np.ndarray) -> float:
     """Compute the largest difference of two pictures in float64, a few rows at a time: they may be large."""
     rows = range(0, len(one), ROWS)
-    return max(float(np.abs(one[i : i + ROWS].astype(np.float64) - other[i : i + ROWS]).max()) for i in rows)
+    return max(
+        float(np.abs(one[i : i + ROWS].astype(np.float64) - other[i : i + ROWS].astype(np.float64)).max()) for i in rows
+    )
 
 
 def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: str) -> None:
@@ -221,8 +226,8 @@ def difference_picture(samples: np.ndarray, expected: np.ndarray, kind: Kind) ->
     """Encode where two pictures differ, as an 8-bit PNG: black where they agree, white where they differ most."""
     from dip_fast.pictures import raster
 
-    distance = np.abs(samples.astype(np.float64) - expected)
-    if kind.dtype == "float32" or distance.max() == 0:
+    distance = np.abs(samples.astype(np.float64) - expected.astype(np.float64))
+    if kind.is_float or distance.max() == 0:
         scaled = distance * (255 / max(distance.max(), 1e-300))
     else:  # a single level must be visible
         scaled = np.where(distance > 0, 63 + 192 * distance / distance.max(), 0)

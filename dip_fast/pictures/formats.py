@@ -26,6 +26,8 @@ MIN_SIDE = 16
 # a larger header is a mistake or a decompression bomb.  It stays under the 179 million at which Pillow itself refuses.
 MAX_PIXELS = 2**27
 
+MAX_CHANNELS = 256  # of a picture: a step's memory grows with them, and more are a mistake, or axes in another order
+
 ORIENTATION_TAG = 274  # of EXIF, and of TIFF, whose directory EXIF's is
 
 
@@ -36,7 +38,7 @@ class Decoded:
     Attributes
     ----------
     samples : ndarray
-        ``(H, W, C)`` with C 1 or 3: uint8, uint16 or floats, in the machine's byte order.
+        ``(H, W, C)``: truth values, integers or floats, in the machine's byte order.
     alpha : ndarray, optional
         ``(H, W)``, in the samples' dtype.
     alpha_kind : {"unassalpha", "assocalpha", "unspecified"}
@@ -48,6 +50,8 @@ class Decoded:
         The file's EXIF data.
     notes : list of str
         One sentence for each conversion that was made.
+    colours : int, optional
+        How many of the channels are colours, see `Kind.colours`.
     """
 
     samples: np.ndarray
@@ -57,6 +61,7 @@ class Decoded:
     icc_profile: bytes | None = None
     exif: Any = None
     notes: list[str] = field(default_factory=list)
+    colours: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Format:
         in this format.
     dtypes : tuple of str
         The dtypes of the samples that `write` can encode.
+    read_page : callable, optional
+        ``read_page(data, keep_metadata, page) -> Decoded`` decodes one page, counted from 1; None where files have one.
     """
 
     name: str
@@ -90,6 +97,7 @@ class Format:
     result_suffix: str
     write: Callable[[np.ndarray, Kind, Extras], bytes] | None = None
     dtypes: tuple[str, ...] = ()
+    read_page: Callable[[bytes, bool, int], Decoded] | None = None
 
 
 def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
@@ -124,7 +132,8 @@ FORMATS: Registry[Format] = Registry(
             read=lazily("dip_fast.pictures.tiff:read"),
             result_suffix=".tif",
             write=lazily("dip_fast.pictures.tiff:write"),
-            dtypes=("uint8", "uint16", "float32"),
+            dtypes=("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
+            read_page=lazily("dip_fast.pictures.tiff:read"),
         ),
         "bmp": Format(
             "BMP",

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from dip_fast.pictures import formats
+from dip_fast.pictures.ranges import Limits, of_result, of_samples
 from dip_fast.pictures.samples import from_unit, to_dtype, to_unit
 
 KINDS_OF_ALPHA = ("unassalpha", "assocalpha", "unspecified")
+DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+IN_MODELS = ("uint8", "uint16", "float32")  # dtypes that samples in model files' graphs have; the others are float32
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Kind:
         this package.
     orientation : int
         EXIF's orientation; 1, upright, always.
+    channel_ranges : tuple of tuple of float, optional
+        What 0 and 1 stand for in each channel, within `value_range`, where channels differ: those of very different
+        brightness.  Both are one for a channel that is constant.
+    colours : int, optional
+        How many of the channels, the first ones, are colours: 3 or 1.  By default 3 where there are 3 channels.
     """
 
     # In this order they stand in model files.
@@ -51,6 +59,28 @@ class Kind:
     alpha: str | None = None
     suffix: str = ".png"
     orientation: int = 1
+    channel_ranges: tuple[tuple[float, float], ...] | None = None
+    colours: int | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the first three channels are colours."""
+        return (self.colours or self.channels) == 3
+
+    @property
+    def is_float(self) -> bool:
+        """Whether samples are floats."""
+        return self.dtype.startswith("float")
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether each channel has one value."""
+        return self.channel_ranges is not None and all(low == high for low, high in self.channel_ranges)
+
+    @property
+    def limits(self) -> Limits:
+        """The samples that 0 and 1 stand for: two floats, or two arrays with a value a channel."""
+        return of_result(self.value_range, self.channel_ranges)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,11 +90,11 @@ class Kind:
     @property
     def bits(self) -> int:
         """Bits of a sample."""
-        return 8 * np.dtype(self.dtype).itemsize
+        return 1 if self.dtype == "bool" else 8 * np.dtype(self.dtype).itemsize
 
     def to_unit(self, samples: np.ndarray) -> np.ndarray:
-        """Turn samples into a float32 image, in which 0 and 1 stand for the ends of `value_range`."""
-        return to_unit(samples, self.value_range)
+        """Turn samples into a float32 image, in which 0 and 1 stand for the ends of the range."""
+        return to_unit(samples, of_samples(self.value_range, self.channel_ranges))
 
     def to_samples(self, image: np.ndarray) -> np.ndarray:
         """Turn an image into samples of the file.
@@ -72,7 +102,7 @@ class Kind:
         Parameters
         ----------
         image : ndarray
-            Floats of any shape; 0 and 1 stand for the ends of `value_range`.
+            Floats of any shape, channels last; 0 and 1 stand for the ends of `value_range`, or of `channel_ranges`.
 
         Returns
         -------
@@ -91,7 +121,7 @@ class Kind:
         2**-24 of the range, under a hundredth of one step.  Float samples come back identical when the value range is
         (0, 1), and otherwise within a few float32 roundings of the range.
         """
-        return from_unit(image, self.value_range, np.dtype(self.dtype))
+        return from_unit(image, self.limits, np.dtype(self.dtype))
 
     def rounded(self, values: np.ndarray) -> np.ndarray:
         """Turn floats that are in `value_range` already into samples, as `to_samples` does for those in [0, 1]."""
@@ -117,13 +147,22 @@ class Kind:
         """
         low, high = facts["value_range"]
         names = ("name", "width", "height", "channels", "dtype", "alpha", "suffix", "orientation")
-        kind = cls(**{name: facts[name] for name in names}, value_range=(float(low), float(high)))
+        ranges = facts.get("channel_ranges")
+        if ranges is not None:
+            ranges = tuple((float(first), float(last)) for first, last in ranges)
+        kind = cls(
+            **{name: facts[name] for name in names},
+            value_range=(float(low), float(high)),
+            channel_ranges=ranges,
+            colours=facts.get("colours"),
+        )
         format_ = formats.writer(kind.suffix)
         fits = (
             isinstance(kind.name, str)
             and all(type(side) is int and 0 < side < 2**20 for side in kind.size)
-            and kind.channels in (1, 3)
-            and kind.dtype in ("uint8", "uint16", "float32")
+            and type(kind.channels) is int
+            and 0 < kind.channels <= formats.MAX_CHANNELS
+            and kind.dtype in DTYPES
             and (kind.alpha is None or kind.alpha in KINDS_OF_ALPHA)
             and format_ is not None
             and kind.suffix == format_.suffixes[0]
@@ -131,6 +170,10 @@ class Kind:
             and kind.orientation == 1
             and math.isfinite(high - low)
             and low < high
+            and (ranges is None or len(ranges) == kind.channels)
+            and all(low <= first <= last <= high for first, last in ranges or ())
+            and kind.colours in (None, 1, 3)
+            and (kind.colours or 1) <= kind.channels
         )
         if not fits:
             raise ValueError("the description of the picture is damaged")

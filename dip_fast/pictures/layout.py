@@ -38,8 +38,10 @@ class Layout:
         if self.frames_axis is not None and len(shapes := {np.shape(frame): None for frame in samples}) > 1:
             raise ValueError(f"image must have frames of one size, got {' and '.join(map(str, shapes))}")
         image = np.asarray(samples)
-        if image.dtype.kind not in "iuf" or image.dtype.itemsize > 8:
-            raise TypeError(f"image must hold integers or floats of 16, 32 or 64 bits, got {image.dtype}; convert it")
+        if image.dtype.kind not in "biuf" or image.dtype.itemsize > 8:
+            raise TypeError(
+                f"image must hold integers, truth values or floats of 16, 32 or 64 bits, got {image.dtype}; convert it"
+            )
         self._check_axes(image.shape)
         moved = np.moveaxis(image, *self._moves())
         channels_last = moved[..., None] if self.channel_axis is None else moved

@@ -21,11 +21,19 @@ class Extras:
         The colour profile as it stands in the file.
     exif : bytes, optional
         A TIFF-structured EXIF block, only where metadata are kept: orientation 1, no thumbnail.
+    aside : tuple of ndarray, optional
+        Samples that are no part of the scene (`read_picture` has which): where, bool ``(H, W, C)``, and the samples,
+        ``(H, W, C)`` in their dtype, which count there alone.
     """
 
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    aside: tuple[np.ndarray, np.ndarray] | None = None
+
+    def put_back(self, samples: np.ndarray) -> np.ndarray:
+        """Return the samples of a picture of the same size with those that were set aside."""
+        return samples if self.aside is None else np.where(*self.aside, samples)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +45,8 @@ class Picture:
     kind : Kind
         What the file is, apart from the pixels.
     image : ndarray
-        float32, ``(H, W, C)`` with C 1 or 3, upright, scaled so that ``kind.value_range`` maps to [0, 1].
+        float32, ``(H, W, C)``, upright, scaled so that ``kind.limits`` map to [0, 1]; with an estimate where
+        samples were set aside.
     extras : Extras
         Alpha, colour profile and kept EXIF data.
     notes : tuple of str
@@ -68,5 +77,10 @@ class Picture:
 
     @property
     def channels(self) -> int:
-        """1 for gray, 3 for RGB."""
+        """1 for gray, 3 for RGB, any number for other data."""
         return self.kind.channels
+
+    @property
+    def samples(self) -> np.ndarray:
+        """The samples as they stand in the file, upright."""
+        return self.extras.put_back(self.kind.to_samples(self.image))

@@ -103,8 +103,10 @@ def write_png(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     Raises
     ------
     UsageError
-        For premultiplied alpha, which PNG cannot hold.
+        For premultiplied alpha, or channels that are neither gray nor RGB, which PNG cannot hold.
     """
+    if kind.channels != (3 if kind.is_rgb else 1):
+        raise UsageError(f"PNG cannot hold {kind.channels} channels that are no RGB: name the result .tif")
     if kind.alpha == "assocalpha":
         raise UsageError("PNG cannot hold premultiplied alpha: name the result .tif")
     if extras.alpha is not None:

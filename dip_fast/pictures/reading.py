@@ -9,19 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures import formats
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.pictures.formats import MAX_PIXELS
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
-from dip_fast.pictures.samples import value_range
+from dip_fast.pictures.ranges import Range, filled, find
 
 # Decoders report oddities through logging, which prints to stderr where nobody listens; what matters is checked here.
 for _name in ("tifffile", "imagecodecs", "PIL"):
@@ -52,6 +53,8 @@ def read_picture(
     name: str | None = None,
     keep_metadata: bool = False,
     missing: bool = False,
+    aside: Collection[str] = (),
+    page: int | None = None,
 ) -> Picture:
     """Read one picture.
 
@@ -65,6 +68,12 @@ def read_picture(
         Keep the EXIF data (not its thumbnail) for the result; the ICC profile is always kept.
     missing : bool
         Accept samples that are NaN or infinite, and mark them as missing.
+    aside : collection of str
+        What is set aside: ``"hidden"`` colours, which an alpha of 0 hides, and ``"outliers"``, samples so far outside
+        the range of the others that these would be left less than an eighth of it (`dip_fast.pictures.ranges.find`).
+        The image has an estimate in their place, and `Extras.aside` the samples.
+    page : int, optional
+        Which page of a file that has several, counted from 1.
 
     Returns
     -------
@@ -75,8 +84,8 @@ def read_picture(
     ------
     UsageError
         In one line, where the file is missing, unreadable, damaged or cut short, smaller than 16x16 or larger than
-        `MAX_PIXELS`, CMYK, animated or of several pages, of more than four channels, holds NaN or infinite samples that
-        may not be missing, or samples that neither 16-bit integers nor 32-bit floats can hold.
+        `MAX_PIXELS`, CMYK, animated, of several pages where none is chosen, of more than `MAX_CHANNELS` channels, holds
+        NaN or infinite samples that may not be missing, or samples that 32-bit floats cannot tell apart.
     """
     if isinstance(source, bytes):
         label = name = name or "stdin"
@@ -87,9 +96,11 @@ def read_picture(
         data = source if isinstance(source, bytes) else _file_content(Path(source))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
-            return _picture(data, one_line(name), keep_metadata, missing)
+            return _picture(data, one_line(name), keep_metadata, missing, aside, page)
     except UsageError as error:
-        raise UsageError(one_line(f"cannot read {label}: {error}")) from error.__cause__
+        # The message as it is, with the arguments that it names.
+        template, parts = (error.template, error.parts) if error.parts else ("{}", (one_line(str(error)),))
+        raise UsageError(f"cannot read {{}}: {template}", one_line(label), *parts) from error.__cause__
     except Exception as error:  # whatever a decoder raises on damaged data; there are too many kinds to name
         text = f"cannot read {label}: it is damaged or cut short ({error or type(error).__name__}); get an intact copy"
         raise UsageError(one_line(text)) from error
@@ -193,16 +204,22 @@ def _file_content(path: Path) -> bytes:
     return data
 
 
-def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Picture:
+def _picture(
+    data: bytes, name: str, keep_metadata: bool, may_miss: bool, aside: Collection[str], page: int | None
+) -> Picture:
     if not data:
         raise UsageError("it is empty; get an intact copy")
     format_ = formats.recognised(data)
-    decoded = format_.read(data, keep_metadata)
+    decoded = _decoded(format_, data, keep_metadata, page)
     formats.check_size(*decoded.samples.shape[:2])
     missing = _fill_missing(decoded) if may_miss else None
-    samples, alpha = _storable(decoded)
+    _check_samples(decoded)
     turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
-    samples = np.ascontiguousarray(turn(samples))
+    samples = np.ascontiguousarray(turn(decoded.samples))
+    alpha = None if decoded.alpha is None else np.ascontiguousarray(turn(decoded.alpha))
+    hidden = _hidden(alpha, decoded) if "hidden" in aside else None
+    found = find(samples, hidden, outliers="outliers" in aside)
+    _check_range(found, samples.dtype)
     height, width, channels = samples.shape
     kind = Kind(
         name,
@@ -210,23 +227,63 @@ def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Pic
         height,
         channels,
         samples.dtype.name,
-        value_range(samples),
+        found.whole,
         alpha=None if alpha is None else decoded.alpha_kind,
         suffix=format_.result_suffix,
+        channel_ranges=found.channels,
+        colours=decoded.colours,
     )
-    extras = Extras(
-        alpha=None if alpha is None else np.ascontiguousarray(turn(alpha)),
-        icc_profile=decoded.icc_profile,
-        exif=_kept_exif(decoded) if keep_metadata else None,
-    )
+    extras = Extras(alpha, decoded.icc_profile, _kept_exif(decoded) if keep_metadata else None)
+    image = kind.to_unit(samples)
+    off = _set_aside(hidden, found, decoded)
+    if off is not None:
+        image = filled(image, off)
+        extras = replace(extras, aside=(off, np.where(off, samples, np.zeros((), samples.dtype))))
     return Picture(
         kind,
-        kind.to_unit(samples),
+        image,
         extras,
         tuple(decoded.notes),
         missing=None if missing is None else np.ascontiguousarray(turn(missing)),
         jpeg=data if format_ is formats.FORMATS["jpeg"] else None,
     )
+
+
+def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: int | None) -> formats.Decoded:
+    """Decode a file, or one page of it."""
+    if page is None:
+        return format_.read(data, keep_metadata)
+    if format_.read_page is None:
+        raise UsageError("{}: a {} file has no pages; leave it out", Argument("page", page), format_.name)
+    return format_.read_page(data, keep_metadata, page)
+
+
+def _hidden(alpha: np.ndarray | None, decoded: formats.Decoded) -> np.ndarray | None:
+    """Find the pixels that an alpha hides, whose colours anything may have left there; none where it hides all."""
+    if alpha is None or decoded.alpha_kind == "unspecified":
+        return None
+    hidden = alpha == 0
+    return hidden if hidden.any() and not hidden.all() else None
+
+
+def _set_aside(hidden: np.ndarray | None, found: Range, decoded: formats.Decoded) -> np.ndarray | None:
+    """Find the samples to set aside, bool ``(H, W, C)``, and say how many there are."""
+    off = found.outliers
+    if off is not None:
+        low, high = found.whole
+        decoded.notes.append(
+            f"{_share(off)} of the samples lie far outside the range of the others, {low:.6g} to {high:.6g}, and are "
+            "carried through untouched."
+        )
+    if hidden is not None:
+        decoded.notes.append(f"The colours of {_share(hidden)} of the pixels are hidden under alpha 0 and left alone.")
+        every = np.repeat(hidden[..., None], decoded.samples.shape[2], axis=2)
+        off = every if off is None else off | every
+    return off
+
+
+def _share(chosen: np.ndarray) -> str:
+    return f"{int(chosen.sum()):,} ({chosen.mean():.2g})" if chosen.mean() < 1e-4 else f"{chosen.mean():.2%}"
 
 
 def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:
@@ -239,19 +296,32 @@ def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:
     return ~finite.all(axis=2)
 
 
-def _storable(decoded: formats.Decoded) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return samples and alpha in a dtype that results are written in: any float becomes float32."""
+def _check_samples(decoded: formats.Decoded) -> None:
+    """Refuse samples that no model file can draw, and turn short floats into float32."""
     samples, alpha = decoded.samples, decoded.alpha
     if samples.dtype.kind != "f":
-        return samples, alpha
+        return
     whole = samples if alpha is None else np.dstack([samples, alpha])
     _check_finite(whole)
     if max(abs(float(whole.min())), abs(float(whole.max()))) > MAX_SAMPLE:
         raise UsageError("its samples are too large for 32-bit float; scale them down")
-    if samples.dtype == np.float32:
-        return samples, alpha
-    decoded.notes.append(f"{8 * samples.dtype.itemsize}-bit float samples were converted to 32-bit float.")
-    return samples.astype(np.float32), None if alpha is None else alpha.astype(np.float32)
+    if samples.dtype.itemsize < 4:
+        decoded.notes.append(f"{8 * samples.dtype.itemsize}-bit float samples were converted to 32-bit float.")
+        decoded.samples = samples.astype(np.float32)
+        decoded.alpha = None if alpha is None else alpha.astype(np.float32)
+
+
+def _check_range(found: Range, dtype: np.dtype) -> None:
+    """Refuse samples of a wide dtype that differ by less than what 32-bit floats, in which models draw, tell apart."""
+    constant = found.channels is not None and all(first == last for first, last in found.channels)
+    if dtype.itemsize < 4 or dtype == np.float32 or constant:
+        return
+    low, high = found.whole
+    if float(np.spacing(np.float32(max(abs(low), abs(high))))) > (high - low) * 2.0**-12:
+        raise UsageError(
+            f"its samples, from {low:.9g} to {high:.9g}, are too close to each other for 32-bit float; subtract "
+            f"{low:.9g} or scale them"
+        )
 
 
 def _check_finite(samples: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
@@ -11,7 +13,7 @@ def value_range(samples: np.ndarray) -> tuple[float, float]:
     Parameters
     ----------
     samples : numpy.ndarray
-        Colour samples of any shape, without alpha: uint8, uint16 or finite floats.
+        Colour samples of any shape, without alpha: integers, truth values or finite floats.
 
     Returns
     -------
@@ -28,21 +30,23 @@ def value_range(samples: np.ndarray) -> tuple[float, float]:
     The network draws values in [0, 1], so the range has to fit the picture, and it has to be the same for every crop
     and copy of it that uses its values in the ordinary way:
 
-    - uint8 is (0, 255).
-    - uint16 is (0, 2**k - 1) with the smallest k >= 8 that covers the maximum: 12-bit camera data in a 16-bit file
-      would otherwise fill a sixteenth of the range.
+    - uint8 is (0, 255), and truth values are (0, 1).
+    - other integers, of which none is negative, are (0, 2**k - 1) with the smallest k >= 8 that covers the maximum:
+      12-bit camera data in a 16-bit file would otherwise fill a sixteenth of the range.
     - a float picture is (0, 1) where the samples lie in [0, 1] and reach 0.25 at least, the usual convention, which
-      then keeps every sample as it is; otherwise it is (minimum, maximum), or (minimum, minimum + 1) for a constant
-      picture.
+      then keeps every sample as it is.
+    - anything else is (minimum, maximum), or (minimum, minimum + 1) for a constant picture.
     """
     if samples.dtype == np.uint8:
         return 0.0, 255.0
-    if samples.dtype == np.uint16:
+    if samples.dtype == bool:
+        return 0.0, 1.0
+    if samples.dtype.kind not in "fiu":
+        raise TypeError(f"samples must be integers, truth values or floats, got {samples.dtype}")
+    if samples.dtype.kind in "iu" and samples.min() >= 0:
         return 0.0, float(2 ** max(8, int(samples.max()).bit_length()) - 1)
-    if samples.dtype.kind != "f":
-        raise TypeError(f"samples must be uint8, uint16 or floats, got {samples.dtype}")
     low, high = float(samples.min()), float(samples.max())
-    if low >= 0 and 0.25 <= high <= 1:
+    if samples.dtype.kind == "f" and low >= 0 and 0.25 <= high <= 1:
         return 0.0, 1.0
     if low == high:  # the spacing takes over where 1 is too little to change a float64
         return low, low + max(1.0, abs(float(np.spacing(low))))
@@ -55,40 +59,39 @@ def as_samples(samples: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     samples : ndarray
-        Floats; or integers of any kind from 0 to 65535, which mean the same as in uint16.
-
-    Raises
-    ------
-    TypeError
-        For integers out of that range, whose meaning is open.
+        Floats, truth values or integers; those from 0 to 65535 of any kind mean the same as in uint16.
     """
     dtype = samples.dtype
-    if dtype.kind == "f" or dtype == np.uint8:
-        return samples.astype(dtype.newbyteorder("="), copy=False)
-    low, high = (int(samples.min()), int(samples.max())) if samples.size else (0, 0)
-    if low < 0 or high > np.iinfo(np.uint16).max:
-        raise TypeError(
-            f"image must hold integers from 0 to 65535, got {dtype} from {low} to {high}; convert it to floats, as "
-            "with image.astype(float)"
-        )
-    return samples.astype(np.uint16)
+    if dtype.kind in "iu" and dtype != np.uint8 and samples.size:
+        low, high = int(samples.min()), int(samples.max())
+        if low >= 0 and high <= np.iinfo(np.uint16).max:
+            return samples.astype(np.uint16)
+    return samples.astype(dtype.newbyteorder("="), copy=False)
 
 
-def to_unit(samples: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Turn samples into float32 values: 0 and 1 stand for the two limits."""
+def to_unit(samples: np.ndarray, limits: tuple[Any, Any]) -> np.ndarray:
+    """Turn samples into float32 values: 0 and 1 stand for the two limits.
+
+    Parameters
+    ----------
+    samples : ndarray
+        Of any shape.
+    limits : tuple
+        Two floats, or two arrays with one a channel, the last axis of the samples.
+    """
     low, high = limits
-    return ((samples.astype(np.float64) - low) / (high - low)).astype(np.float32)
+    return ((samples.astype(np.float64) - low) / np.subtract(high, low)).astype(np.float32)
 
 
-def from_unit(image: np.ndarray, limits: tuple[float, float], dtype: np.dtype) -> np.ndarray:
+def from_unit(image: np.ndarray, limits: tuple[Any, Any], dtype: np.dtype) -> np.ndarray:
     """Turn values back into samples.
 
     Parameters
     ----------
     image : ndarray
         Floats of any shape; 0 and 1 stand for the two limits.
-    limits : tuple of float
-        The two limits that `value_range` returned.
+    limits : tuple
+        The two limits, as in `to_unit`; where they are one, it is the value.
     dtype : dtype
         Integers are rounded to nearest and clipped to what the dtype holds; floats keep what lies outside the limits.
 
@@ -98,7 +101,8 @@ def from_unit(image: np.ndarray, limits: tuple[float, float], dtype: np.dtype) -
         Where `image` holds NaN.
     """
     low, high = limits
-    return to_dtype(low + np.asarray(image, np.float64) * (high - low), dtype)
+    span = np.subtract(high, low)
+    return to_dtype(low + np.where(span > 0, np.asarray(image, np.float64), 0.0) * span, dtype)
 
 
 def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -109,7 +113,8 @@ def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
     samples : ndarray
         Floats of any shape.
     dtype : dtype
-        Integers are rounded to nearest (`numpy.rint`) and clipped to what the dtype holds.
+        Integers are rounded to nearest (`numpy.rint`) and clipped to what the dtype holds; truth values are True from
+        1/2 on.
 
     Raises
     ------
@@ -121,4 +126,11 @@ def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
     dtype = np.dtype(dtype)
     if dtype.kind == "f":
         return np.clip(samples, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
-    return np.clip(np.rint(samples), 0, np.iinfo(dtype).max).astype(dtype)
+    if dtype.kind == "b":
+        return samples >= 0.5
+    bounds = np.iinfo(dtype)
+    most = float(bounds.max)
+    if most > bounds.max:  # the largest of 64 bits is no float
+        most = float(np.nextafter(most, 0))
+    wide = samples.astype(np.float64) if dtype.itemsize > 2 else samples  # float32 does not hold the largest of 32 bits
+    return np.clip(np.rint(wide), bounds.min, most).astype(dtype)

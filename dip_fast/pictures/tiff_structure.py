@@ -17,15 +17,23 @@ from PIL import Image, UnidentifiedImageError
 from dip_fast.errors import UsageError
 
 MAX_PAGES = 100
-MAX_TAGS = 4096  # of all directories; a page has some twenty, and tifffile takes some microseconds for each
+MAX_STACK = 10_000  # pages of a file of which one is chosen
+MAX_TAGS = 4096  # of 100 directories; a page has some twenty, and tifffile takes some microseconds for each
 _HEADERS = ("JPEG", "PNG", "WEBP", "JPEG2000")  # whose size Pillow reads without decoding a pixel
 _JPEG = (6, 7, 33007, 34892)
 _FAX = (2, 3, 4)  # decoded for a number of rows, whatever else they hold
 _MORE = "it is damaged (it holds more than the picture that its tags describe); get an intact copy"
 
 
-def check_directories(data: bytes) -> None:
+def check_directories(data: bytes, most: int = MAX_PAGES) -> None:
     """Refuse a list of directories that goes round in circles, or is longer than that of any picture.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    most : int
+        Pages that it may hold.
 
     Raises
     ------
@@ -35,18 +43,18 @@ def check_directories(data: bytes) -> None:
     is_big = data[2:4] in (b"+\0", b"\0+")
     offset_format, count_format, tag_size, place = ("Q", "Q", 20, 8) if is_big else ("I", "H", 12, 4)
     seen: set[int] = set()
-    tags = 0
+    tags, most_tags = 0, most * MAX_TAGS // MAX_PAGES
     try:
         while (offset := struct.unpack_from(order + offset_format, data, place)[0]) and offset < len(data):
             if offset in seen:
                 raise UsageError("it is damaged (its list of pages goes round in circles); get an intact copy")
             seen.add(offset)
-            if len(seen) > MAX_PAGES:
-                raise UsageError(f"it holds more than {MAX_PAGES} pages; save one page as a file of its own")
+            if len(seen) > most:
+                raise UsageError(f"it holds more than {most} pages; save one page as a file of its own")
             (count,) = struct.unpack_from(order + count_format, data, offset)
             tags += count
-            if tags > MAX_TAGS:
-                raise UsageError(f"it is damaged (it lists more than {MAX_TAGS} tags); get an intact copy")
+            if tags > most_tags:
+                raise UsageError(f"it is damaged (it lists more than {most_tags} tags); get an intact copy")
             place = offset + struct.calcsize("=" + count_format) + count * tag_size
     except struct.error:
         return  # the list ends with the file; tifffile stops there too

@@ -30,7 +30,8 @@ def encode_image(image: np.ndarray, kind: Kind, extras: Extras | None = None, *,
     UsageError, ValueError
         As `encode_samples`.
     """
-    return encode_samples(kind.to_samples(image), kind, extras, suffix=suffix)
+    samples = kind.to_samples(image)
+    return encode_samples(samples if extras is None else extras.put_back(samples), kind, extras, suffix=suffix)
 
 
 def encode_samples(

@@ -20,6 +20,7 @@ INPUT = "z"
 RESERVED = ("picture", "drawn", "crop", "channels_last", "known.mask", "known.samples")
 NAME = re.compile(r"[a-z][a-z0-9_.]{1,200}")  # two characters at least: "z" is the input
 MAX_LAYERS = 10_000
+MAX_CHANNELS = 256  # of a picture
 MAX_PARTS = 64  # of the network input
 MAX_SIDE = 2**20  # of anything; products of three such sides fit 64 bits eight times over
 
@@ -109,7 +110,7 @@ class Program:
     value_range : tuple of float
         What 0 and 1 of the drawn image stand for in the picture.
     known : tuple of ndarray, optional
-        Where pixels are taken from the picture that was filled in, bool ``(H, W, 1)``, and its samples
+        Where samples are taken from the picture that was restored, bool ``(H, W, 1)`` or ``(H, W, C)``, and its samples
         ``(H, W, C)``, uint8, uint16 or float32.
     """
 
@@ -122,8 +123,19 @@ class Program:
 
     @property
     def schema(self) -> int:
-        """Schema version of the files that can hold the program: 1 where z is one part in 8 bits, otherwise 2."""
-        return 1 if len(self.inputs) == 1 and self.inputs[0].codes.dtype.itemsize == 1 else 2
+        """Schema version of the files that can hold the program.
+
+        1 where z is one part in 8 bits, otherwise 2; 3 where there are neither one channel nor three, or known samples
+        differ between channels.
+        """
+        if self.channels not in (1, 3) or (self.known is not None and self.known[0].shape[2] > 1):
+            return 3
+        return 1 if self._is_simple else 2
+
+    @property
+    def _is_simple(self) -> bool:
+        """Whether z is one part in 8 bits."""
+        return len(self.inputs) == 1 and self.inputs[0].codes.dtype.itemsize == 1
 
     def outline(self) -> dict[str, Any]:
         """All but the arrays, as JSON holds it."""
@@ -134,7 +146,7 @@ class Program:
         denominators = [part.denominator for part in self.inputs]
         return {
             "layers": layers,
-            **({"denominator": denominators[0]} if self.schema == 1 else {"denominators": denominators}),
+            **({"denominator": denominators[0]} if self._is_simple else {"denominators": denominators}),
             "size": list(self.size),
             "value_range": list(self.value_range),
         }
@@ -181,7 +193,7 @@ class Program:
             known=None if mask is None or samples is None else (mask, samples),
         )
         program.check()
-        own = "denominator" if program.schema == 1 else "denominators"
+        own = "denominator" if program._is_simple else "denominators"
         _require(
             {"denominator", "denominators"} & outline.keys() == {own}, "the denominators of z are of another schema"
         )
@@ -214,11 +226,14 @@ class Program:
         shapes = self.shapes()
         self._check_arrays()
         channels, height, width = shapes[self.layers[-1].name]
-        _require(channels in (1, 3), "a picture has one channel or three")
+        _require(0 < channels <= MAX_CHANNELS, f"a picture has 1 to {MAX_CHANNELS} channels")
         _require(self.size[0] <= height and self.size[1] <= width, "the picture must lie in what is drawn")
         if self.known is not None:
             mask, samples = self.known
-            _require(mask.dtype == bool and mask.shape == (*self.size, 1), "known.mask must be as the picture is")
+            _require(
+                mask.dtype == bool and mask.shape in ((*self.size, 1), (*self.size, channels)),
+                "known.mask must be as the picture is",
+            )
             _require(samples.shape == (*self.size, channels), "known.samples must be as the picture is")
             _require(samples.dtype in (np.uint8, np.uint16, np.float32), "known.samples must be a picture's")
             _require(bool(np.isfinite(samples).all()), "known.samples must be finite")

@@ -71,9 +71,9 @@ def finish(
     baseline = baseline_of(task, data, job.options, folder)
     folder.write("history.csv", lambda: reporting.history_csv(result.history))
     folder.write("history.png", lambda: reporting.history_plot(result.history, result.best_step))
-    shown = None
+    looks = None
     with folder.attempt("what there is to look at"):
-        shown = views.collect(
+        looks = views.collect(
             data.image,
             kind.to_unit(finished.samples),  # as it is in the file, from which the report may be written again
             baseline=baseline,
@@ -81,8 +81,9 @@ def finish(
             known=task.known(data),
             snapshots=folder.snapshots(),
         )
-        folder.write("contact_sheet.png", lambda: reporting.preview(sheet_of(shown)))
-    before, reached = _quality(data.image, reference), _quality(finished.image, reference)
+        folder.write("contact_sheet.png", lambda: reporting.preview(sheet_of(looks)))
+    aside = None if extras.aside is None else extras.aside[0]
+    before, reached = _quality(data.image, reference, aside), _quality(finished.image, reference, aside)
     summary = Summary(
         result=str(written),
         folder=str(folder.place),
@@ -98,7 +99,7 @@ def finish(
         psnr_input=before["psnr"],
         ssim_input=before["ssim"],
         estimated_psnr=result.estimated_psnr,
-        baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference)},
+        baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference, aside)},
         sha256=digest(finished.samples),
         drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
         models=models,
@@ -109,9 +110,9 @@ def finish(
     record.seconds_per_step = result.seconds / result.steps
     record.events = result.events
     record.summary = summary
-    if shown is not None:
+    if looks is not None:
         named = str(folder.place)
-        folder.write(report.NAME, lambda: report.page(record, shown, result.history, named))
+        folder.write(report.NAME, lambda: report.page(record, looks, result.history, named))
     folder.write(NAME, record.json)
     return summary
 
@@ -140,7 +141,7 @@ def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Ex
     except Exception as error:  # whatever it is, the fit is worth more
         text = one_line(str(error))
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-        return Finished(kind.to_samples(result.image), result.image, None)
+        return Finished(extras.put_back(kind.to_samples(result.image)), result.image, None)
 
 
 def _extras(picture: Picture, kind: Kind) -> Extras:
@@ -153,13 +154,17 @@ def _extras(picture: Picture, kind: Kind) -> Extras:
         extras = replace(extras, alpha=alpha)
     if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB
         extras = replace(extras, icc_profile=None)
+    if (*kind.size, kind.channels) != (*picture.kind.size, picture.channels):
+        extras = replace(extras, aside=None)  # it has no place there
     return extras
 
 
-def _quality(image: np.ndarray, reference: np.ndarray | None) -> Quality:
-    """Measure an image against the reference, where there is one of its size."""
+def _quality(image: np.ndarray, reference: np.ndarray | None, aside: np.ndarray | None) -> Quality:
+    """Measure an image against the reference, where there is one of its size, but for samples that were set aside."""
     if reference is None or reference.shape != image.shape:
         return {"psnr": None, "ssim": None}
+    if aside is not None:
+        image = np.where(aside, reference, image)
     return {"psnr": metrics.psnr(image, reference), "ssim": metrics.ssim(image, reference)}
 
 

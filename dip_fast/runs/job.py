@@ -254,6 +254,8 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
     """
     height, width = data.image.shape[-3:-1]
     recipe = job.recipe((height, width))
+    if (np.ptp(data.image, axis=(-3, -2)) == 0).all():  # constant channels are what they are, whatever is fitted
+        recipe = recipe.least()
     if data.image.ndim > 3 and recipe.masking is None:
         able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
         raise UsageError("{} learns from one picture; for several take one of {}", Argument("preset", job.preset), able)

@@ -55,6 +55,8 @@ class Request:
         Whether to go on with a run, to replace one, to show nothing, to show each figure of a step.
     export : tuple of str, optional
         Formats of the model files to write; ONNX by default.
+    page : int, optional
+        Which page of a file that has several, counted from 1.
     """
 
     source: Path | bytes
@@ -67,6 +69,7 @@ class Request:
     quiet: bool = False
     verbose: bool = False
     export: tuple[str, ...] | None = None
+    page: int | None = None
 
     @property
     def folder(self) -> Path:
@@ -184,16 +187,19 @@ def _job(request: Request, stored: Record | None) -> Job:
 
 def read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
-    picture = pictures.read_picture(request.source, keep_metadata=job.keep_metadata, missing=task.may_miss)
+    picture = pictures.read_picture(
+        request.source, keep_metadata=job.keep_metadata, missing=task.may_miss, aside=task.aside, page=request.page
+    )
     reference = None
     if request.reference is not None:
         reference = _reference(request.reference, task.result_kind(picture.kind, job.options))
-    data, options = Data(picture.image, picture=picture), task.complete(job.options)
+    aside = None if picture.extras.aside is None else picture.extras.aside[0]
+    data, options = Data(picture.image, picture=picture, aside=aside), task.complete(job.options)
     inputs = {name: task.read(name, path, data, options) for name, path in request.inputs.items()}
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
-    alpha = () if picture.extras.alpha is None else (picture.extras.alpha,)
-    identity = {"picture": {"name": picture.name, **kind, "sha256": digest(picture.image, *alpha)}}
+    beside = [array for array in (picture.extras.alpha, *(picture.extras.aside or ())) if array is not None]
+    identity = {"picture": {"name": picture.name, **kind, "sha256": digest(picture.image, *beside)}}
     for name, path in request.inputs.items():
         identity[name] = {"name": path.name, "sha256": digest(inputs[name])}
     if reference is not None and request.reference is not None:
@@ -233,13 +239,15 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
     """Describe what is restored, how, and where."""
     picture = material.picture
     height, width = picture.size
-    depth = f"{picture.kind.bits} bit{' float' if picture.kind.dtype == 'float32' else ''}"
+    sort = " float" if picture.kind.is_float else " signed" if picture.kind.dtype.startswith("int") else ""
+    colours = {1: "gray", 3: "RGB"} if picture.kind.colours is None else {}
+    channels = colours.get(picture.channels, f"{picture.channels} channels")
     device = devices.describe(torch.device(job.device))
     products = f" in {job.precision}" if job.device == "cuda" else ""
     return (
         f"device {device}, engine {job.engine}{products} (torch {torch.__version__})"
         + (f", {fused_blocks}" if job.engine == "fused" else ""),
-        f"{picture.name}: {width}x{height}, {'gray' if picture.channels == 1 else 'RGB'}, {depth}; "
+        f"{picture.name}: {width}x{height}, {channels}, {picture.kind.bits} bit{sort}; "
         f"{job.task}, preset {job.preset}, seed {job.seed}",
         *picture.notes,
     )
@@ -319,8 +327,7 @@ def in_range(picture: Picture, kind: Kind) -> np.ndarray:
     """Scale a picture's image to the range of a kind, where the samples of both are of one type."""
     if picture.kind.dtype != kind.dtype:
         return picture.image
-    (low, high), (own_low, own_high) = kind.value_range, picture.kind.value_range
-    return ((own_low + picture.image * (own_high - own_low) - low) / (high - low)).astype(np.float32)
+    return kind.to_unit(picture.samples)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dip_fast.pictures import raster
+from dip_fast.runs.reporting import shown
 from dip_fast.pictures.files import read_regular
 from dip_fast.tasks import Baseline
 
@@ -33,7 +34,7 @@ class View:
     name : str
         What it is, in words.
     image : ndarray
-        Floats in [0, 1], ``(H, W, C)`` with C 1 or 3, of the result's size.
+        Floats in [0, 1], ``(H, W, C)`` with C 1 or 3, of the result's size; of other channels it is the mean.
     """
 
     name: str
@@ -133,14 +134,14 @@ def collect(
     snapshots : mapping of int to Path, optional
         Files of the snapshots by their steps.
     """
-    size = result.shape[:2]
-    others = [] if baseline is None else [View(baseline.name, baseline.image)]
+    image, result, size = shown(image), shown(result), result.shape[:2]
+    others = [] if baseline is None else [View(baseline.name, shown(baseline.image))]
     if reference is not None:
-        others.append(View("reference", reference))
+        others.append(View("reference", shown(reference)))
     others = [view for view in others if view.image.shape[:2] == size]
     if image.shape[:2] == size:
         before = View("input", image)
-    elif others and baseline is not None and others[0].image is baseline.image:
+    elif others and baseline is not None and others[0].name == baseline.name:
         before = others.pop(0)
     else:
         enlarged = cv2.resize(image, size[::-1], interpolation=cv2.INTER_NEAREST).reshape(*size, -1)

@@ -12,6 +12,8 @@ from dip_fast.presets import Recipe
 from dip_fast.tasks.task import Baseline, Data, Option, Task, as_target
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dip_fast.fitting import Degradation, NoiseModel, Objective
 
 BLOCK = 3  # pixels: side of the squares that are predicted where noise is correlated
@@ -25,6 +27,7 @@ class Denoise(Task):
     summary = "take the noise out of a picture"
     doing = "cleaning"
     options = (Option("noise", str, "auto", NOISE),)
+    aside = ("hidden", "outliers")
 
     def preset(self, device: str) -> str:
         """Predict what the network does not see, on every device."""
@@ -38,9 +41,10 @@ class Denoise(Task):
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Leave the picture as it is: all of it is compared."""
-        from dip_fast.fitting import Identity
+        from dip_fast.fitting import Identity, Mask
 
-        return Identity(as_target(data.image))
+        known = _known(data)
+        return Identity(as_target(data.image)) if known is None else Mask(as_target(data.image), known, composite=False)
 
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Predict samples that the network does not see; or fit it from a random z, where the preset says so."""
@@ -48,9 +52,9 @@ class Denoise(Task):
         from dip_fast.fitting.noise_level import is_correlated
 
         if recipe.masking is not None:
-            y = as_target(data.image)
-            block = BLOCK if options["noise"] == "auto" and is_correlated(y) else 1
-            return masked_prediction(y, _noise(data, options), recipe, block=block, seed=seed)
+            y, known = as_target(data.image), _known(data)
+            block = BLOCK if options["noise"] == "auto" and is_correlated(y, known) else 1
+            return masked_prediction(y, _noise(data, options), recipe, block=block, seed=seed, known=known)
         if options["noise"] != "auto" and recipe.options.perturbation is None:
             perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
             recipe = replace(recipe, options=replace(recipe.options, perturbation=perturbation))
@@ -97,8 +101,13 @@ def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:
 
     y, said = as_target(data.image), parse_noise(options["noise"])
     if said is None:
-        return measure_noise(y, grows=True if options["noise"] == "poisson" else None)
+        return measure_noise(y, grows=True if options["noise"] == "poisson" else None, known=_known(data))
     return NoiseModel(*said, *cut_off(y, NoiseModel(*said).deviation))
+
+
+def _known(data: Data) -> Tensor | None:
+    """Find the samples that are to be fitted; None for all."""
+    return None if data.aside is None else as_target(~data.aside)
 
 
 DENOISE = Denoise()

@@ -44,6 +44,7 @@ class Inpaint(Task):
         Option("mask_white", ("known", "hole"), "known", "What white means in the file of the mask."),
     )
     may_miss = True
+    aside = ("hidden", "outliers")
 
     def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Read the mask: bool ``(H, W)``, True where the picture is known."""
@@ -83,12 +84,17 @@ class Inpaint(Task):
         from dip_fast.fitting import Mask
 
         known = torch.from_numpy(data.inputs["mask"])[None, None]
+        if data.aside is not None:
+            known = known & as_target(~data.aside)
         return Mask(as_target(data.image), known, composite=options["composite"])
 
     def result_extras(self, extras: Extras, data: Data) -> Extras:
         """Make opaque what was filled in."""
         from dip_fast.tasks import masks
 
+        if extras.aside is not None:
+            aside, samples = extras.aside
+            extras = replace(extras, aside=(aside & data.inputs["mask"][..., None], samples))
         if extras.alpha is None:
             return extras
         return replace(extras, alpha=masks.opaque_but(extras.alpha, data.inputs["mask"]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures.reading import read_mask
+from dip_fast.pictures.samples import to_unit, value_range
 from dip_fast.tasks.task import Data
 
 
@@ -51,9 +52,16 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
         return np.asarray(alpha >= _opaque(alpha))
     if re.fullmatch("#[0-9a-fA-F]{6}", text):
         colour = np.array([*bytes.fromhex(text[1:])], np.float32) / 255
-        if picture is not None and picture.kind.dtype == "uint16":  # its range may end lower, as that of 12 bits does
-            colour = picture.kind.to_unit(np.rint(colour * 65535))
-        return np.asarray((np.abs(data.image - colour) >= 0.5 / 255).any(axis=2))
+        image = data.image
+        if image.shape[2] not in (1, 3):
+            raise UsageError(
+                "{}: the picture has {} channels; name a file instead", Argument("mask", text), image.shape[2]
+            )
+        if picture is not None:  # the samples: what was painted over may have been set aside, and the range be narrower
+            samples, dtype = picture.samples, np.dtype(picture.kind.dtype)
+            ends = (0.0, float(np.iinfo(dtype).max)) if dtype.kind in "iu" else value_range(samples)
+            image = to_unit(samples, ends)
+        return np.asarray((np.abs(image - colour) >= 0.5 / 255).any(axis=2))
     return read_mask(Path(source), (height, width), white_is_known=white_is_known)
 
 

@@ -88,11 +88,15 @@ class Data:
         The other inputs by name, as `Task.read` returned them.
     picture : Picture, optional
         The file that the image was read from; None where it came as an array.
+    aside : ndarray, optional
+        Samples that were set aside, bool, of the image's shape: those that the result has as they were, and for which
+        the image has an estimate, that is not to be fitted.
     """
 
     image: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     picture: Picture | None = None
+    aside: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +135,9 @@ class Task:
         the preset where it is None.
     may_miss : bool
         Whether samples of the picture may be missing: NaN in a file.
+    aside : tuple of str
+        What of a picture is set aside, see `dip_fast.pictures.read_picture`.  ``"outliers"`` for a task whose result
+        has each sample at its place.
     """
 
     name: str = ""
@@ -140,6 +147,7 @@ class Task:
     inputs: tuple[Input, ...] = ()
     stop: Literal["auto", "never"] | None = None
     may_miss: bool = False
+    aside: tuple[str, ...] = ("hidden",)
 
     def preset(self, device: str) -> str:
         """Choose the preset for a user who names none, by the type of the device."""
@@ -224,7 +232,7 @@ class Task:
 
 
 def as_target(image: np.ndarray) -> Any:
-    """Convert an image ``(H, W, C)``, or several, to a float32 Tensor ``(1, C, H, W)`` or ``(N, C, H, W)``."""
+    """Convert an image ``(H, W, C)``, or several, to a Tensor ``(1, C, H, W)`` or ``(N, C, H, W)`` of its dtype."""
     import numpy as np
     import torch
 
