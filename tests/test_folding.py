@@ -251,7 +251,7 @@ def upsampled(name: str, times: int) -> list[Layer]:
             lambda p: {"layers": (*p.layers, *upsampled("head", 20))},
             "empty or huge",
         ),
-        (lambda p: {"known": (np.zeros((*SIZE, 3), bool), np.zeros((*SIZE, 3), np.uint8))}, "known.mask"),
+        (lambda p: {"known": (np.zeros((*SIZE, 2), bool), np.zeros((*SIZE, 3), np.uint8))}, "known.mask"),
         (lambda p: {"known": (np.zeros((*SIZE, 1), bool), np.zeros((*SIZE, 3), np.int32))}, "known.samples"),
     ],
 )  # fmt: skip
