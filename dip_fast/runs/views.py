@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from dip_fast.pictures import raster
-from dip_fast.runs.reporting import shown
 from dip_fast.pictures.files import read_regular
+from dip_fast.runs.reporting import shown
 from dip_fast.tasks import Baseline
 
 WINDOW = 192  # pixels: side of what is shown pixel for pixel
