@@ -41,6 +41,11 @@ def animated(kind):
     return pillow(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+def animated_jxl():
+    frames = np.stack([noise(*TALL, 3, seed=seed) for seed in range(3)])
+    return bytes(imagecodecs.jpegxl_encode(frames, lossless=True, photometric="rgb"))
+
+
 def png_header(width, height, depth=8, colour=2):
     return png((height, width), depth, colour, [b"\0"])
 
@@ -67,12 +72,14 @@ def with_bad_floats():
 
 REFUSALS = {
     "empty": (lambda: b"", "empty"),
-    "text": (lambda: b"not a picture at all\n" * 9, "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
-    "gif": (lambda: pillow(noise(*TALL), "GIF"), "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
+    "text": (lambda: b"not a picture at all\n" * 9, "not a PNG, JPEG, .* or MRC.*convert"),
     "cmyk jpeg": (lambda: pillow(Image.new("CMYK", TALL), "JPEG"), "CMYK.*convert it to RGB"),
     "cmyk tiff": (lambda: pillow(Image.new("CMYK", TALL), "TIFF"), "CMYK.*convert it to RGB"),
     "lab tiff": (lambda: pillow(Image.new("LAB", TALL), "TIFF"), "CIELAB.*convert"),
     "animated png": (lambda: animated("PNG"), "animated.*3 frames.*export one"),
+    "animated gif": (lambda: animated("GIF"), "animated.*3 frames.*export one"),
+    "animated avif": (lambda: animated("AVIF"), "animated.*3 frames.*export one"),
+    "animated jxl": (animated_jxl, "animated.*export one"),
     "animated webp": (lambda: animated("WEBP"), "animated.*3 frames.*export one"),
     "pages": (two_tiffs, "2 pages.*save one page"),
     "imagej stack": (imagej_stack, "5 pages.*save one page"),

@@ -1,22 +1,26 @@
 """The formats of picture files: how each is recognised, and the functions that read and write it.
 
 Importing this module loads no decoder: a format's library is imported when a file of that format is read or written.
-A plugin adds a format of its own with ``FORMATS.register("pgm", Format("PGM", (".pgm",), ...))``.
+A plugin adds a format of its own with ``FORMATS.register("ff", Format("farbfeld", (".ff",), ...))``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.lazily import lazily
+from dip_fast.pictures.foreign import advice
 from dip_fast.registry import Registry
 
 if TYPE_CHECKING:
+    from dip_fast.pictures.geometry import Geometry
     from dip_fast.pictures.kind import Kind
     from dip_fast.pictures.picture import Extras
 
@@ -48,6 +52,8 @@ class Decoded:
         The file's EXIF data.
     notes : list of str
         One sentence for each conversion that was made.
+    geometry : Geometry, optional
+        The size and the place of the pixels of the stored picture, where the file holds them.
     """
 
     samples: np.ndarray
@@ -57,6 +63,40 @@ class Decoded:
     icc_profile: bytes | None = None
     exif: Any = None
     notes: list[str] = field(default_factory=list)
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that reads a format and is installed on request.
+
+    Attributes
+    ----------
+    module : str
+        What it is imported as.
+    extra : str
+        The extra of this package that installs it.
+    instead : str
+        What to do without it.
+    """
+
+    module: str
+    extra: str
+    instead: str
+
+    def require(self, name: str) -> None:
+        """Refuse a picture of the format of this name where the library is missing.
+
+        Raises
+        ------
+        UsageError
+            With the line that installs it.
+        """
+        if importlib.util.find_spec(self.module) is None:
+            raise UsageError(
+                f'it is {name}, and the library for that is missing: pip install "dip-fast[{self.extra}]", '
+                f"or {self.instead}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,6 +121,10 @@ class Format:
         in this format.
     dtypes : tuple of str
         The dtypes of the samples that `write` can encode.
+    alpha : tuple of str
+        The kinds of alpha that `write` can encode, in the words of `Decoded`.
+    library : Library, optional
+        The library that both take, where it comes with an extra of this package.
     """
 
     name: str
@@ -90,6 +134,13 @@ class Format:
     result_suffix: str
     write: Callable[[np.ndarray, Kind, Extras], bytes] | None = None
     dtypes: tuple[str, ...] = ()
+    alpha: tuple[str, ...] = ("unassalpha", "assocalpha", "unspecified")
+    library: Library | None = None
+
+    def require_library(self) -> None:
+        """Refuse a picture of this format where its library is missing."""
+        if self.library is not None:
+            self.library.require(self.name)
 
 
 def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
@@ -97,6 +148,12 @@ def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
 
 
 _read_with_pillow = lazily("dip_fast.pictures.raster:read")
+_ISO_MEDIA = b"ftyp"  # at the fifth byte; the brand that follows says what it holds
+
+
+def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data[4:8] == _ISO_MEDIA and data[8:12] in brands
+
 
 FORMATS: Registry[Format] = Registry(
     "picture format",
@@ -109,6 +166,7 @@ FORMATS: Registry[Format] = Registry(
             result_suffix=".png",
             write=lazily("dip_fast.pictures.raster:write_png"),
             dtypes=("uint8", "uint16"),
+            alpha=("unassalpha", "unspecified"),
         ),
         "jpeg": Format(
             "JPEG",
@@ -116,6 +174,14 @@ FORMATS: Registry[Format] = Registry(
             sniff=_begins_with(b"\xff\xd8\xff"),
             read=_read_with_pillow,
             result_suffix=".png",
+        ),
+        "raw": Format(  # before TIFF, whose structure most of them have
+            "camera raw",
+            (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq"),
+            sniff=lazily("dip_fast.pictures.raw_structure:is_camera_raw"),
+            read=lazily("dip_fast.pictures.camera_raw:read"),
+            result_suffix=".tif",
+            library=Library("rawpy", "raw", "develop it to a 16-bit TIFF file first"),
         ),
         "tiff": Format(
             "TIFF",
@@ -140,21 +206,130 @@ FORMATS: Registry[Format] = Registry(
             read=_read_with_pillow,
             result_suffix=".png",
         ),
+        "gif": Format(
+            "GIF",
+            (".gif",),
+            sniff=_begins_with(b"GIF87a", b"GIF89a"),
+            read=_read_with_pillow,
+            result_suffix=".png",
+        ),
+        "avif": Format(
+            "AVIF",
+            (".avif",),
+            sniff=_has_brand(b"avif", b"avis"),
+            read=_read_with_pillow,
+            result_suffix=".png",
+        ),
+        "jxl": Format(
+            "JPEG XL",
+            (".jxl",),
+            sniff=_begins_with(b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+            read=lazily("dip_fast.pictures.jpeg_xl:read"),
+            result_suffix=".png",
+        ),
+        "jp2": Format(
+            "JPEG 2000",
+            (".jp2", ".j2k", ".jpx"),
+            sniff=_begins_with(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),
+            read=lazily("dip_fast.pictures.jpeg_2000:read"),
+            result_suffix=".png",
+        ),
+        "pnm": Format(
+            "PNM",
+            (".pnm", ".pgm", ".ppm", ".pbm", ".pam"),
+            sniff=lambda data: data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace(),
+            read=lazily("dip_fast.pictures.netpbm:read"),
+            result_suffix=".pnm",
+            write=lazily("dip_fast.pictures.netpbm:write"),
+            dtypes=("uint8", "uint16"),
+            alpha=("unassalpha", "unspecified"),
+        ),
+        "pfm": Format(
+            "PFM",
+            (".pfm",),
+            sniff=lambda data: data[:2] in (b"Pf", b"PF") and data[2:3].isspace(),
+            read=lazily("dip_fast.pictures.netpbm:read_floats"),
+            result_suffix=".pfm",
+            write=lazily("dip_fast.pictures.netpbm:write_floats"),
+            dtypes=("float32",),
+            alpha=(),
+        ),
+        "npy": Format(
+            "NumPy",
+            (".npy", ".npz"),
+            sniff=lambda data: data.startswith(b"\x93NUMPY") or (data[:4] == b"PK\3\4" and b".npy" in data[30:300]),
+            read=lazily("dip_fast.pictures.arrays:read"),
+            result_suffix=".npy",
+            write=lazily("dip_fast.pictures.arrays:write"),
+            dtypes=("uint8", "uint16", "float32"),
+            alpha=(),
+        ),
+        "fits": Format(
+            "FITS",
+            (".fits", ".fit", ".fts"),
+            sniff=_begins_with(b"SIMPLE  ="),
+            read=lazily("dip_fast.pictures.fits:read"),
+            result_suffix=".fits",
+            write=lazily("dip_fast.pictures.fits:write"),
+            dtypes=("uint8", "uint16", "float32"),
+            alpha=(),
+            library=Library("astropy", "astro", "save it as 32-bit float TIFF"),
+        ),
+        "heif": Format(
+            "HEIF",
+            (".heic", ".heif"),
+            sniff=_has_brand(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+            read=lazily("dip_fast.pictures.heif:read"),
+            result_suffix=".png",
+            library=Library("pillow_heif", "heif", "save it as JPEG or PNG"),
+        ),
+        "exr": Format(
+            "OpenEXR",
+            (".exr",),
+            sniff=_begins_with(b"\x76\x2f\x31\x01"),
+            read=lazily("dip_fast.pictures.open_exr:read"),
+            result_suffix=".exr",
+            write=lazily("dip_fast.pictures.open_exr:write"),
+            dtypes=("float32",),
+            alpha=("assocalpha",),
+            library=Library("OpenEXR", "exr", "save it as 32-bit float TIFF"),
+        ),
+        "mrc": Format(
+            "MRC",
+            (".mrc",),
+            sniff=lambda data: data[208:212] == b"MAP ",
+            read=lazily("dip_fast.pictures.mrc:read"),
+            result_suffix=".mrc",
+            write=lazily("dip_fast.pictures.mrc:write"),
+            dtypes=("uint16", "float32"),
+            alpha=(),
+            library=Library("mrcfile", "mrc", "save it as 32-bit float TIFF"),
+        ),
     },
 )
 
 
-def recognised(data: bytes) -> Format:
+def recognised(data: bytes, name: str = "") -> Format:
     """Return the format of a file's content: the first that recognises it.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    name : str
+        The file's name: what is TIFF by its structure and camera raw by its name is the latter.
 
     Raises
     ------
     UsageError
-        If none does; it names those that there are.
+        If none does: with what the file is, where that is known, and otherwise with the formats that there are.
     """
     for format_ in FORMATS.values():
         if format_.sniff(data):
-            return format_
+            raw = FORMATS["raw"]
+            return raw if format_ is FORMATS["tiff"] and PurePath(name).suffix.lower() in raw.suffixes else format_
+    if (text := advice(data)) is not None:
+        raise UsageError(text)
     names = either(format_.name for format_ in FORMATS.values())
     raise UsageError(f"it is not a {names} picture, or its header is damaged; convert it to one of these")
 
@@ -185,6 +360,29 @@ def check_size(height: int, width: int) -> None:
         raise UsageError(f"it is {width}x{height} pixels, more than {MAX_PIXELS}; cut out the part to restore")
     if min(height, width) < MIN_SIDE:
         raise UsageError(f"it is {width}x{height} pixels; a picture must have at least {MIN_SIDE}x{MIN_SIDE}")
+
+
+def with_alpha(samples: np.ndarray, largest: int | None = None) -> Decoded:
+    """Take the alpha apart from the samples of a format that has none but plain alpha.
+
+    Parameters
+    ----------
+    samples : ndarray
+        ``(H, W)``, or ``(H, W, C)`` where C may be 1 to 4; an even number of channels means that the last is alpha.
+    largest : int, optional
+        The integer that stands for white; another than 255 and 65535 is scaled to the one above it.
+    """
+    notes = []
+    samples = samples.reshape(*samples.shape[:2], -1)
+    if samples.shape[2] > 4:
+        raise UsageError(f"it has {samples.shape[2]} channels; save it as gray or RGB, with one alpha at most")
+    if largest is not None and largest not in (255, 65535):
+        full, dtype = (255, np.uint8) if largest < 256 else (65535, np.uint16)
+        samples = np.rint(samples.astype(np.float64) * (full / largest)).astype(dtype)
+        notes.append(f"Samples from 0 to {largest} were scaled to {8 * np.dtype(dtype).itemsize} bits.")
+    if samples.shape[2] % 2:
+        return Decoded(samples, notes=notes)
+    return Decoded(samples[..., :-1], samples[..., -1], notes=notes)
 
 
 def gray_where_possible(rgb: np.ndarray, icc_profile: bytes | None) -> np.ndarray:

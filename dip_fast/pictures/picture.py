@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 
 
@@ -21,11 +22,14 @@ class Extras:
         The colour profile as it stands in the file.
     exif : bytes, optional
         A TIFF-structured EXIF block, only where metadata are kept: orientation 1, no thumbnail.
+    geometry : Geometry, optional
+        The size and the place of the pixels.
     """
 
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True, eq=False)

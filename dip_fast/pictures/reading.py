@@ -18,6 +18,7 @@ import numpy as np
 from dip_fast.errors import UsageError
 from dip_fast.pictures import formats
 from dip_fast.pictures.files import one_line, read_regular
+from dip_fast.pictures.foreign import is_address
 from dip_fast.pictures.formats import MAX_PIXELS
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
@@ -58,7 +59,7 @@ def read_picture(
     Parameters
     ----------
     source : str, os.PathLike or bytes
-        A PNG, JPEG, TIFF, BMP or WebP file, or one of a format that a plugin registered, or its content.
+        A file of one of the formats in `dip_fast.pictures.FORMATS`, or its content.
     name : str, optional
         The name in messages and in the result; the file's name, or ``"stdin"`` for bytes, when left out.
     keep_metadata : bool
@@ -114,7 +115,8 @@ def read_stream(stream: BinaryIO) -> bytes:
         If it is longer than any picture.
     """
     data = bytearray(stream.read(_CHUNK))
-    if any(format_.sniff(bytes(data)) for format_ in formats.FORMATS.values()):
+    start = bytes(data)
+    if any(format_.sniff(start) for format_ in formats.FORMATS.values()):
         while chunk := stream.read(_CHUNK):
             data += chunk
             if len(data) > MAX_BYTES:
@@ -181,6 +183,10 @@ def _file_content(path: Path) -> bytes:
     except UsageError:
         raise
     except FileNotFoundError as error:
+        if is_address(os.fspath(path)):
+            raise UsageError(
+                "it is an address, and nothing is downloaded; save the picture and name its file"
+            ) from error
         raise UsageError("there is no such file; check the path") from error
     except IsADirectoryError as error:
         raise UsageError("it is a folder; name one picture file") from error
@@ -196,7 +202,8 @@ def _file_content(path: Path) -> bytes:
 def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Picture:
     if not data:
         raise UsageError("it is empty; get an intact copy")
-    format_ = formats.recognised(data)
+    format_ = formats.recognised(data, name)
+    format_.require_library()
     decoded = format_.read(data, keep_metadata)
     formats.check_size(*decoded.samples.shape[:2])
     missing = _fill_missing(decoded) if may_miss else None
@@ -212,12 +219,13 @@ def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Pic
         samples.dtype.name,
         value_range(samples),
         alpha=None if alpha is None else decoded.alpha_kind,
-        suffix=format_.result_suffix,
+        suffix=_result_suffix(format_, samples.dtype.name),
     )
     extras = Extras(
         alpha=None if alpha is None else np.ascontiguousarray(turn(alpha)),
         icc_profile=decoded.icc_profile,
         exif=_kept_exif(decoded) if keep_metadata else None,
+        geometry=None if decoded.geometry is None else decoded.geometry.turned(decoded.orientation),
     )
     return Picture(
         kind,
@@ -227,6 +235,12 @@ def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Pic
         missing=None if missing is None else np.ascontiguousarray(turn(missing)),
         jpeg=data if format_ is formats.FORMATS["jpeg"] else None,
     )
+
+
+def _result_suffix(format_: formats.Format, dtype: str) -> str:
+    """Choose the suffix of the result: that of the format, or of TIFF where that cannot hold the samples."""
+    target = formats.writer(format_.result_suffix)
+    return format_.result_suffix if target is not None and dtype in target.dtypes else ".tif"
 
 
 def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:

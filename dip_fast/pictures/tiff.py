@@ -14,7 +14,9 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from dip_fast.errors import UsageError
+from dip_fast.pictures import tiff_geometry
 from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, Decoded, check_size, gray_where_possible
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 from dip_fast.pictures.tiff_structure import check_directories, check_parts
@@ -61,6 +63,7 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
         orientation=tags.valueof(ORIENTATION_TAG, 1),
         icc_profile=bytes(tags.valueof(_ICC_TAG, b"")) or None,
         exif=exif,
+        geometry=tiff_geometry.of(page),
     )
     _interpret(decoded, page)
     return decoded
@@ -147,10 +150,16 @@ def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     """Encode samples as a TIFF file, as `dip_fast.pictures.encode_samples` does after its checks."""
     if extras.alpha is not None:
         samples = np.dstack([samples, extras.alpha])
-    return encode(samples, kind.alpha, extras.icc_profile, extras.exif)
+    return encode(samples, kind.alpha, extras.icc_profile, extras.exif, extras.geometry)
 
 
-def encode(samples: np.ndarray, alpha_kind: str | None, icc_profile: bytes | None, exif: bytes | None) -> bytes:
+def encode(
+    samples: np.ndarray,
+    alpha_kind: str | None,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    geometry: Geometry | None = None,
+) -> bytes:
     """Encode uint8, uint16 or float32 samples, (H, W, 1 to 4); with an `alpha_kind` the last channel is alpha."""
     colours = samples.shape[2] - (alpha_kind is not None)
     samples = samples.squeeze(2) if samples.shape[2] == 1 else samples
@@ -163,6 +172,11 @@ def encode(samples: np.ndarray, alpha_kind: str | None, icc_profile: bytes | Non
     # tifffile does not write these two tags itself; the code before each keeps its place until it is known where the
     # directory lies.
     tags += [(code - 1, "I", 1, 0, True) for code in directories]
+    where = tiff_geometry.options(geometry, samples)
+    if "description" in where:  # one text has the place of the other
+        tags = [tag for tag in tags if tag[0] != tiff_geometry.DESCRIPTION]
+    tags += where.pop("extratags", [])
+    resolution = float(metadata.get(282, 1)), float(metadata.get(283, 1))
     file = io.BytesIO()
     tifffile.imwrite(
         file,
@@ -174,11 +188,10 @@ def encode(samples: np.ndarray, alpha_kind: str | None, icc_profile: bytes | Non
         compression="zlib",
         predictor=True,
         iccprofile=icc_profile,
-        resolution=(float(metadata.get(282, 1)), float(metadata.get(283, 1))),
-        resolutionunit=metadata.get(296, 1),
         extratags=tags,
         software=False,
         metadata=None,
+        **{"resolution": resolution, "resolutionunit": metadata.get(296, 1)} | where,
     )
     tiff = bytearray(file.getvalue())
     for code, content in directories.items():
