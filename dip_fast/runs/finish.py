@@ -134,6 +134,9 @@ def _extras(picture: Picture, kind: Kind) -> Extras:
     elif extras.alpha is not None and kind.size != picture.kind.size:
         alpha = cv2.resize(extras.alpha, (kind.width, kind.height), interpolation=cv2.INTER_LINEAR)
         extras = replace(extras, alpha=alpha)
+    if extras.geometry is not None and kind.size != picture.kind.size:
+        across, down = kind.width / picture.kind.width, kind.height / picture.kind.height
+        extras = replace(extras, geometry=extras.geometry.scaled(across, down))
     if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB
         extras = replace(extras, icc_profile=None)
     return extras
