@@ -73,7 +73,7 @@ def test_a_registered_format_is_known_to_the_messages(g1m):
     with pytest.raises(UsageError, match=r"not a PNG, JPEG, .*, MRC or G1M picture"):
         read_picture(b"no picture")
     picture = read_picture(data)
-    with pytest.raises(UsageError, match=r"name the file \.png, \.tif, .* or \.g1m"):
+    with pytest.raises(UsageError, match=r"name the file \.png, .* or \.g1m"):
         encode_image(picture.image, picture.kind, suffix=".xyz")
     sixteen = replace(picture.kind, dtype="uint16", value_range=(0.0, 65535.0))
     with pytest.raises(UsageError, match=r"G1M cannot hold uint16 samples: name the result \.png, \.tif"):
@@ -98,7 +98,7 @@ def test_a_decoder_is_loaded_with_the_first_file_of_its_format():
         f"loaded = lambda: print(*(name for name in {heavy} if name in sys.modules))\n"
         "for begin in (b'\\x89PNG\\r\\n\\x1a\\n', b'II*\\0', b'BM', b'\\xff\\xd8\\xff', b'RIFF1234WEBP'):\n"
         "    formats.recognised(begin)\n"
-        "assert formats.writer('.tif') and formats.written_suffixes()[:2] == ['.png', '.tif']\n"
+        "assert formats.writer('.tif') and {'.png', '.tif'} <= {*formats.written_suffixes()}\n"
         "loaded()\n"
         "from dip_fast.pictures import read_picture\n"
         "read_picture(sys.stdin.buffer.read())\n"

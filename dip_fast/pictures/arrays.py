@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import MAX_PIXELS, Decoded, check_size
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import MAX_PIXELS, check_size
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 from dip_fast.pictures.samples import as_samples
@@ -38,6 +39,18 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
         if archive.infolist()[0].file_size > 32 * MAX_PIXELS:
             raise UsageError("its array is larger than any picture; cut out the part to restore")
         return _picture(_load(archive.read(names[0])))
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels of an array without reading it."""
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open(archive.namelist()[0]) as member:
+            data = member.read(2**14)
+    shape, _ = _check(data[: 2**14])
+    if len(shape) == 2:
+        return shape[0], shape[1], 1
+    first, second, third = shape
+    return (first, second, third) if third in (1, 3) else (second, third, first)
 
 
 def _check(data: bytes) -> tuple[tuple[int, ...], np.dtype]:

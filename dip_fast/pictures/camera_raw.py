@@ -7,7 +7,8 @@ import io
 import rawpy
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import check_size
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:

@@ -10,7 +10,8 @@ import numpy as np
 from astropy.io import fits
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import check_size
 from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
@@ -56,6 +57,15 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
             samples[samples == header["BLANK"] * scale + zero] = np.nan
         samples = samples.astype(np.float32)
     return Decoded(_turned(samples, header), notes=notes, geometry=Geometry(text=header.tostring(sep="\n")))
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels of the first picture without reading it."""
+    with warnings.catch_warnings(), fits.open(io.BytesIO(data), memmap=False) as file:
+        warnings.simplefilter("ignore")
+        shape = next(part.shape for part in file if _is_image(part) and len(part.shape) > 1)
+    sides = [side for side in shape if side > 1]
+    return sides[-2], sides[-1], sides[0] if len(sides) == 3 else 1
 
 
 def _is_image(part: Any) -> bool:

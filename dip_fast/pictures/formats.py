@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.lazily import lazily
+from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.foreign import advice
 from dip_fast.registry import Registry
 
 if TYPE_CHECKING:
-    from dip_fast.pictures.geometry import Geometry
     from dip_fast.pictures.kind import Kind
     from dip_fast.pictures.picture import Extras
 
@@ -31,39 +31,6 @@ MIN_SIDE = 16
 MAX_PIXELS = 2**27
 
 ORIENTATION_TAG = 274  # of EXIF, and of TIFF, whose directory EXIF's is
-
-
-@dataclass
-class Decoded:
-    """What a format's reader found in a file, before it is turned upright and scaled.
-
-    Attributes
-    ----------
-    samples : ndarray
-        ``(H, W, C)`` with C 1 or 3: uint8, uint16 or floats, in the machine's byte order.
-    alpha : ndarray, optional
-        ``(H, W)``, in the samples' dtype.
-    alpha_kind : {"unassalpha", "assocalpha", "unspecified"}
-        The kind of alpha, in TIFF's words: plain, colours are premultiplied, or not stated.
-    orientation : int
-        EXIF's orientation, 1 to 8; 1 is upright.
-    icc_profile : bytes, optional
-    exif : PIL.Image.Exif, optional
-        The file's EXIF data.
-    notes : list of str
-        One sentence for each conversion that was made.
-    geometry : Geometry, optional
-        The size and the place of the pixels of the stored picture, where the file holds them.
-    """
-
-    samples: np.ndarray
-    alpha: np.ndarray | None = None
-    alpha_kind: str = "unassalpha"
-    orientation: int = 1
-    icc_profile: bytes | None = None
-    exif: Any = None
-    notes: list[str] = field(default_factory=list)
-    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
@@ -117,14 +84,16 @@ class Format:
     result_suffix : str
         The suffix of the file that a picture restored from this format is written to.
     write : callable, optional
-        ``write(samples, kind, extras) -> bytes`` encodes a file without loss.  None where results are never written
-        in this format.
+        ``write(samples, kind, extras) -> bytes`` encodes a file, without loss but for JPEG.  None where results are
+        never written in this format.
     dtypes : tuple of str
         The dtypes of the samples that `write` can encode.
     alpha : tuple of str
         The kinds of alpha that `write` can encode, in the words of `Decoded`.
     library : Library, optional
         The library that both take, where it comes with an extra of this package.
+    measure : callable, optional
+        ``measure(data) -> (height, width, channels)`` reads the size, without alpha, and decodes nothing.
     """
 
     name: str
@@ -136,6 +105,7 @@ class Format:
     dtypes: tuple[str, ...] = ()
     alpha: tuple[str, ...] = ("unassalpha", "assocalpha", "unspecified")
     library: Library | None = None
+    measure: Callable[[bytes], tuple[int, int, int]] | None = None
 
     def require_library(self) -> None:
         """Refuse a picture of this format where its library is missing."""
@@ -148,6 +118,7 @@ def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
 
 
 _read_with_pillow = lazily("dip_fast.pictures.raster:read")
+_measure_with_pillow = lazily("dip_fast.pictures.raster:measure")
 _ISO_MEDIA = b"ftyp"  # at the fifth byte; the brand that follows says what it holds
 
 
@@ -163,6 +134,7 @@ FORMATS: Registry[Format] = Registry(
             (".png",),
             sniff=_begins_with(b"\x89PNG\r\n\x1a\n"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
             write=lazily("dip_fast.pictures.raster:write_png"),
             dtypes=("uint8", "uint16"),
@@ -173,7 +145,11 @@ FORMATS: Registry[Format] = Registry(
             (".jpg", ".jpeg"),
             sniff=_begins_with(b"\xff\xd8\xff"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
+            write=lazily("dip_fast.pictures.raster:write_jpeg"),  # where a user names such a file
+            dtypes=("uint8",),
+            alpha=(),
         ),
         "raw": Format(  # before TIFF, whose structure most of them have
             "camera raw",
@@ -188,6 +164,7 @@ FORMATS: Registry[Format] = Registry(
             (".tif", ".tiff"),
             sniff=_begins_with(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # in either byte order; + is BigTIFF
             read=lazily("dip_fast.pictures.tiff:read"),
+            measure=lazily("dip_fast.pictures.tiff:measure"),
             result_suffix=".tif",
             write=lazily("dip_fast.pictures.tiff:write"),
             dtypes=("uint8", "uint16", "float32"),
@@ -197,6 +174,7 @@ FORMATS: Registry[Format] = Registry(
             (".bmp",),
             sniff=_begins_with(b"BM"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
         ),
         "webp": Format(
@@ -204,6 +182,7 @@ FORMATS: Registry[Format] = Registry(
             (".webp",),
             sniff=lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
         ),
         "gif": Format(
@@ -211,6 +190,7 @@ FORMATS: Registry[Format] = Registry(
             (".gif",),
             sniff=_begins_with(b"GIF87a", b"GIF89a"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
         ),
         "avif": Format(
@@ -218,6 +198,7 @@ FORMATS: Registry[Format] = Registry(
             (".avif",),
             sniff=_has_brand(b"avif", b"avis"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
         ),
         "jxl": Format(
@@ -259,6 +240,7 @@ FORMATS: Registry[Format] = Registry(
             (".npy", ".npz"),
             sniff=lambda data: data.startswith(b"\x93NUMPY") or (data[:4] == b"PK\3\4" and b".npy" in data[30:300]),
             read=lazily("dip_fast.pictures.arrays:read"),
+            measure=lazily("dip_fast.pictures.arrays:measure"),
             result_suffix=".npy",
             write=lazily("dip_fast.pictures.arrays:write"),
             dtypes=("uint8", "uint16", "float32"),
@@ -269,6 +251,7 @@ FORMATS: Registry[Format] = Registry(
             (".fits", ".fit", ".fts"),
             sniff=_begins_with(b"SIMPLE  ="),
             read=lazily("dip_fast.pictures.fits:read"),
+            measure=lazily("dip_fast.pictures.fits:measure"),
             result_suffix=".fits",
             write=lazily("dip_fast.pictures.fits:write"),
             dtypes=("uint8", "uint16", "float32"),
@@ -360,29 +343,6 @@ def check_size(height: int, width: int) -> None:
         raise UsageError(f"it is {width}x{height} pixels, more than {MAX_PIXELS}; cut out the part to restore")
     if min(height, width) < MIN_SIDE:
         raise UsageError(f"it is {width}x{height} pixels; a picture must have at least {MIN_SIDE}x{MIN_SIDE}")
-
-
-def with_alpha(samples: np.ndarray, largest: int | None = None) -> Decoded:
-    """Take the alpha apart from the samples of a format that has none but plain alpha.
-
-    Parameters
-    ----------
-    samples : ndarray
-        ``(H, W)``, or ``(H, W, C)`` where C may be 1 to 4; an even number of channels means that the last is alpha.
-    largest : int, optional
-        The integer that stands for white; another than 255 and 65535 is scaled to the one above it.
-    """
-    notes = []
-    samples = samples.reshape(*samples.shape[:2], -1)
-    if samples.shape[2] > 4:
-        raise UsageError(f"it has {samples.shape[2]} channels; save it as gray or RGB, with one alpha at most")
-    if largest is not None and largest not in (255, 65535):
-        full, dtype = (255, np.uint8) if largest < 256 else (65535, np.uint16)
-        samples = np.rint(samples.astype(np.float64) * (full / largest)).astype(dtype)
-        notes.append(f"Samples from 0 to {largest} were scaled to {8 * np.dtype(dtype).itemsize} bits.")
-    if samples.shape[2] % 2:
-        return Decoded(samples, notes=notes)
-    return Decoded(samples[..., :-1], samples[..., -1], notes=notes)
 
 
 def gray_where_possible(rgb: np.ndarray, icc_profile: bytes | None) -> np.ndarray:

@@ -7,7 +7,8 @@ import pillow_heif
 from PIL import Image
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size, with_alpha
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import check_size
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:

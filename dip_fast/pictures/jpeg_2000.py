@@ -9,7 +9,8 @@ import imagecodecs
 from PIL import Image
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size, with_alpha
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import check_size
 from dip_fast.pictures.geometry import Geometry
 
 _SIZE = b"\xff\x4f\xff\x51"  # where the codestream and its header of the size begin

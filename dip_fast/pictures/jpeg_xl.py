@@ -9,7 +9,8 @@ from typing import NamedTuple
 import imagecodecs
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size, with_alpha
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import check_size
 
 _CODESTREAM, _MARK = (b"jxlc", b"jxlp"), b"\xff\x0a"
 _RATIOS = {1: (1, 1), 2: (6, 5), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}  # width to height

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size, with_alpha
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import check_size
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 

@@ -11,7 +11,8 @@ import numpy as np
 import OpenEXR
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, check_size
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import check_size
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 

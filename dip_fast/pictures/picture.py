@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,16 @@ class Extras:
         A TIFF-structured EXIF block, only where metadata are kept: orientation 1, no thumbnail.
     geometry : Geometry, optional
         The size and the place of the pixels.
+    jpeg : dict, optional
+        How a JPEG file was compressed, or is to be, as options of Pillow: ``quality``, or ``qtables`` and
+        ``subsampling``.
     """
 
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
     exif: bytes | None = None
     geometry: Geometry | None = None
+    jpeg: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,17 +13,11 @@ import zlib
 
 import imagecodecs
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import (
-    MAX_PIXELS,
-    ORIENTATION_TAG,
-    Decoded,
-    check_size,
-    gray_where_possible,
-    with_alpha,
-)
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, check_size, gray_where_possible
 from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
@@ -75,12 +69,22 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
     decoded.icc_profile = icc_profile
     decoded.notes[:0] = notes
     decoded.geometry = _geometry(file)
+    if file.format in ("JPEG", "MPO"):
+        sampling = JpegImagePlugin.get_sampling(file)
+        # Pillow cannot write every sampling that there is; -1 is for those.
+        decoded.jpeg = {"qtables": file.quantization, "subsampling": max(sampling, 0)}  # type: ignore[attr-defined]
     try:
         decoded.exif = file.getexif()
         decoded.orientation = decoded.exif.get(ORIENTATION_TAG, 1)
     except Exception:  # damage shows in many ways; the pixels are sound
         notes.append("The EXIF metadata is damaged and was ignored, its orientation too.")
     return decoded
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels without decoding any pixel."""
+    with _open(data) as file:
+        return file.height, file.width, 1 if file.mode in ("1", "L", "LA", "I;16") else 3
 
 
 def _depth_of_avif(data: bytes) -> int:
@@ -163,6 +167,22 @@ def encode_png(
         png = bytes(imagecodecs.png_encode(samples))
     header = 8 + 25  # the signature and IHDR, after which these chunks must stand
     return png[:header] + chunks + png[header:]
+
+
+def write_jpeg(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
+    """Encode samples as a JPEG file: compressed as the picture was, where it was JPEG, or else at quality 95."""
+    file = io.BytesIO()
+    found = None if extras.geometry is None else extras.geometry.per_metre()
+    dpi = None if found is None else tuple(round(number * 0.0254) for number in found)
+    Image.fromarray(samples.squeeze(2) if kind.channels == 1 else samples).save(
+        file,
+        "JPEG",
+        icc_profile=extras.icc_profile,
+        exif=extras.exif or b"",
+        **({} if dpi is None or max(dpi) >= 2**16 else {"dpi": dpi}),
+        **(extras.jpeg or {"quality": 95, "subsampling": 0}),
+    )
+    return file.getvalue()
 
 
 def _physical_size(geometry: Geometry | None) -> bytes:

@@ -6,10 +6,11 @@ A file is read whole or refused: nothing is read in part, nothing is repaired in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,6 +54,7 @@ def read_picture(
     name: str | None = None,
     keep_metadata: bool = False,
     missing: bool = False,
+    content: bytes | None = None,
 ) -> Picture:
     """Read one picture.
 
@@ -66,6 +68,8 @@ def read_picture(
         Keep the EXIF data (not its thumbnail) for the result; the ICC profile is always kept.
     missing : bool
         Accept samples that are NaN or infinite, and mark them as missing.
+    content : bytes, optional
+        The content of the file that `source` names, where it was read before.
 
     Returns
     -------
@@ -84,11 +88,63 @@ def read_picture(
     else:
         label = name or os.fspath(source)
         name = name or Path(source).name
+    with _named(label), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
+        if content is None:
+            content = source if isinstance(source, bytes) else _file_content(Path(source))
+        return _picture(content, one_line(name), keep_metadata, missing)
+
+
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """Read the content of a picture's file.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is no regular file, cannot be read, or is longer than any picture.
+    """
+    with _named(os.fspath(path)):
+        return _file_content(Path(path))
+
+
+def check_header(content: bytes, name: str) -> tuple[int, int, int] | None:
+    """Check the format and the size of a picture before it is decoded.
+
+    Parameters
+    ----------
+    content : bytes
+        Of its file.
+    name : str
+        For messages.
+
+    Returns
+    -------
+    tuple of int or None
+        Height, width and channels; None where that shows only once it is decoded.
+
+    Raises
+    ------
+    UsageError
+        If it is of no format that can be read here, or too small or too large.
+    """
+    with _named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not content:
+            raise UsageError("it is empty; get an intact copy")
+        format_ = formats.recognised(content, name)
+        format_.require_library()
+        if format_.measure is None:
+            return None
+        size = format_.measure(content)
+        formats.check_size(*size[:2])
+        return size
+
+
+@contextlib.contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Raise whatever is wrong with a file as one line that names it."""
     try:
-        data = source if isinstance(source, bytes) else _file_content(Path(source))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
-            return _picture(data, one_line(name), keep_metadata, missing)
+        yield
     except UsageError as error:
         raise UsageError(one_line(f"cannot read {label}: {error}")) from error.__cause__
     except Exception as error:  # whatever a decoder raises on damaged data; there are too many kinds to name
@@ -226,6 +282,7 @@ def _picture(data: bytes, name: str, keep_metadata: bool, may_miss: bool) -> Pic
         icc_profile=decoded.icc_profile,
         exif=_kept_exif(decoded) if keep_metadata else None,
         geometry=None if decoded.geometry is None else decoded.geometry.turned(decoded.orientation),
+        jpeg=decoded.jpeg,
     )
     return Picture(
         kind,

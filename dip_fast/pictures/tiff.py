@@ -15,7 +15,8 @@ from PIL import Image, TiffImagePlugin
 
 from dip_fast.errors import UsageError
 from dip_fast.pictures import tiff_geometry
-from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, Decoded, check_size, gray_where_possible
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, check_size, gray_where_possible
 from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
@@ -67,6 +68,14 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
     )
     _interpret(decoded, page)
     return decoded
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels of the first page without decoding any pixel."""
+    check_directories(data)
+    with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_ndpi=False, is_scanimage=False) as file:
+        page = file.pages.first
+        return page.imagelength, page.imagewidth, page.samplesperpixel - len(page.extrasamples)
 
 
 def _check(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:

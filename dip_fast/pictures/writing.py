@@ -23,7 +23,7 @@ def encode_image(image: np.ndarray, kind: Kind, extras: Extras | None = None, *,
     Returns
     -------
     bytes
-        The file's content, losslessly compressed.
+        The file's content, compressed without loss, but for JPEG.
 
     Raises
     ------
@@ -47,12 +47,12 @@ def encode_samples(
     extras : Extras, optional
         Alpha (where ``kind.alpha`` says so), ICC profile and EXIF data that go into the file.
     suffix : str, optional
-        ``".png"``, ``".tif"``, ``".tiff"``, or that of another registered format; ``kind.suffix`` when left out.
+        That of a format in `FORMATS` that results are written in; ``kind.suffix`` when left out.
 
     Returns
     -------
     bytes
-        The file's content, losslessly compressed.
+        The file's content, compressed without loss, but for JPEG.
 
     Raises
     ------

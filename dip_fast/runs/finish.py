@@ -21,6 +21,7 @@ from dip_fast.runs import reporting
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Folder
 from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
+from dip_fast.runs.target import Target
 from dip_fast.tasks import TASKS, Baseline, Data
 
 MAX_TILES = 14  # iterates on the contact sheet, chosen evenly
@@ -54,6 +55,7 @@ def finish(
     data: Data,
     reference: np.ndarray | None,
     formats: tuple[str, ...],
+    named: Target | None = None,
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     result = fit.result()
@@ -63,6 +65,10 @@ def finish(
     finished = _draw(result, folder, record, kind, extras)
     encoded = pictures.encode_samples(finished.samples, kind, extras)
     written = folder.write_result(f"result{kind.suffix}", encoded)
+    copy = None
+    if named is not None:
+        copy, file = named.write(folder, finished.samples, kind, extras)
+        record.copies[named.name] = file
     models: list[ModelFile] = []
     if finished.drawing is not None:
         for name in formats:
@@ -97,6 +103,7 @@ def finish(
         drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
         models=models,
         problems=folder.problems,
+        copy=None if copy is None else str(copy),
     )
     record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
     record.ended = now()
