@@ -292,6 +292,12 @@ def test_strips_and_tiles_that_hold_a_larger_picture_are_refused(codec, options)
 # --- damage
 
 
+def array_file(samples, save=np.save):
+    file = io.BytesIO()
+    save(file, samples)
+    return file.getvalue()
+
+
 RGB = smooth(24, 18, 3)
 FILES = {
     "png": pillow(RGB, "PNG"),
@@ -302,6 +308,16 @@ FILES = {
     "webp": pillow(RGB, "WEBP"),
     "lossless webp": pillow(RGB, "WEBP", lossless=True),
     "bmp": pillow(RGB, "BMP"),
+    "gif": pillow(palette_picture(COLOURS), "GIF"),
+    "avif": pillow(RGB, "AVIF"),
+    "deep avif": bytes(imagecodecs.avif_encode(RGB.astype(np.uint16) << 2, bitspersample=10, level=100)),
+    "jxl": bytes(imagecodecs.jpegxl_encode(RGB, lossless=True)),
+    "lossy jxl": bytes(imagecodecs.jpegxl_encode(RGB, distance=1.0)),
+    "jp2": bytes(imagecodecs.jpeg2k_encode(RGB, reversible=True, level=0)),
+    "ppm": b"P6\n18 24\n255\n" + RGB.tobytes(),
+    "pfm": b"PF\n18 24\n-1.0\n" + (RGB / np.float32(255)).astype("<f4").tobytes(),
+    "npy": array_file(RGB),
+    "npz": array_file(RGB, np.savez_compressed),
     "tiff": tiff(RGB),
     "tiff strips": tiff(RGB, rowsperstrip=5, compression="zlib"),
     "tiff tiles": tiff(RGB, tile=(16, 16)),

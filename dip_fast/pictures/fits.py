@@ -19,8 +19,6 @@ from dip_fast.pictures.picture import Extras
 # Keywords of the storage, which hold for the old file only.
 _STORAGE = ("SIMPLE", "XTENSION", "BITPIX", "NAXIS", "EXTEND", "PCOUNT", "GCOUNT", "BSCALE", "BZERO", "BLANK")
 _STALE = (*_STORAGE, "CHECKSUM", "DATASUM", "DATAMIN", "DATAMAX", *(f"NAXIS{i}" for i in range(1, 10)))
-_CARD = 80
-_TOP_DOWN = "TOP-DOWN"
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:
@@ -74,7 +72,11 @@ def _is_image(part: Any) -> bool:
 
 def _turned(samples: np.ndarray, header: Any) -> np.ndarray:
     """Turn the rows as viewers show them, or back: FITS counts them from below unless ROWORDER says otherwise."""
-    return samples if str(header.get("ROWORDER", "")).strip().upper() == _TOP_DOWN else samples[::-1]
+    return samples if _is_top_down(header) else samples[::-1]
+
+
+def _is_top_down(header: Any) -> bool:
+    return bool(str(header.get("ROWORDER", "")).strip().upper() == "TOP-DOWN")
 
 
 def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
@@ -82,11 +84,12 @@ def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     geometry = extras.geometry
     text = "" if geometry is None or not geometry.text.startswith(("SIMPLE", "XTENSION")) else geometry.text
     header = fits.Header.fromstring(text, sep="\n")
+    rows = header.get("NAXIS2", kind.height)
     for name in _STALE:
         header.remove(name, ignore_missing=True, remove_all=True)
     stored = _turned(samples, header)
     if text and geometry is not None:
-        _place(header, geometry, kind)
+        _place(header, geometry, rows - kind.height / geometry.scale[1])
     header.add_history("restored by dip-fast")
     planes = stored[..., 0] if kind.channels == 1 else np.moveaxis(stored, 2, 0)
     file = io.BytesIO()
@@ -96,15 +99,23 @@ def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     return file.getvalue()
 
 
-def _place(header: Any, geometry: Geometry, kind: Kind) -> None:
-    """Adapt the place in the sky to a picture that has more pixels, or is a part."""
+def _place(header: Any, geometry: Geometry, left_out: float) -> None:
+    """Adapt the place in the sky to a picture that has more pixels, or is a part.
+
+    Parameters
+    ----------
+    header : Header
+    geometry : Geometry
+    left_out : float
+        The rows of the old picture that are not in the part, above and below it.
+    """
     scales, (left, top) = geometry.scale, geometry.origin
     if scales == (1.0, 1.0) and (left, top) == (0.0, 0.0):
         return
     for name in [name for name in header if name.startswith(("A_", "B_", "AP_", "BP_")) and name[-1].isdigit()]:
         del header[name]  # a distortion as polynomials of pixels, which would have to be computed anew
-    first = str(header.get("ROWORDER", "")).strip().upper() == _TOP_DOWN
-    for axis, (scale, origin) in enumerate(zip(scales, (left, top if first else 0.0), strict=True), start=1):
+    first_row = top if _is_top_down(header) else left_out - top
+    for axis, (scale, origin) in enumerate(zip(scales, (left, first_row), strict=True), start=1):
         if f"CRPIX{axis}" in header:  # the centre of the first pixel is 1
             header[f"CRPIX{axis}"] = (header[f"CRPIX{axis}"] - 0.5 - origin) * scale + 0.5
         for name in (f"CDELT{axis}", f"CD1_{axis}", f"CD2_{axis}"):
