@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shlex
+import struct
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 PAGES = Path(__file__).parents[1] / "docs" / "developers"
@@ -88,12 +90,14 @@ def test_add_a_network(noisy):
 
 def test_add_a_picture_format(noisy):
     with Image.open(noisy) as file:
-        noisy.with_suffix(".pgm").write_bytes(b"P5\n# a comment\n18 16\n255\n" + file.tobytes())
+        gray = np.asarray(file).astype(">u2") * 257
+    rgba = np.dstack([gray, gray, gray, np.full_like(gray, 65535)])
+    noisy.with_suffix(".ff").write_bytes(struct.pack(">8sII", b"farbfeld", 18, 16) + rgba.astype(">u2").tobytes())
     noisy.unlink()
     follow("add-a-picture-format", noisy.parent)
-    result = noisy.parent / "runs" / "noisy" / "result.pgm"
-    assert size(result) == (18, 16)
-    assert (noisy.parent / "again.pgm").read_bytes() == result.read_bytes()
+    result = noisy.parent / "runs" / "noisy" / "result.ff"
+    assert result.read_bytes()[:16] == struct.pack(">8sII", b"farbfeld", 18, 16)
+    assert (noisy.parent / "again.ff").read_bytes() == result.read_bytes()
 
 
 def test_add_a_kernel(place):

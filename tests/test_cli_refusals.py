@@ -60,16 +60,6 @@ def nan_tiff():
 PNG, JPEG = encoded(gray(32, 32)), encoded(gray(32, 32), "JPEG")
 
 
-@pytest.mark.parametrize("name", ["out.png", "deep/out.TIF", "out.jpeg"])
-def test_out_that_names_a_picture_makes_no_folder(dip, name):
-    Path("noisy.png").write_bytes(PNG)
-    ended = dip("run", "noisy.png", "-o", name)
-    assert_refused(
-        ended, f"--out {name}: the result is a file in", f"name a folder, such as {Path(name).with_suffix('')}"
-    )
-    assert [*Path().iterdir()] == [Path("noisy.png")]
-
-
 @pytest.mark.usefixtures("small")
 def test_a_mask_that_may_be_the_wrong_way_round_is_not_passed_over(dip):
     mask = np.zeros((32, 32), np.uint8)

@@ -24,7 +24,12 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"")
 COMMAND = re.compile(r"(?:dip-fast|python -m dip_fast) \w")
 RENDERING = runpy.run_path(str(ROOT / ".ci" / "render_options.py"))
 # By builds, and by readers of the pages that say how something is added.
-TO_BE_MADE = {"dip_fast/_C.json", "dip_fast/networks/toy.py", "dip_fast/pictures/pgm.py", "dip_fast/tasks/halve.py"}
+TO_BE_MADE = {
+    "dip_fast/_C.json",
+    "dip_fast/networks/toy.py",
+    "dip_fast/pictures/farbfeld.py",
+    "dip_fast/tasks/halve.py",
+}
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

@@ -41,6 +41,11 @@ def animated(kind):
     return pillow(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+def animated_jxl():
+    frames = np.stack([noise(*TALL, 3, seed=seed) for seed in range(3)])
+    return bytes(imagecodecs.jpegxl_encode(frames, lossless=True, photometric="rgb"))
+
+
 def png_header(width, height, depth=8, colour=2):
     return png((height, width), depth, colour, [b"\0"])
 
@@ -67,12 +72,14 @@ def with_bad_floats():
 
 REFUSALS = {
     "empty": (lambda: b"", "empty"),
-    "text": (lambda: b"not a picture at all\n" * 9, "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
-    "gif": (lambda: pillow(noise(*TALL), "GIF"), "not a PNG, JPEG, TIFF, BMP or WebP.*convert"),
+    "text": (lambda: b"not a picture at all\n" * 9, "not a PNG, JPEG, .* or MRC.*convert"),
     "cmyk jpeg": (lambda: pillow(Image.new("CMYK", TALL), "JPEG"), "CMYK.*convert it to RGB"),
     "cmyk tiff": (lambda: pillow(Image.new("CMYK", TALL), "TIFF"), "CMYK.*convert it to RGB"),
     "lab tiff": (lambda: pillow(Image.new("LAB", TALL), "TIFF"), "CIELAB.*convert"),
     "animated png": (lambda: animated("PNG"), "animated.*3 frames.*export one"),
+    "animated gif": (lambda: animated("GIF"), "animated.*3 frames.*export one"),
+    "animated avif": (lambda: animated("AVIF"), "animated.*3 frames.*export one"),
+    "animated jxl": (animated_jxl, "animated.*export one"),
     "animated webp": (lambda: animated("WEBP"), "animated.*3 frames.*export one"),
     "pages": (two_tiffs, "2 pages; choose one, such as page=1"),
     "imagej stack": (imagej_stack, "5 pages; choose one, such as page=1"),
@@ -288,6 +295,12 @@ def test_strips_and_tiles_that_hold_a_larger_picture_are_refused(codec, options)
 # --- damage
 
 
+def array_file(samples, save=np.save):
+    file = io.BytesIO()
+    save(file, samples)
+    return file.getvalue()
+
+
 RGB = smooth(24, 18, 3)
 FILES = {
     "png": pillow(RGB, "PNG"),
@@ -298,6 +311,16 @@ FILES = {
     "webp": pillow(RGB, "WEBP"),
     "lossless webp": pillow(RGB, "WEBP", lossless=True),
     "bmp": pillow(RGB, "BMP"),
+    "gif": pillow(palette_picture(COLOURS), "GIF"),
+    "avif": pillow(RGB, "AVIF"),
+    "deep avif": bytes(imagecodecs.avif_encode(RGB.astype(np.uint16) << 2, bitspersample=10, level=100)),
+    "jxl": bytes(imagecodecs.jpegxl_encode(RGB, lossless=True)),
+    "lossy jxl": bytes(imagecodecs.jpegxl_encode(RGB, distance=1.0)),
+    "jp2": bytes(imagecodecs.jpeg2k_encode(RGB, reversible=True, level=0)),
+    "ppm": b"P6\n18 24\n255\n" + RGB.tobytes(),
+    "pfm": b"PF\n18 24\n-1.0\n" + (RGB / np.float32(255)).astype("<f4").tobytes(),
+    "npy": array_file(RGB),
+    "npz": array_file(RGB, np.savez_compressed),
     "tiff": tiff(RGB),
     "tiff strips": tiff(RGB, rowsperstrip=5, compression="zlib"),
     "tiff tiles": tiff(RGB, tile=(16, 16)),

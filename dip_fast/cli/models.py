@@ -75,7 +75,8 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="The picture, .png or .tif; - is standard output.  [default: model-replay.png here; nothing with --verify]",
+    help="The picture, .png, .tif or of another format of results; - is standard output.  [default: model-replay.png "
+    "here; nothing with --verify]",
 )
 @click.option("--verify", is_flag=True, help="Compare with what was drawn when the file was written.")
 @click.option("--difference", type=click.Path(path_type=Path), metavar="PNG", help="With --verify: where it differs.")

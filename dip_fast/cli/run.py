@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,16 @@ class Run(click.Command):
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the result and all about it.  [default: runs/<name of the picture>]",
+    type=click.Path(path_type=Path),
+    help="Folder for the result and all about it; or a file for the result, as restored.png, besides.  [default: "
+    "runs/<name of the picture>]",
+)
+@click.option("--only-result", is_flag=True, help="Write the file that --out names, and no folder.")
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Of a result named .jpg.  [default: that of a JPEG picture, or 95]",
 )
 @click.option(
     "--task", type=Named(lambda: TASKS), help="See dip-fast tasks.  [default: the one that needs the inputs given]"
@@ -87,7 +95,21 @@ class Run(click.Command):
     metavar="N",
     help="Steps between iterates written to disk; 0 for none.  [default: 100]",
 )
-@click.option("--keep-metadata", is_flag=True, default=None, help="Copy the EXIF data into the result.")
+@click.option(
+    "--keep-metadata",
+    is_flag=True,
+    default=None,
+    help="Copy the EXIF data into the result: description, artist, copyright, date, camera with its settings, place. "
+    "Profile, resolution and pixel size are kept in any case, the thumbnail never.",
+)
+@click.option(
+    "--preview",
+    metavar="REGION",
+    help="Restore a part only: left,top,width,height in pixels, or center for the middle 256x256.",
+)
+@click.option(
+    "--max-size", type=click.IntRange(min=16), metavar="N", help="Reduce a picture whose longer side has more pixels."
+)
 @click.option(
     "--export",
     type=Formats(model_formats),
@@ -112,6 +134,10 @@ class Run(click.Command):
 def run(
     picture: str,
     out: Path | None,
+    only_result: bool,
+    quality: int | None,
+    preview: str | None,
+    max_size: int | None,
     reference: Path | None,
     fused: bool | None,
     export: tuple[str, ...] | None,
@@ -138,12 +164,15 @@ def run(
     if not quiet and not json_events:
         greet()
     from_stdin = picture == "-"
-    _check_folder(out)
-    if from_stdin:
+    out, file = _places(out)
+    to_stdout = from_stdin and file is None
+    if to_stdout:
         _check_filter(out, json="json_events" if json_events else as_json and "json", resume=resume, export=export)
     if as_json and json_events:
         both = Argument("json_events", True), Argument("json", True)
         raise UsageError("{} prints the summary too; leave out {}", *both)
+    _check_file(file, only_result=only_result, quality=quality, resume=resume, export=export)
+    content = _content(picture)  # before torch is imported, which takes seconds
     with importing():
         from dip_fast.device.memory import keep_memory
 
@@ -156,19 +185,24 @@ def run(
     if fused is not None:
         asked["engine"] = "fused" if fused else "plain"
     with importing():
+        from dip_fast.runs.parts import Part
         from dip_fast.runs.run import Request
         from dip_fast.runs.run import run as restore
+        from dip_fast.runs.target import Target
 
     with contextlib.ExitStack() as stack:
-        kept = out
-        if from_stdin and out is None:
+        is_kept = not (only_result or (to_stdout and out is None))
+        if not is_kept:
             out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dip-fast-"))) / "stdin"
             export = ()
         request = Request(
-            source=standard_input() if from_stdin else Path(picture),
+            source=content if from_stdin else Path(picture),
+            content=content,
             asked=asked,
             inputs=inputs,
             out=out,
+            target=None if file is None else Target(file, quality, alone=only_result),
+            part=Part(preview, max_size),
             reference=reference,
             resume=resume,
             overwrite=overwrite,
@@ -179,22 +213,46 @@ def run(
         )
         emit = _emit if json_events else None
         summary = restore(request, _noter(emit) if emit else _speaker(quiet), emit)
-        if from_stdin:
-            _write_to_stdout(Path(summary.result), keep=kept is not None)
+        if to_stdout:
+            _write_to_stdout(Path(summary.result), keep=is_kept)
+    if summary.copy is not None:
+        summary = replace(summary, result=summary.copy, folder=summary.folder if is_kept else "")
     facts = {"event": "done", **asdict(summary)} if json_events else asdict(summary) if as_json else None
-    return _report(summary, facts, quiet=quiet or json_events, from_stdin=from_stdin, kept=kept is not None)
+    return _report(summary, facts, quiet=quiet or json_events, to_stdout=to_stdout, has_folder=is_kept)
 
 
-def _check_folder(out: Path | None) -> None:
-    """Refuse the name of a picture where a folder is to be named."""
+def _places(out: Path | None) -> tuple[Path | None, Path | None]:
+    """Tell a folder for the run from a file for the result: that has the suffix of a picture."""
     from dip_fast.pictures.formats import FORMATS
 
     suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.suffixes}
-    if out is not None and out.suffix.lower() in suffixes and not out.is_dir():
+    is_file = out is not None and out.suffix.lower() in suffixes and not out.is_dir()
+    return (None, out) if is_file else (out, None)
+
+
+def _check_file(
+    file: Path | None, *, only_result: bool, quality: int | None, resume: bool, export: tuple[str, ...] | None
+) -> None:
+    """Refuse options that have no meaning without a file for the result, or without a folder."""
+    if file is None:
+        for argument, is_given in ((Argument("only_result", True), only_result), (Argument("quality"), quality)):
+            if is_given:
+                example = Argument("out", "restored.jpg")
+                raise UsageError("{} is of a file for the result; name one, as with {}", argument, example)
+    elif only_result and (resume or export):
         raise UsageError(
-            "{}: the result is a file in the folder of the run; name a folder, such as {}",
-            *(Argument("out", out), out.with_suffix("")),
+            "{} keeps no folder, which {} needs; leave out one of the two",
+            *(Argument("only_result", True), Argument("resume", True) if resume else Argument("export")),
         )
+
+
+def _content(picture: str) -> bytes:
+    """Read the picture's file, and check its format and its size."""
+    from dip_fast.pictures.reading import check_header, read_content
+
+    content = standard_input() if picture == "-" else read_content(picture)
+    check_header(content, "stdin" if picture == "-" else picture)
+    return content
 
 
 def _check_filter(out: Path | None, *, json: str | bool, resume: bool, export: tuple[str, ...] | None) -> None:
@@ -248,12 +306,12 @@ def _write_to_stdout(result: Path, *, keep: bool) -> None:
         raise DipFastError(f"{error}; the result is in {safe}") from error
 
 
-def _report(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, from_stdin: bool, kept: bool) -> int:
+def _report(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_stdout: bool, has_folder: bool) -> int:
     """Print what a run gave, in words or as these facts, and choose the exit code."""
     say = _speaker(quiet)
     models = [f"replay: {commands.replay(model)}" for model in summary.models]
     try:
-        if from_stdin:
+        if to_stdout:
             say(_figures(summary))
         elif facts is not None:
             show(json.dumps(facts, allow_nan=False))
@@ -261,9 +319,8 @@ def _report(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, from
             show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
     except DipFastError as error:
         raise DipFastError(f"{error}; the result is in {summary.result}") from error
-    has_folder = kept or not from_stdin
     if problems := summary.problems:
-        where = f"the result is in {summary.result}, " if has_folder else ""
+        where = "" if to_stdout and not has_folder else f"the result is in {summary.result}, "
         raise DipFastError(f"{problems[0]}; {where}{len(problems)} files of the run could not be written")
     if summary.stop_reason != "interrupted":
         return 0

@@ -39,7 +39,7 @@ class Contents:
     metadata : dict
         The JSON in the file.
     blobs : dict of str to str
-        What goes along with the picture, packed, by name: ``pixels``, ``alpha``, ``icc_profile``.
+        What goes along with the picture, packed, by name: ``pixels``, ``alpha``, ``icc_profile``, ``geometry``.
     """
 
     format: str

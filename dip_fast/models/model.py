@@ -19,9 +19,10 @@ from dip_fast.device import memory
 from dip_fast.errors import Argument, UsageError
 from dip_fast.models import formats
 from dip_fast.models.formats import FORMATS, Contents
-from dip_fast.models.packing import unpack
+from dip_fast.models.packing import parse_metadata, unpack
 from dip_fast.pictures import Extras, Kind, encode_samples
 from dip_fast.pictures.files import read_regular
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import IN_MODELS
 from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
@@ -189,9 +190,10 @@ def _model(label: str, contents: Contents) -> Model:
             raise ValueError("the pixels are not finite")
         alpha = None if kind.alpha is None else unpack(blobs["alpha"], kind.size, kind.dtype)
         profile = base64.b64decode(blobs["icc_profile"], validate=True) if "icc_profile" in blobs else None
+        geometry = Geometry.of(parse_metadata(blobs["geometry"])) if "geometry" in blobs else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, binascii.Error, MemoryError) as error:
         raise UsageError("its metadata are damaged; get an intact copy") from error
-    return Model(label, contents, kind, Extras(alpha, profile), pixels)
+    return Model(label, contents, kind, Extras(alpha, profile, geometry=geometry), pixels)
 
 
 def _check_program(program: Program, kind: Kind) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -175,6 +176,8 @@ def _carried(extras: Extras) -> dict[str, str]:
     texts = {} if extras.alpha is None else {"alpha": pack(extras.alpha)}
     if extras.icc_profile is not None:
         texts["icc_profile"] = base64.b64encode(extras.icc_profile).decode()
+    if extras.geometry is not None:
+        texts["geometry"] = json.dumps(extras.geometry.facts(), allow_nan=False)
     return texts
 
 

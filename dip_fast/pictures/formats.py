@@ -1,19 +1,23 @@
 """The formats of picture files: how each is recognised, and the functions that read and write it.
 
 Importing this module loads no decoder: a format's library is imported when a file of that format is read or written.
-A plugin adds a format of its own with ``FORMATS.register("pgm", Format("PGM", (".pgm",), ...))``.
+A plugin adds a format of its own with ``FORMATS.register("ff", Format("farbfeld", (".ff",), ...))``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.lazily import lazily
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.foreign import advice
 from dip_fast.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,37 +35,37 @@ MAX_CHANNELS = 256  # of a picture: a step's memory grows with them, and more ar
 ORIENTATION_TAG = 274  # of EXIF, and of TIFF, whose directory EXIF's is
 
 
-@dataclass
-class Decoded:
-    """What a format's reader found in a file, before it is turned upright and scaled.
+@dataclass(frozen=True)
+class Library:
+    """A library that reads a format and is installed on request.
 
     Attributes
     ----------
-    samples : ndarray
-        ``(H, W, C)``: truth values, integers or floats, in the machine's byte order.
-    alpha : ndarray, optional
-        ``(H, W)``, in the samples' dtype.
-    alpha_kind : {"unassalpha", "assocalpha", "unspecified"}
-        The kind of alpha, in TIFF's words: plain, colours are premultiplied, or not stated.
-    orientation : int
-        EXIF's orientation, 1 to 8; 1 is upright.
-    icc_profile : bytes, optional
-    exif : PIL.Image.Exif, optional
-        The file's EXIF data.
-    notes : list of str
-        One sentence for each conversion that was made.
-    colours : int, optional
-        How many of the channels are colours, see `Kind.colours`.
+    module : str
+        What it is imported as.
+    extra : str
+        The extra of this package that installs it.
+    instead : str
+        What to do without it.
     """
 
-    samples: np.ndarray
-    alpha: np.ndarray | None = None
-    alpha_kind: str = "unassalpha"
-    orientation: int = 1
-    icc_profile: bytes | None = None
-    exif: Any = None
-    notes: list[str] = field(default_factory=list)
-    colours: int | None = None
+    module: str
+    extra: str
+    instead: str
+
+    def require(self, name: str) -> None:
+        """Refuse a picture of the format of this name where the library is missing.
+
+        Raises
+        ------
+        UsageError
+            With the line that installs it.
+        """
+        if importlib.util.find_spec(self.module) is None:
+            raise UsageError(
+                f'it is {name}, and the library for that is missing: pip install "dip-fast[{self.extra}]", '
+                f"or {self.instead}"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,20 @@ class Format:
     result_suffix : str
         The suffix of the file that a picture restored from this format is written to.
     write : callable, optional
-        ``write(samples, kind, extras) -> bytes`` encodes a file without loss.  None where results are never written
-        in this format.
+        ``write(samples, kind, extras) -> bytes`` encodes a file, without loss but for JPEG.  None where results are
+        never written in this format.
     dtypes : tuple of str
         The dtypes of the samples that `write` can encode.
     read_page : callable, optional
         ``read_page(data, keep_metadata, page) -> Decoded`` decodes one page, counted from 1; None where files have one.
+    any_channels : bool
+        Whether `write` can encode channels that are neither gray nor RGB.
+    alpha : tuple of str
+        The kinds of alpha that `write` can encode, in the words of `Decoded`.
+    library : Library, optional
+        The library that both take, where it comes with an extra of this package.
+    measure : callable, optional
+        ``measure(data) -> (height, width, channels)`` reads the size, without alpha, and decodes nothing.
     """
 
     name: str
@@ -98,6 +110,15 @@ class Format:
     write: Callable[[np.ndarray, Kind, Extras], bytes] | None = None
     dtypes: tuple[str, ...] = ()
     read_page: Callable[[bytes, bool, int], Decoded] | None = None
+    any_channels: bool = False
+    alpha: tuple[str, ...] = ("unassalpha", "assocalpha", "unspecified")
+    library: Library | None = None
+    measure: Callable[[bytes], tuple[int, int, int]] | None = None
+
+    def require_library(self) -> None:
+        """Refuse a picture of this format where its library is missing."""
+        if self.library is not None:
+            self.library.require(self.name)
 
 
 def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
@@ -105,6 +126,13 @@ def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
 
 
 _read_with_pillow = lazily("dip_fast.pictures.raster:read")
+_measure_with_pillow = lazily("dip_fast.pictures.raster:measure")
+_ISO_MEDIA = b"ftyp"  # at the fifth byte; the brand that follows says what it holds
+
+
+def _has_brand(*brands: bytes) -> Callable[[bytes], bool]:
+    return lambda data: data[4:8] == _ISO_MEDIA and data[8:12] in brands
+
 
 FORMATS: Registry[Format] = Registry(
     "picture format",
@@ -114,32 +142,49 @@ FORMATS: Registry[Format] = Registry(
             (".png",),
             sniff=_begins_with(b"\x89PNG\r\n\x1a\n"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
             write=lazily("dip_fast.pictures.raster:write_png"),
             dtypes=("uint8", "uint16"),
+            alpha=("unassalpha", "unspecified"),
         ),
         "jpeg": Format(
             "JPEG",
             (".jpg", ".jpeg"),
             sniff=_begins_with(b"\xff\xd8\xff"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
+            write=lazily("dip_fast.pictures.raster:write_jpeg"),  # where a user names such a file
+            dtypes=("uint8",),
+            alpha=(),
+        ),
+        "raw": Format(  # before TIFF, whose structure most of them have
+            "camera raw",
+            (".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq"),
+            sniff=lazily("dip_fast.pictures.raw_structure:is_camera_raw"),
+            read=lazily("dip_fast.pictures.camera_raw:read"),
+            result_suffix=".tif",
+            library=Library("rawpy", "raw", "develop it to a 16-bit TIFF file first"),
         ),
         "tiff": Format(
             "TIFF",
             (".tif", ".tiff"),
             sniff=_begins_with(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # in either byte order; + is BigTIFF
             read=lazily("dip_fast.pictures.tiff:read"),
+            measure=lazily("dip_fast.pictures.tiff:measure"),
             result_suffix=".tif",
             write=lazily("dip_fast.pictures.tiff:write"),
             dtypes=("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
             read_page=lazily("dip_fast.pictures.tiff:read"),
+            any_channels=True,
         ),
         "bmp": Format(
             "BMP",
             (".bmp",),
             sniff=_begins_with(b"BM"),
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
         ),
         "webp": Format(
@@ -147,23 +192,137 @@ FORMATS: Registry[Format] = Registry(
             (".webp",),
             sniff=lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
             read=_read_with_pillow,
+            measure=_measure_with_pillow,
             result_suffix=".png",
+        ),
+        "gif": Format(
+            "GIF",
+            (".gif",),
+            sniff=_begins_with(b"GIF87a", b"GIF89a"),
+            read=_read_with_pillow,
+            measure=_measure_with_pillow,
+            result_suffix=".png",
+        ),
+        "avif": Format(
+            "AVIF",
+            (".avif",),
+            sniff=_has_brand(b"avif", b"avis"),
+            read=_read_with_pillow,
+            measure=_measure_with_pillow,
+            result_suffix=".png",
+        ),
+        "jxl": Format(
+            "JPEG XL",
+            (".jxl",),
+            sniff=_begins_with(b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+            read=lazily("dip_fast.pictures.jpeg_xl:read"),
+            result_suffix=".png",
+        ),
+        "jp2": Format(
+            "JPEG 2000",
+            (".jp2", ".j2k", ".jpx"),
+            sniff=_begins_with(b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),
+            read=lazily("dip_fast.pictures.jpeg_2000:read"),
+            result_suffix=".png",
+        ),
+        "pnm": Format(
+            "PNM",
+            (".pnm", ".pgm", ".ppm", ".pbm", ".pam"),
+            sniff=lambda data: data[:1] == b"P" and data[1:2] in b"1234567" and data[2:3].isspace(),
+            read=lazily("dip_fast.pictures.netpbm:read"),
+            result_suffix=".pnm",
+            write=lazily("dip_fast.pictures.netpbm:write"),
+            dtypes=("uint8", "uint16"),
+            alpha=("unassalpha", "unspecified"),
+        ),
+        "pfm": Format(
+            "PFM",
+            (".pfm",),
+            sniff=lambda data: data[:2] in (b"Pf", b"PF") and data[2:3].isspace(),
+            read=lazily("dip_fast.pictures.netpbm:read_floats"),
+            result_suffix=".pfm",
+            write=lazily("dip_fast.pictures.netpbm:write_floats"),
+            dtypes=("float32",),
+            alpha=(),
+        ),
+        "npy": Format(
+            "NumPy",
+            (".npy", ".npz"),
+            sniff=lambda data: data.startswith(b"\x93NUMPY") or (data[:4] == b"PK\3\4" and b".npy" in data[30:300]),
+            read=lazily("dip_fast.pictures.arrays:read"),
+            measure=lazily("dip_fast.pictures.arrays:measure"),
+            result_suffix=".npy",
+            write=lazily("dip_fast.pictures.arrays:write"),
+            dtypes=("uint8", "uint16", "float32"),
+            alpha=(),
+        ),
+        "fits": Format(
+            "FITS",
+            (".fits", ".fit", ".fts"),
+            sniff=_begins_with(b"SIMPLE  ="),
+            read=lazily("dip_fast.pictures.fits:read"),
+            measure=lazily("dip_fast.pictures.fits:measure"),
+            result_suffix=".fits",
+            write=lazily("dip_fast.pictures.fits:write"),
+            dtypes=("uint8", "uint16", "float32"),
+            alpha=(),
+            library=Library("astropy", "astro", "save it as 32-bit float TIFF"),
+        ),
+        "heif": Format(
+            "HEIF",
+            (".heic", ".heif"),
+            sniff=_has_brand(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+            read=lazily("dip_fast.pictures.heif:read"),
+            result_suffix=".png",
+            library=Library("pillow_heif", "heif", "save it as JPEG or PNG"),
+        ),
+        "exr": Format(
+            "OpenEXR",
+            (".exr",),
+            sniff=_begins_with(b"\x76\x2f\x31\x01"),
+            read=lazily("dip_fast.pictures.open_exr:read"),
+            result_suffix=".exr",
+            write=lazily("dip_fast.pictures.open_exr:write"),
+            dtypes=("float32",),
+            alpha=("assocalpha",),
+            library=Library("OpenEXR", "exr", "save it as 32-bit float TIFF"),
+        ),
+        "mrc": Format(
+            "MRC",
+            (".mrc",),
+            sniff=lambda data: data[208:212] == b"MAP ",
+            read=lazily("dip_fast.pictures.mrc:read"),
+            result_suffix=".mrc",
+            write=lazily("dip_fast.pictures.mrc:write"),
+            dtypes=("uint16", "float32"),
+            alpha=(),
+            library=Library("mrcfile", "mrc", "save it as 32-bit float TIFF"),
         ),
     },
 )
 
 
-def recognised(data: bytes) -> Format:
+def recognised(data: bytes, name: str = "") -> Format:
     """Return the format of a file's content: the first that recognises it.
+
+    Parameters
+    ----------
+    data : bytes
+        The file's content.
+    name : str
+        The file's name: what is TIFF by its structure and camera raw by its name is the latter.
 
     Raises
     ------
     UsageError
-        If none does; it names those that there are.
+        If none does: with what the file is, where that is known, and otherwise with the formats that there are.
     """
     for format_ in FORMATS.values():
         if format_.sniff(data):
-            return format_
+            raw = FORMATS["raw"]
+            return raw if format_ is FORMATS["tiff"] and PurePath(name).suffix.lower() in raw.suffixes else format_
+    if (text := advice(data)) is not None:
+        raise UsageError(text)
     names = either(format_.name for format_ in FORMATS.values())
     raise UsageError(f"it is not a {names} picture, or its header is damaged; convert it to one of these")
 

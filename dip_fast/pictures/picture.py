@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 
 
@@ -24,6 +26,11 @@ class Extras:
     aside : tuple of ndarray, optional
         Samples that are no part of the scene (`read_picture` has which): where, bool ``(H, W, C)``, and the samples,
         ``(H, W, C)`` in their dtype, which count there alone.
+    geometry : Geometry, optional
+        The size and the place of the pixels.
+    jpeg : dict, optional
+        How a JPEG file was compressed, or is to be, as options of Pillow: ``quality``, or ``qtables`` and
+        ``subsampling``.
     """
 
     alpha: np.ndarray | None = None
@@ -34,6 +41,9 @@ class Extras:
     def put_back(self, samples: np.ndarray) -> np.ndarray:
         """Return the samples of a picture of the same size with those that were set aside."""
         return samples if self.aside is None else np.where(*self.aside, samples)
+
+    geometry: Geometry | None = None
+    jpeg: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,28 +1,31 @@
-"""PNG, JPEG, BMP and WebP: Pillow decodes them, except for the samples of 16-bit PNG files.
+"""PNG, JPEG, BMP, WebP, GIF and AVIF: Pillow decodes them, except for the samples of PNG and AVIF of more than 8 bits.
 
-Pillow cuts these to 8 bits when there is more than one channel, so imagecodecs decodes and encodes them.  What is
-refused raises a `UsageError` that says why and what to do; what is damaged may raise whatever a library raises.
+Pillow cuts these to 8 bits, of PNG where there is more than one channel, so imagecodecs decodes and encodes them.
+What is refused raises a `UsageError` that says why and what to do; what is damaged may raise whatever a library raises.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
 
 import imagecodecs
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, Decoded, check_size, gray_where_possible
+from dip_fast.pictures.decoded import Decoded, with_alpha
+from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, check_size, gray_where_possible
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "WEBP"))
+        return Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP", "WEBP", "GIF", "AVIF"))
     except UnidentifiedImageError as error:
         raise UsageError("its header is damaged; get an intact copy") from error
     except Image.DecompressionBombError as error:
@@ -30,7 +33,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:
-    """Decode a PNG, JPEG, BMP or WebP file.
+    """Decode a PNG, JPEG, BMP, WebP, GIF or AVIF file.
 
     Parameters
     ----------
@@ -55,19 +58,58 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
         file.verify()  # every chunk's checksum and the end mark, which decoding alone does not look at
         file = _open(data)
     icc_profile = file.info.get("icc_profile") or None
+    largest = None
     if depth == 16:
         samples = imagecodecs.png_decode(data)  # libpng turns a transparent colour into an alpha channel
-        samples = samples.reshape(*samples.shape[:2], -1)
+    elif file.format == "AVIF" and (depth := _depth_of_avif(data)) > 8:
+        samples, largest = imagecodecs.avif_decode(data), 2**depth - 1
     else:
         samples = _samples_of(file, depth, icc_profile, notes)
-    samples, alpha = (samples[..., :-1], samples[..., -1]) if samples.shape[2] in (2, 4) else (samples, None)
-    decoded = Decoded(samples, alpha, icc_profile=icc_profile, notes=notes)
+    decoded = with_alpha(samples, largest)
+    decoded.icc_profile = icc_profile
+    decoded.notes[:0] = notes
+    decoded.geometry = _geometry(file)
+    if file.format in ("JPEG", "MPO"):
+        sampling = JpegImagePlugin.get_sampling(file)
+        # Pillow cannot write every sampling that there is; -1 is for those.
+        decoded.jpeg = {"qtables": file.quantization, "subsampling": max(sampling, 0)}  # type: ignore[attr-defined]
     try:
         decoded.exif = file.getexif()
         decoded.orientation = decoded.exif.get(ORIENTATION_TAG, 1)
     except Exception:  # damage shows in many ways; the pixels are sound
         notes.append("The EXIF metadata is damaged and was ignored, its orientation too.")
     return decoded
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels without decoding any pixel."""
+    with _open(data) as file:
+        return file.height, file.width, 1 if file.mode in ("1", "L", "LA", "I;16") else 3
+
+
+def _depth_of_avif(data: bytes) -> int:
+    """Read the bits of a sample from the box that describes the codec."""
+    place = data.find(b"av1C")
+    flags = data[place + 6] if 0 <= place < len(data) - 6 else 0
+    return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
+
+
+def _geometry(file: Image.Image) -> Geometry | None:
+    """Find the resolution that a file names, in whatever way its format does."""
+    unit = {1: "inch", 2: "cm"}.get(file.info.get("jfif_unit", 0), "none")
+    density = file.info.get("jfif_density")
+    if unit != "none":
+        return Geometry.with_resolution(density, unit)
+    if file.format in ("PNG", "BMP"):
+        dpi = Geometry.with_resolution(file.info.get("dpi"), "inch")
+        return dpi or Geometry.with_resolution(file.info.get("aspect"), "none")
+    with contextlib.suppress(Exception):  # damaged EXIF, which shows in many ways
+        exif = file.getexif()  # Pillow makes up 72 dpi where EXIF names none
+        unit = {2: "inch", 3: "cm"}.get(exif.get(296, 2), "none")
+        density_of_exif = exif.get(282, 0), exif.get(283, 0)
+        if (found := Geometry.with_resolution(density_of_exif, unit)) is not None:
+            return found
+    return Geometry.with_resolution(density, "none")
 
 
 def _samples_of(file: Image.Image, depth: int, icc_profile: bytes | None, notes: list[str]) -> np.ndarray:
@@ -98,37 +140,63 @@ def _samples_of(file: Image.Image, depth: int, icc_profile: bytes | None, notes:
 
 
 def write_png(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
-    """Encode samples as a PNG file, as `dip_fast.pictures.encode_samples` does after its checks.
-
-    Raises
-    ------
-    UsageError
-        For premultiplied alpha, or channels that are neither gray nor RGB, which PNG cannot hold.
-    """
-    if kind.channels != (3 if kind.is_rgb else 1):
-        raise UsageError(f"PNG cannot hold {kind.channels} channels that are no RGB: name the result .tif")
-    if kind.alpha == "assocalpha":
-        raise UsageError("PNG cannot hold premultiplied alpha: name the result .tif")
+    """Encode samples as a PNG file, as `dip_fast.pictures.encode_samples` does after its checks."""
     if extras.alpha is not None:
         samples = np.dstack([samples, extras.alpha])
-    return encode_png(samples, extras.icc_profile, extras.exif)
+    return encode_png(samples, extras.icc_profile, extras.exif, extras.geometry)
 
 
-def encode_png(samples: np.ndarray, icc_profile: bytes | None = None, exif: bytes | None = None) -> bytes:
+def encode_png(
+    samples: np.ndarray,
+    icc_profile: bytes | None = None,
+    exif: bytes | None = None,
+    geometry: Geometry | None = None,
+) -> bytes:
     """Encode uint8 or uint16 samples, (H, W, 1 to 4); an even number of channels means that the last is alpha."""
     samples = np.ascontiguousarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
+    chunks = _physical_size(geometry)
     if samples.dtype == np.uint8:
         file = io.BytesIO()
         Image.fromarray(samples).save(file, "PNG", icc_profile=icc_profile, exif=exif or b"")
-        return file.getvalue()
-    chunks = b""
-    if icc_profile is not None:
-        chunks += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
-    if exif is not None:
-        chunks += _png_chunk(b"eXIf", exif)
-    png = imagecodecs.png_encode(samples)
+        png = file.getvalue()
+    else:
+        if icc_profile is not None:
+            chunks += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
+        if exif is not None:
+            chunks += _png_chunk(b"eXIf", exif)
+        png = bytes(imagecodecs.png_encode(samples))
     header = 8 + 25  # the signature and IHDR, after which these chunks must stand
-    return bytes(png[:header] + chunks + png[header:])
+    return png[:header] + chunks + png[header:]
+
+
+def write_jpeg(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
+    """Encode samples as a JPEG file: compressed as the picture was, where it was JPEG, or else at quality 95."""
+    file = io.BytesIO()
+    found = None if extras.geometry is None else extras.geometry.per_metre()
+    dpi = None if found is None else tuple(round(number * 0.0254) for number in found)
+    Image.fromarray(samples.squeeze(2) if kind.channels == 1 else samples).save(
+        file,
+        "JPEG",
+        icc_profile=extras.icc_profile,
+        exif=extras.exif or b"",
+        **({} if dpi is None or max(dpi) >= 2**16 else {"dpi": dpi}),
+        **(extras.jpeg or {"quality": 95, "subsampling": 0}),
+    )
+    return file.getvalue()
+
+
+def _physical_size(geometry: Geometry | None) -> bytes:
+    """Make PNG's chunk of pixels a metre, or of the ratio of a pixel's sides."""
+    found = None if geometry is None else geometry.per_metre()
+    if found is not None:
+        across, down = (round(number) for number in found)
+        if 0 < across < 2**31 and 0 < down < 2**31:
+            return _png_chunk(b"pHYs", struct.pack(">IIB", across, down, 1))
+    elif geometry is not None and geometry.resolution is not None and geometry.is_oblong():
+        across, down = (round(1000 * number) for number in geometry.resolution)
+        if 0 < across < 2**31 and 0 < down < 2**31:
+            return _png_chunk(b"pHYs", struct.pack(">IIB", across, down, 0))
+    return b""
 
 
 def decode_png(data: bytes) -> np.ndarray:

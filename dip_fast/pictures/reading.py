@@ -6,10 +6,11 @@ A file is read whole or refused: nothing is read in part, nothing is repaired in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,9 @@ import numpy as np
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures import formats
+from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.files import one_line, read_regular
+from dip_fast.pictures.foreign import is_address
 from dip_fast.pictures.formats import MAX_PIXELS
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
@@ -55,13 +58,14 @@ def read_picture(
     missing: bool = False,
     aside: Collection[str] = (),
     page: int | None = None,
+    content: bytes | None = None,
 ) -> Picture:
     """Read one picture.
 
     Parameters
     ----------
     source : str, os.PathLike or bytes
-        A PNG, JPEG, TIFF, BMP or WebP file, or one of a format that a plugin registered, or its content.
+        A file of one of the formats in `dip_fast.pictures.FORMATS`, or its content.
     name : str, optional
         The name in messages and in the result; the file's name, or ``"stdin"`` for bytes, when left out.
     keep_metadata : bool
@@ -74,6 +78,8 @@ def read_picture(
         The image has an estimate in their place, and `Extras.aside` the samples.
     page : int, optional
         Which page of a file that has several, counted from 1.
+    content : bytes, optional
+        The content of the file that `source` names, where it was read before.
 
     Returns
     -------
@@ -92,11 +98,63 @@ def read_picture(
     else:
         label = name or os.fspath(source)
         name = name or Path(source).name
+    with _named(label), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
+        if content is None:
+            content = source if isinstance(source, bytes) else _file_content(Path(source))
+        return _picture(content, one_line(name), keep_metadata, missing, aside, page)
+
+
+def read_content(path: str | os.PathLike[str]) -> bytes:
+    """Read the content of a picture's file.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or it is no regular file, cannot be read, or is longer than any picture.
+    """
+    with _named(os.fspath(path)):
+        return _file_content(Path(path))
+
+
+def check_header(content: bytes, name: str) -> tuple[int, int, int] | None:
+    """Check the format and the size of a picture before it is decoded.
+
+    Parameters
+    ----------
+    content : bytes
+        Of its file.
+    name : str
+        For messages.
+
+    Returns
+    -------
+    tuple of int or None
+        Height, width and channels; None where that shows only once it is decoded.
+
+    Raises
+    ------
+    UsageError
+        If it is of no format that can be read here, or too small or too large.
+    """
+    with _named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if not content:
+            raise UsageError("it is empty; get an intact copy")
+        format_ = formats.recognised(content, name)
+        format_.require_library()
+        if format_.measure is None:
+            return None
+        size = format_.measure(content)
+        formats.check_size(*size[:2])
+        return size
+
+
+@contextlib.contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Raise whatever is wrong with a file as one line that names it."""
     try:
-        data = source if isinstance(source, bytes) else _file_content(Path(source))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
-            return _picture(data, one_line(name), keep_metadata, missing, aside, page)
+        yield
     except UsageError as error:
         # The message as it is, with the arguments that it names.
         template, parts = (error.template, error.parts) if error.parts else ("{}", (one_line(str(error)),))
@@ -125,7 +183,8 @@ def read_stream(stream: BinaryIO) -> bytes:
         If it is longer than any picture.
     """
     data = bytearray(stream.read(_CHUNK))
-    if any(format_.sniff(bytes(data)) for format_ in formats.FORMATS.values()):
+    start = bytes(data)
+    if any(format_.sniff(start) for format_ in formats.FORMATS.values()):
         while chunk := stream.read(_CHUNK):
             data += chunk
             if len(data) > MAX_BYTES:
@@ -192,6 +251,10 @@ def _file_content(path: Path) -> bytes:
     except UsageError:
         raise
     except FileNotFoundError as error:
+        if is_address(os.fspath(path)):
+            raise UsageError(
+                "it is an address, and nothing is downloaded; save the picture and name its file"
+            ) from error
         raise UsageError("there is no such file; check the path") from error
     except IsADirectoryError as error:
         raise UsageError("it is a folder; name one picture file") from error
@@ -209,7 +272,8 @@ def _picture(
 ) -> Picture:
     if not data:
         raise UsageError("it is empty; get an intact copy")
-    format_ = formats.recognised(data)
+    format_ = formats.recognised(data, name)
+    format_.require_library()
     decoded = _decoded(format_, data, keep_metadata, page)
     formats.check_size(*decoded.samples.shape[:2])
     missing = _fill_missing(decoded) if may_miss else None
@@ -229,11 +293,17 @@ def _picture(
         samples.dtype.name,
         found.whole,
         alpha=None if alpha is None else decoded.alpha_kind,
-        suffix=format_.result_suffix,
+        suffix=_result_suffix(format_, samples.dtype.name, channels),
         channel_ranges=found.channels,
         colours=decoded.colours,
     )
-    extras = Extras(alpha, decoded.icc_profile, _kept_exif(decoded) if keep_metadata else None)
+    extras = Extras(
+        alpha=alpha,
+        icc_profile=decoded.icc_profile,
+        exif=_kept_exif(decoded) if keep_metadata else None,
+        geometry=None if decoded.geometry is None else decoded.geometry.turned(decoded.orientation),
+        jpeg=decoded.jpeg,
+    )
     image = kind.to_unit(samples)
     off = _set_aside(hidden, found, decoded)
     if off is not None:
@@ -249,7 +319,7 @@ def _picture(
     )
 
 
-def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: int | None) -> formats.Decoded:
+def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: int | None) -> Decoded:
     """Decode a file, or one page of it."""
     if page is None:
         return format_.read(data, keep_metadata)
@@ -258,7 +328,7 @@ def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: in
     return format_.read_page(data, keep_metadata, page)
 
 
-def _hidden(alpha: np.ndarray | None, decoded: formats.Decoded) -> np.ndarray | None:
+def _hidden(alpha: np.ndarray | None, decoded: Decoded) -> np.ndarray | None:
     """Find the pixels that an alpha hides, whose colours anything may have left there; none where it hides all."""
     if alpha is None or decoded.alpha_kind == "unspecified":
         return None
@@ -266,7 +336,7 @@ def _hidden(alpha: np.ndarray | None, decoded: formats.Decoded) -> np.ndarray | 
     return hidden if hidden.any() and not hidden.all() else None
 
 
-def _set_aside(hidden: np.ndarray | None, found: Range, decoded: formats.Decoded) -> np.ndarray | None:
+def _set_aside(hidden: np.ndarray | None, found: Range, decoded: Decoded) -> np.ndarray | None:
     """Find the samples to set aside, bool ``(H, W, C)``, and say how many there are."""
     off = found.outliers
     if off is not None:
@@ -286,7 +356,14 @@ def _share(chosen: np.ndarray) -> str:
     return f"{int(chosen.sum()):,} ({chosen.mean():.2g})" if chosen.mean() < 1e-4 else f"{chosen.mean():.2%}"
 
 
-def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:
+def _result_suffix(format_: formats.Format, dtype: str, channels: int) -> str:
+    """Choose the suffix of the result: that of the format, or of TIFF where that cannot hold the samples."""
+    target = formats.writer(format_.result_suffix)
+    holds = target is not None and dtype in target.dtypes and (target.any_channels or channels in (1, 3))
+    return format_.result_suffix if holds else ".tif"
+
+
+def _fill_missing(decoded: Decoded) -> np.ndarray | None:
     """Put the mean of the others in the place of samples that are NaN or infinite; find the pixels that have one."""
     finite = np.isfinite(decoded.samples)
     if finite.all() or not finite.any():  # where nothing is there at all, the picture is refused
@@ -296,7 +373,7 @@ def _fill_missing(decoded: formats.Decoded) -> np.ndarray | None:
     return ~finite.all(axis=2)
 
 
-def _check_samples(decoded: formats.Decoded) -> None:
+def _check_samples(decoded: Decoded) -> None:
     """Refuse samples that no model file can draw, and turn short floats into float32."""
     samples, alpha = decoded.samples, decoded.alpha
     if samples.dtype.kind != "f":
@@ -334,7 +411,7 @@ def _check_finite(samples: np.ndarray) -> None:
         )
 
 
-def _kept_exif(decoded: formats.Decoded) -> bytes | None:
+def _kept_exif(decoded: Decoded) -> bytes | None:
     """Return the EXIF block for the result, or None where there is none that can be kept."""
     if decoded.exif is None:
         return None

@@ -14,14 +14,10 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.pictures.formats import (
-    MAX_CHANNELS,
-    MAX_PIXELS,
-    ORIENTATION_TAG,
-    Decoded,
-    check_size,
-    gray_where_possible,
-)
+from dip_fast.pictures import tiff_geometry
+from dip_fast.pictures.decoded import Decoded
+from dip_fast.pictures.formats import MAX_CHANNELS, MAX_PIXELS, ORIENTATION_TAG, check_size, gray_where_possible
+from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 from dip_fast.pictures.tiff_structure import MAX_PAGES, MAX_STACK, check_directories, check_parts
@@ -62,6 +58,7 @@ def read(data: bytes, keep_metadata: bool, number: int | None = None) -> Decoded
         orientation=tags.valueof(ORIENTATION_TAG, 1),
         icc_profile=bytes(tags.valueof(_ICC_TAG, b"")) or None,
         exif=exif,
+        geometry=tiff_geometry.of(page),
     )
     _interpret(decoded, page)
     return decoded
@@ -98,6 +95,14 @@ def _page(data: bytes, file: tifffile.TiffFile, number: int | None) -> tuple[tif
         samples = page.asarray(squeeze=False)[:, 0]  # (planes, H, W, samples): either first or last is 1
     samples = np.moveaxis(samples, 0, 3).reshape(*samples.shape[1:3], -1)
     return page, samples.astype(samples.dtype.newbyteorder("="), copy=False)
+
+
+def measure(data: bytes) -> tuple[int, int, int]:
+    """Read the height, the width and the channels of the first page without decoding any pixel."""
+    check_directories(data)
+    with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_ndpi=False, is_scanimage=False) as file:
+        page = file.pages.first
+        return page.imagelength, page.imagewidth, page.samplesperpixel - len(page.extrasamples)
 
 
 def _check(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
@@ -188,11 +193,17 @@ def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     """Encode samples as a TIFF file, as `dip_fast.pictures.encode_samples` does after its checks."""
     if extras.alpha is not None:
         samples = np.dstack([samples, extras.alpha])
-    return encode(samples, kind.alpha, extras.icc_profile, extras.exif, 3 if kind.is_rgb else 1)
+    colours = 3 if kind.is_rgb else 1
+    return encode(samples, kind.alpha, extras.icc_profile, extras.exif, extras.geometry, colours)
 
 
 def encode(
-    samples: np.ndarray, alpha_kind: str | None, icc_profile: bytes | None, exif: bytes | None, colours: int = 1
+    samples: np.ndarray,
+    alpha_kind: str | None,
+    icc_profile: bytes | None,
+    exif: bytes | None,
+    geometry: Geometry | None = None,
+    colours: int = 1,
 ) -> bytes:
     """Encode samples, (H, W, C), the first of which are gray or RGB; with an `alpha_kind` the last channel is alpha."""
     others = samples.shape[2] - colours - (alpha_kind is not None)
@@ -206,6 +217,11 @@ def encode(
     # tifffile does not write these two tags itself; the code before each keeps its place until it is known where the
     # directory lies.
     tags += [(code - 1, "I", 1, 0, True) for code in directories]
+    where = tiff_geometry.options(geometry, samples)
+    if "description" in where:  # one text has the place of the other
+        tags = [tag for tag in tags if tag[0] != tiff_geometry.DESCRIPTION]
+    tags += where.pop("extratags", [])
+    resolution = float(metadata.get(282, 1)), float(metadata.get(283, 1))
     file = io.BytesIO()
     tifffile.imwrite(
         file,
@@ -217,11 +233,10 @@ def encode(
         compression="zlib",
         predictor=samples.dtype != bool,
         iccprofile=icc_profile,
-        resolution=(float(metadata.get(282, 1)), float(metadata.get(283, 1))),
-        resolutionunit=metadata.get(296, 1),
         extratags=tags,
         software=False,
         metadata=None,
+        **{"resolution": resolution, "resolutionunit": metadata.get(296, 1)} | where,
     )
     tiff = bytearray(file.getvalue())
     for code, content in directories.items():

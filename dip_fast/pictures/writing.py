@@ -23,7 +23,7 @@ def encode_image(image: np.ndarray, kind: Kind, extras: Extras | None = None, *,
     Returns
     -------
     bytes
-        The file's content, losslessly compressed.
+        The file's content, compressed without loss, but for JPEG.
 
     Raises
     ------
@@ -48,12 +48,12 @@ def encode_samples(
     extras : Extras, optional
         Alpha (where ``kind.alpha`` says so), ICC profile and EXIF data that go into the file.
     suffix : str, optional
-        ``".png"``, ``".tif"``, ``".tiff"``, or that of another registered format; ``kind.suffix`` when left out.
+        That of a format in `FORMATS` that results are written in; ``kind.suffix`` when left out.
 
     Returns
     -------
     bytes
-        The file's content, losslessly compressed.
+        The file's content, compressed without loss, but for JPEG.
 
     Raises
     ------
@@ -64,21 +64,39 @@ def encode_samples(
         If the samples or the alpha are not as `kind` says.
     """
     extras = Extras() if extras is None else extras
-    suffix = (kind.suffix if suffix is None else suffix).lower()
-    format_ = formats.writer(suffix)
-    if format_ is None or format_.write is None:
-        places = formats.either(formats.written_suffixes())
-        raise UsageError(f'results are not written as "{suffix}": name the file {places}')
+    format_ = check_writable(kind, kind.suffix if suffix is None else suffix)
+    assert format_.write is not None, "a format of results writes"
     wanted = (*kind.size, kind.channels)
     if samples.shape != wanted or samples.dtype != kind.dtype:
         raise ValueError(
             f"samples must be {wanted} of {kind.dtype} as their kind says, got {samples.shape} of {samples.dtype}"
         )
     check_alpha(kind, extras.alpha)
+    return format_.write(samples, kind, extras)
+
+
+def check_writable(kind: Kind, suffix: str) -> formats.Format:
+    """Find the format of a suffix, and check that it can hold pictures of a kind.
+
+    Raises
+    ------
+    UsageError
+        As `encode_samples`, and where the format's library is missing.
+    """
+    format_ = formats.writer(suffix.lower())
+    if format_ is None:
+        places = formats.either(formats.written_suffixes())
+        raise UsageError(f'results are not written as "{suffix}": name the file {places}')
     if kind.dtype not in format_.dtypes:
         places = formats.either(formats.written_suffixes(kind.dtype))
         raise UsageError(f"{format_.name} cannot hold {kind.dtype} samples: name the result {places}")
-    return format_.write(samples, kind, extras)
+    if kind.channels != (3 if kind.is_rgb else 1) and not format_.any_channels:
+        raise UsageError(f"{format_.name} cannot hold {kind.channels} channels that are no RGB: name the result .tif")
+    if kind.alpha is not None and kind.alpha not in format_.alpha:
+        which = "premultiplied alpha" if kind.alpha == "assocalpha" and format_.alpha else "alpha"
+        raise UsageError(f"{format_.name} cannot hold {which}: name the result .tif")
+    format_.require_library()
+    return format_
 
 
 def check_alpha(kind: Kind, alpha: np.ndarray | None) -> None:

@@ -49,6 +49,10 @@ def _start(record: Record) -> list[str]:
     words = ["dip-fast", "run", as_path(files.pop("picture"))]
     for name, path in files.items():
         words += _option(name, path)
+    facts = record.inputs["picture"]
+    for name, fact in (("page", "page"), ("preview", "region"), ("max_size", "max_size")):
+        if fact in facts:
+            words += _option(name, facts[fact])
     return words
 
 

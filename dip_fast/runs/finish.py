@@ -21,6 +21,7 @@ from dip_fast.runs import report, reporting, views
 from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.folder import Folder
 from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
+from dip_fast.runs.target import Target
 from dip_fast.tasks import TASKS, Baseline, Data, Task
 
 MAX_BASELINE_PIXELS = 2**22  # a classical method takes a second a megapixel; beyond this it is left out
@@ -53,6 +54,7 @@ def finish(
     data: Data,
     reference: np.ndarray | None,
     formats: tuple[str, ...],
+    named: Target | None = None,
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
     result = fit.result()
@@ -62,6 +64,10 @@ def finish(
     finished = _draw(result, folder, record, kind, extras)
     encoded = pictures.encode_samples(finished.samples, kind, extras)
     written = folder.write_result(f"result{kind.suffix}", encoded)
+    copy = None
+    if named is not None:
+        copy, file = named.write(folder, finished.samples, kind, extras)
+        record.copies[named.name] = file
     models: list[ModelFile] = []
     if finished.drawing is not None:
         for name in formats:
@@ -104,6 +110,7 @@ def finish(
         drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
         models=models,
         problems=folder.problems,
+        copy=None if copy is None else str(copy),
     )
     record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
     record.ended = now()
@@ -111,8 +118,8 @@ def finish(
     record.events = result.events
     record.summary = summary
     if looks is not None:
-        named = str(folder.place)
-        folder.write(report.NAME, lambda: report.page(record, looks, result.history, named))
+        place = str(folder.place)
+        folder.write(report.NAME, lambda: report.page(record, looks, result.history, place))
     folder.write(NAME, record.json)
     return summary
 
@@ -152,6 +159,9 @@ def _extras(picture: Picture, kind: Kind) -> Extras:
     elif extras.alpha is not None and kind.size != picture.kind.size:
         alpha = cv2.resize(extras.alpha, (kind.width, kind.height), interpolation=cv2.INTER_LINEAR)
         extras = replace(extras, alpha=alpha)
+    if extras.geometry is not None and kind.size != picture.kind.size:
+        across, down = kind.width / picture.kind.width, kind.height / picture.kind.height
+        extras = replace(extras, geometry=extras.geometry.scaled(across, down))
     if kind.channels != picture.kind.channels:  # a profile of gray says nothing of RGB
         extras = replace(extras, icc_profile=None)
     if (*kind.size, kind.channels) != (*picture.kind.size, picture.channels):

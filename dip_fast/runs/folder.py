@@ -19,6 +19,7 @@ from dip_fast.pictures.files import TEMPORARY, one_line
 from dip_fast.pictures.formats import written_suffixes
 from dip_fast.runs import report
 from dip_fast.runs.checkpoints import CHECKPOINT
+from dip_fast.runs.places import described
 from dip_fast.runs.record import NAME, Record
 
 Say = Callable[[str], None]  # prints a line for the user
@@ -90,8 +91,8 @@ class Folder:
             names = set(os.listdir(self._folder))  # noqa: PTH208  (a descriptor)
             if fresh and NAME in names and not overwrite:
                 raise UsageError(
-                    "{} exists; go on with {}, replace with {}, or choose another {}",
-                    *(self.path, Argument("resume", True), Argument("overwrite", True), OUT),
+                    "{} exists and holds {}; go on with {}, replace with {}, or choose another {}",
+                    *(self.path, described(self.path), Argument("resume", True), Argument("overwrite", True), OUT),
                 )
             self._require(SNAPSHOTS, stat.S_ISDIR)
             # A run that was killed before it wrote its record leaves an empty folder of snapshots and files aside.

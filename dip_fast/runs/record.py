@@ -82,6 +82,8 @@ class Summary:
         The model files.
     problems : list of str
         What could not be written.
+    copy : str or None
+        The file that the user named for the result, beside the one in the folder.
     """
 
     result: str
@@ -104,6 +106,7 @@ class Summary:
     drawn_by: str
     models: list[ModelFile]
     problems: list[str]
+    copy: str | None = None
 
 
 def now() -> str:
@@ -144,6 +147,10 @@ class Record:
         What it gave.
     error : str or None
         Why it failed.
+    file : str or None
+        SHA-256 of the picture's file.
+    copies : dict of str to str
+        SHA-256 of files that the result was written to besides, by their paths.
     """
 
     status: Literal["running", "done", "interrupted", "failed"]
@@ -160,6 +167,8 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     summary: Summary | None = None
     error: str | None = None
+    file: str | None = None
+    copies: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> bytes:
         """Write the record as JSON; what is None is left out."""

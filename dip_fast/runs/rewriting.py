@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from dip_fast.runs import report, typed, views
 from dip_fast.runs.commands import STDIN
 from dip_fast.runs.finish import baseline_of
 from dip_fast.runs.folder import Folder, Say
+from dip_fast.runs.parts import Part
 from dip_fast.runs.record import NAME, Record, UnreadableError
 from dip_fast.runs.run import Material, Request, in_range, read
 from dip_fast.tasks import TASKS
@@ -72,6 +73,14 @@ def rewrite(path: Path, say: Say, *, inputs: Path | None = None, overwrite: bool
     return _index(path, folders, overwrite=overwrite)
 
 
+class PictureFacts(TypedDict, total=False):
+    """What the record says of how the picture was read."""
+
+    region: str
+    max_size: int
+    page: int
+
+
 def _report(path: Path, say: Say, inputs: Path | None) -> Path:
     """Write the report of one run from its record, its files, and the picture that it was made of."""
     folder = Folder(path, say)
@@ -113,7 +122,11 @@ def _material(record: Record, inputs: Path | None) -> Material:
             "the picture came from standard input; save it as stdin in a folder, and name that by {}",
             Argument("inputs"),
         )
-    request = Request(source=picture, asked={}, inputs=found, reference=reference)
+    facts = record.inputs["picture"]
+    if not typed.conforms(facts, PictureFacts):
+        raise UsageError("{} is damaged, or not of this version; there is no report without it", NAME)
+    part = Part(facts.get("region"), facts.get("max_size"))
+    request = Request(source=picture, asked={}, inputs=found, reference=reference, part=part, page=facts.get("page"))
     job, moved = record.settings, Argument("inputs")
     try:
         material = read(request, job, TASKS[job.task])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,17 @@ from dip_fast.models.formats import FORMATS, require
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Kind, Picture
 from dip_fast.pictures.files import one_line
-from dip_fast.runs import checkpoints, report
+from dip_fast.pictures.reading import check_header, read_content
+from dip_fast.runs import checkpoints, estimate, places, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.job import Job, complete, extended, resumed, start
+from dip_fast.runs.parts import Part
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
+from dip_fast.runs.target import Target
 from dip_fast.tasks import TASKS, Data, Task
 
 
@@ -47,8 +52,14 @@ class Request:
         Settings by field of `Job`, and options of the task; nothing that was left open.
     inputs : dict of str to Path
         Files, or descriptions, of the task's other inputs by name.
+    content : bytes, optional
+        The content of the picture's file, where it was read before.
     out : Path, optional
         The run's folder; ``runs/<name of the picture>`` by default.
+    target : Target, optional
+        A file for the result, beside the folder.
+    part : Part
+        What is taken of the picture.
     reference : Path, optional
         The ground truth.
     resume, overwrite, quiet, verbose : bool
@@ -62,7 +73,10 @@ class Request:
     source: Path | bytes
     asked: dict[str, Any]
     inputs: dict[str, Path] = field(default_factory=dict)
+    content: bytes | None = None
     out: Path | None = None
+    target: Target | None = None
+    part: Part = field(default_factory=Part)
     reference: Path | None = None
     resume: bool = False
     overwrite: bool = False
@@ -71,12 +85,33 @@ class Request:
     export: tuple[str, ...] | None = None
     page: int | None = None
 
-    @property
+    @cached_property
+    def data(self) -> bytes:
+        """The content of the picture's file."""
+        if isinstance(self.source, bytes):
+            return self.source
+        return read_content(self.source) if self.content is None else self.content
+
+    @cached_property
+    def file(self) -> str:
+        """SHA-256 of the picture's file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    @cached_property
     def folder(self) -> Path:
         """The run's folder."""
         if self.out is not None:
             return self.out
-        return Path("runs") / (self.source.stem if isinstance(self.source, Path) else "stdin")
+        name = self.source.stem if isinstance(self.source, Path) else "stdin"
+        name += "" if self.part.region is None else "-preview"
+        copy = None if self.target is None else self.target.name
+        return places.default(name, self.file, copy, resume=self.resume)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that the run reads."""
+        named = [self.source, self.reference, *self.inputs.values()]
+        return [path for path in named if isinstance(path, Path)]
 
     @property
     def files(self) -> dict[str, str]:
@@ -142,28 +177,39 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         folder.lock()
         folder.check(fresh=not request.resume, overwrite=request.overwrite)
         stored = Record.read(request.folder) if request.resume else None
+        if request.target is not None:
+            own = None if stored is None else stored.copies.get(request.target.name)
+            request.target.check(request.paths, overwrite=request.overwrite, own=own)
         job = _job(request, stored)
         task = TASKS[job.task]
+        needed = _needed_memory(request, job)
         material = read(request, job, task)
+        if request.target is not None:
+            request.target.check_kind(task.result_kind(material.picture.kind, job.options))
         if stored is not None:
             _require_same(stored, job, material)
             job = extended(job, material.picture.size, request.asked.get("iterations"))
-            if job == stored.settings and (summary := _done(stored, request.folder, request.export or ())):
+            if job == stored.settings and (summary := _done(stored, request)):
                 say("this run is done; nothing is left to resume")
                 return summary
 
         torch.set_num_threads(job.threads)
         fit = start(job, material.data, material.reference)
-        folder.check_room(_bytes_on_disk(fit, job, len(formats)))
-        record = Record("running", job, asdict(job.recipe(material.picture.size)), material.identity, request.files)
+        disk = _bytes_on_disk(fit, job, len(formats))
+        folder.check_room(disk)
+        size = material.picture.size
+        recipe = asdict(job.recipe(size))
+        record = Record("running", job, recipe, material.identity, request.files, file=request.file)
         checkpoint = request.folder / CHECKPOINT
         if stored is not None:
-            record.started = stored.started
+            record.started, record.copies = stored.started, stored.copies
             if checkpoint.exists():
                 checkpoints.load(checkpoint, fit, record.digest())
         with _interruptible(fit, quiet=request.quiet):
             folder.open(record, fresh=stored is None, overwrite=request.overwrite)
             for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
+                say(line)
+            for line in estimate.lines(estimate.seconds(job, size) if stored is None else None, needed, disk):
                 say(line)
             if stored is not None:
                 say(f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again")
@@ -172,7 +218,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose, emit=emit)
             with _failures(folder, record, fit):
                 _fit(fit, folder, record, progress)
-                return finish(fit, folder, record, material.picture, material.data, material.reference, formats)
+                data, reference = material.data, material.reference
+                return finish(fit, folder, record, material.picture, data, reference, formats, request.target)
 
 
 def _job(request: Request, stored: Record | None) -> Job:
@@ -188,23 +235,49 @@ def _job(request: Request, stored: Record | None) -> Job:
 def read(request: Request, job: Job, task: Task) -> Material:
     """Read the picture, the task's other inputs and the reference, and identify them."""
     picture = pictures.read_picture(
-        request.source, keep_metadata=job.keep_metadata, missing=task.may_miss, aside=task.aside, page=request.page
+        request.source,
+        keep_metadata=job.keep_metadata,
+        missing=task.may_miss,
+        aside=task.aside,
+        page=request.page,
+        content=request.data,
     )
-    reference = None
+    reference, part, whole = None, request.part, task.result_kind(picture.kind, job.options).size
     if request.reference is not None:
-        reference = _reference(request.reference, task.result_kind(picture.kind, job.options))
+        reference = part.array(_reference(request.reference, task.result_kind(picture.kind, job.options)), whole)
+    data, options = Data(picture.image, picture=picture), task.complete(job.options)
+    inputs = {
+        name: part.array(task.read(name, path, data, options), picture.size) for name, path in request.inputs.items()
+    }
+    picture = part.of(picture)
     aside = None if picture.extras.aside is None else picture.extras.aside[0]
-    data, options = Data(picture.image, picture=picture, aside=aside), task.complete(job.options)
-    inputs = {name: task.read(name, path, data, options) for name, path in request.inputs.items()}
+    data = Data(picture.image, picture=picture, aside=aside)
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
     beside = [array for array in (picture.extras.alpha, *(picture.extras.aside or ())) if array is not None]
-    identity = {"picture": {"name": picture.name, **kind, "sha256": digest(picture.image, *beside)}}
+    sha256 = digest(picture.image, *beside)
+    page = {} if request.page is None else {"page": request.page}
+    identity = {"picture": {"name": picture.name, **kind, **page, **part.facts(), "sha256": sha256}}
     for name, path in request.inputs.items():
         identity[name] = {"name": path.name, "sha256": digest(inputs[name])}
     if reference is not None and request.reference is not None:
         identity["reference"] = {"name": request.reference.name, "sha256": digest(reference)}
     return Material(picture, replace(data, inputs=inputs), reference, identity)
+
+
+def _needed_memory(request: Request, job: Job) -> int:
+    """Estimate the memory of the fit from the header of the picture, before that is decoded; 0 where it says nothing.
+
+    Raises
+    ------
+    UsageError
+        If there is not so much.
+    """
+    name = os.fspath(request.source) if isinstance(request.source, Path) else "stdin"
+    found = check_header(request.data, name)
+    if found is None or found[2] not in (1, 3):
+        return 0
+    return estimate.memory(job, found[2], request.part.size(*found[:2]))
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
@@ -253,18 +326,11 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
     )
 
 
-def _done(stored: Record, path: Path, formats: tuple[str, ...]) -> Summary | None:
-    """Find the summary of a run that is done and has left all that it should.
-
-    Parameters
-    ----------
-    stored : Record
-    path : Path
-        The run's folder, which may have been moved.
-    formats : tuple of str
-        Formats of the model files that are now asked for by name.
-    """
-    summary = stored.summary
+def _done(stored: Record, request: Request) -> Summary | None:
+    """Find the summary of a run that is done and has left all that it should, and that is asked for now."""
+    summary, path, formats = stored.summary, request.folder, request.export or ()
+    if request.target is not None and not request.target.path.exists():
+        return None
     if stored.status != "done" or summary is None or summary.problems or summary.stop_reason == "interrupted":
         return None
     result = path / Path(summary.result).name

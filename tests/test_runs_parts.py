@@ -1,0 +1,142 @@
+"""A part first, a smaller copy, what it will take, and what is refused before anything is loaded or decoded."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from run_cases import ONE, record, texture
+
+from dip_fast.device import devices
+from dip_fast.pictures import read_picture, reading
+from dip_fast.runs import estimate
+from dip_fast.runs.job import complete
+from dip_fast.runs.parts import Part
+
+pytestmark = pytest.mark.usefixtures("place", "from_random_input", "small")
+
+SHORT = (*ONE, "-q", "--iterations", "3", "--snapshot-every", "0", "--export", "none")
+
+
+def test_a_preview_is_the_part_of_the_picture_and_of_all_beside_it(dip, place):
+    samples = texture(40, 60)
+    Image.fromarray(samples).save("photo.png", dpi=(300, 300))
+    mask = np.full((40, 60), 255, np.uint8)
+    mask[10:14, 20:24] = 0
+    Image.fromarray(mask).save("mask.png")
+    Image.fromarray(samples).save("clean.png")
+    words = ("run", "photo.png", "--mask", "mask.png", "--reference", "clean.png", "--preview", "16,5,24,20", *SHORT)
+    assert dip(*words).code == 0
+    with Image.open("runs/photo-preview/result.png") as file:
+        result = np.asarray(file)
+        assert file.info["dpi"] == pytest.approx((300, 300), abs=0.02)
+    part, known = samples[5:25, 16:40], mask[5:25, 16:40] > 0
+    np.testing.assert_array_equal(result[known], part[known])
+    assert (result[~known] != part[~known]).any()
+    assert record("runs/photo-preview")["inputs"]["picture"]["region"] == "16,5,24,20"
+    # It goes on as the same part, and as no other.
+    assert dip(*words, "--resume").code == 0
+    ended = dip("run", "photo.png", "--mask", "mask.png", "--preview", "center", *SHORT, "--resume")
+    assert (ended.code, "cannot resume" in ended.err) == (2, True)
+
+
+def test_a_reduced_picture_is_the_mean_of_its_pixels_and_larger_ones_alone_are(dip, place):
+    samples = texture(40, 60, 3)
+    tifffile.imwrite("photo.tif", samples, photometric="rgb", resolution=(300, 300), resolutionunit=2)
+    whole = read_picture("photo.tif")
+    assert Part(max_size=60).of(whole).size == (40, 60)
+    half = Part(max_size=30).of(whole)
+    mean = whole.image.reshape(20, 2, 30, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(half.image, mean, atol=1e-6)
+    assert half.extras.geometry.actual == (150.0, 150.0)
+    assert dip("run", "photo.tif", "--max-size", "30", *SHORT).code == 0
+    assert tifffile.imread("runs/photo/result.tif").shape == (20, 30, 3)
+
+
+def test_a_reduced_mask_is_known_where_all_of_it_is():
+    mask = np.ones((40, 40), bool)
+    mask[3, 3] = False
+    reduced = Part(max_size=20).array(mask, (40, 40))
+    assert (reduced.dtype, (~reduced).sum(), reduced[1, 1]) == (bool, 1, False)
+    kernel = np.ones((5, 5))
+    assert Part(max_size=20).array(kernel, (40, 40)) is kernel
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--preview", "somewhere"], "--preview somewhere: name left, top, width and height in pixels"),
+        (["--preview", "0,0,600,20"], "reaches over the edge of the picture of 18x16 pixels; name a smaller one"),
+        (["--preview", "0,0,8,8"], "must have at least 16x16 pixels"),
+        (["--max-size", "16"], "leaves 16x14 pixels, and a picture must have at least 16x16; give more"),
+    ],
+)
+def test_parts_that_are_refused(dip, noisy, arguments, words):
+    ended = dip("run", noisy, *ONE, *arguments)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not Path("runs").exists()
+
+
+# --- before the fit ------------------------------------------------------------------------------------------------
+
+
+def test_a_mistyped_name_is_found_before_torch_is_loaded(noisy):
+    """In a process of its own, since torch is loaded here."""
+    code = (
+        "import sys\nfrom dip_fast.cli import main\n"
+        "for name in ('missing.png', 'small.png', 'text.png', 'shot.nef'):\n"
+        "    try:\n        main(['run', name])\n    except SystemExit as end:\n        print(name, end.code)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    Image.fromarray(texture(8, 8)).save("small.png")
+    Path("text.png").write_text("no picture")
+    Path("shot.nef").write_bytes(b"hello")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = ("missing.png", "small.png", "text.png", "shot.nef")
+    assert done.stdout.splitlines() == [*(f"{name} 2" for name in names), "False"]
+    assert len(done.stderr.splitlines()) == 4
+
+
+def test_a_12k_by_8k_float_picture_gets_its_answer_before_it_is_decoded(dip, place, monkeypatch):
+    """Reported of others: minutes of loading, and then the machine is out of memory.
+
+    The file is a hole but for its header, which says all that is asked for.
+    """
+    tifffile.memmap("large.tif", shape=(8000, 12000), dtype=np.float32).flush()
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 2 * 10**9)
+    monkeypatch.setattr(reading, "_picture", lambda *_: pytest.fail("decoded"))
+    for words in ((), ("--preset", "quick")):
+        ended = dip("run", "large.tif", *ONE, *words)
+        assert ended.code == 2
+        (line,) = ended.err.splitlines()
+        assert "a 12000x8000 picture needs about" in line
+        assert "2.0 GB are free" in line
+
+
+def test_time_memory_and_disk_are_said_where_they_are_much():
+    job = complete({"preset": "default", "engine": "fused", "threads": 1})
+    job = replace(job, device="cpu", engine="fused")
+    assert estimate.lines(30.0, 10**8, 10**8) == []
+    (line,) = estimate.lines(700.0, 3 * 10**9, 10**8)
+    assert line.startswith("this may take 12 minutes on two cores as measured (dip-fast presets), 3.0 GB of memory;")
+    (line,) = estimate.lines(3 * 3600.0, 0, 2 * 10**9)
+    assert "3 hours" in line
+    assert "2.0 GB on disk" in line
+    assert estimate.seconds(replace(job, device="cuda"), (256, 256)) is None
+
+
+def test_the_estimated_time_is_near_what_was_measured(monkeypatch):
+    """With the presets as they are: 53 s for the example, 11.4 minutes for 15 megapixels, 50 s for quick."""
+    monkeypatch.undo()
+    for preset, size, measured in (
+        ("default", (256, 256), 53.1),
+        ("default", (3160, 4740), 684.0),
+        ("quick", (256, 256), 50.2),
+    ):
+        job = replace(complete({"preset": preset, "threads": 1}), device="cpu", engine="fused")
+        assert estimate.seconds(job, size) == pytest.approx(measured, rel=0.35), preset
