@@ -6,6 +6,7 @@ Plain data; nothing here needs torch.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -75,14 +76,14 @@ class FitOptions:
         return min(self.consolidation, self.iterations // 10)
 
     def share(self, networks: int) -> int:
-        """Count the steps of each of several networks that are fitted one after another."""
-        return -(-self.iterations // networks)
+        """Count the steps of each of several networks that are fitted one after another; one goes on without end."""
+        return -(-self.iterations // networks) if networks > 1 else sys.maxsize
 
-    def learning_rate_at(self, step: int, steps: int | None = None) -> float:
-        """Learning rate of a step, counted from 1, of the iterations or of another number of steps."""
+    def learning_rate_at(self, step: int, share: int = sys.maxsize) -> float:
+        """Learning rate of a step, counted from 1, of the iterations or of a network's share of them."""
         rate = self.learning_rate * min(1.0, step / max(self.warmup, 1))
         if self.decay == "cosine":
-            rate *= (1 + math.cos(math.pi * (step - 1) / (steps or self.iterations))) / 2
+            rate *= (1 + math.cos(math.pi * (step - 1) / min(share, self.iterations))) / 2
         return rate
 
 

@@ -69,7 +69,7 @@ def test_readme(dip, monkeypatch):
         monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))
     shutil.copy(ROOT / "examples" / "noisy.png", "whole.png")
     with Image.open("whole.png") as whole:
-        for name in ("photo.png", "holed.png", "small.png", "blurred.png", "photo.jpg"):
+        for name in ("photo.png", "holed.png", "small.png", "blurred.png", "photo.jpg", "dark.png", "flash.png"):
             whole.crop((0, 0, 56, 40)).convert("RGB").save(name)
     mask = Image.new("L", (56, 40), 255)
     mask.paste(0, (8, 8, 20, 16))
@@ -95,5 +95,5 @@ def test_readme(dip, monkeypatch):
             assert "--device cuda: " in ended.err  # why not, on this machine
         else:
             assert ended.code == 0, (arguments, ended.err)
-    assert {"run", "replay"} == set(verbs)
+    assert {"run", "replay", "report"} == set(verbs)
     assert len(code) >= 2

@@ -185,8 +185,8 @@ def run(
     if fused is not None:
         asked["engine"] = "fused" if fused else "plain"
     with importing():
+        from dip_fast.runs.material import Request
         from dip_fast.runs.parts import Part
-        from dip_fast.runs.run import Request
         from dip_fast.runs.run import run as restore
         from dip_fast.runs.target import Target
 

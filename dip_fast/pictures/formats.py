@@ -264,7 +264,7 @@ FORMATS: Registry[Format] = Registry(
             measure=lazily("dip_fast.pictures.fits:measure"),
             result_suffix=".fits",
             write=lazily("dip_fast.pictures.fits:write"),
-            dtypes=("uint8", "uint16", "float32"),
+            dtypes=("uint8", "uint16", "float32", "float64"),
             alpha=(),
             library=Library("astropy", "astro", "save it as 32-bit float TIFF"),
         ),

@@ -19,6 +19,7 @@ import numpy as np
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures import formats
+from dip_fast.pictures.aside import hidden_by, set_aside
 from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.pictures.foreign import is_address
@@ -281,7 +282,7 @@ def _picture(
     turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     samples = np.ascontiguousarray(turn(decoded.samples))
     alpha = None if decoded.alpha is None else np.ascontiguousarray(turn(decoded.alpha))
-    hidden = _hidden(alpha, decoded) if "hidden" in aside else None
+    hidden = hidden_by(alpha, decoded) if "hidden" in aside else None
     found = find(samples, hidden, outliers="outliers" in aside)
     _check_range(found, samples.dtype)
     height, width, channels = samples.shape
@@ -305,7 +306,7 @@ def _picture(
         jpeg=decoded.jpeg,
     )
     image = kind.to_unit(samples)
-    off = _set_aside(hidden, found, decoded)
+    off = set_aside(hidden, found, decoded)
     if off is not None:
         image = filled(image, off)
         extras = replace(extras, aside=(off, np.where(off, samples, np.zeros((), samples.dtype))))
@@ -326,34 +327,6 @@ def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: in
     if format_.read_page is None:
         raise UsageError("{}: a {} file has no pages; leave it out", Argument("page", page), format_.name)
     return format_.read_page(data, keep_metadata, page)
-
-
-def _hidden(alpha: np.ndarray | None, decoded: Decoded) -> np.ndarray | None:
-    """Find the pixels that an alpha hides, whose colours anything may have left there; none where it hides all."""
-    if alpha is None or decoded.alpha_kind == "unspecified":
-        return None
-    hidden = alpha == 0
-    return hidden if hidden.any() and not hidden.all() else None
-
-
-def _set_aside(hidden: np.ndarray | None, found: Range, decoded: Decoded) -> np.ndarray | None:
-    """Find the samples to set aside, bool ``(H, W, C)``, and say how many there are."""
-    off = found.outliers
-    if off is not None:
-        low, high = found.whole
-        decoded.notes.append(
-            f"{_share(off)} of the samples lie far outside the range of the others, {low:.6g} to {high:.6g}, and are "
-            "carried through untouched."
-        )
-    if hidden is not None:
-        decoded.notes.append(f"The colours of {_share(hidden)} of the pixels are hidden under alpha 0 and left alone.")
-        every = np.repeat(hidden[..., None], decoded.samples.shape[2], axis=2)
-        off = every if off is None else off | every
-    return off
-
-
-def _share(chosen: np.ndarray) -> str:
-    return f"{int(chosen.sum()):,} ({chosen.mean():.2g})" if chosen.mean() < 1e-4 else f"{chosen.mean():.2%}"
 
 
 def _result_suffix(format_: formats.Format, dtype: str, channels: int) -> str:

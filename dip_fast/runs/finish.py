@@ -20,6 +20,7 @@ from dip_fast.pictures.files import one_line
 from dip_fast.runs import report, reporting, views
 from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.folder import Folder
+from dip_fast.runs.material import Material
 from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
 from dip_fast.runs.target import Target
 from dip_fast.tasks import TASKS, Baseline, Data, Task
@@ -50,14 +51,12 @@ def finish(
     fit: Fit,
     folder: Folder,
     record: Record,
-    picture: Picture,
-    data: Data,
-    reference: np.ndarray | None,
+    material: Material,
     formats: tuple[str, ...],
     named: Target | None = None,
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
-    result = fit.result()
+    result, picture, data, reference = fit.result(), material.picture, material.data, material.reference
     task, job = TASKS[record.settings.task], record.settings
     kind = task.result_kind(picture.kind, job.options)
     extras = task.result_extras(_extras(picture, kind), data)
@@ -68,12 +67,7 @@ def finish(
     if named is not None:
         copy, file = named.write(folder, finished.samples, kind, extras)
         record.copies[named.name] = file
-    models: list[ModelFile] = []
-    if finished.drawing is not None:
-        for name in formats:
-            with folder.attempt(f"the {name} file"):
-                target = folder.place / f"model{FORMATS[name].suffix}"
-                models.append(cast(ModelFile, writing.write(finished.drawing, target, name, threads=job.threads)))
+    models = _models(finished, folder, formats, job.threads)
     baseline = baseline_of(task, data, job.options, folder)
     folder.write("history.csv", lambda: reporting.history_csv(result.history))
     folder.write("history.png", lambda: reporting.history_plot(result.history, result.best_step))
@@ -122,6 +116,17 @@ def finish(
         folder.write(report.NAME, lambda: report.page(record, looks, result.history, place))
     folder.write(NAME, record.json)
     return summary
+
+
+def _models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[ModelFile]:
+    """Write the model files, where the network that draws the result can be written."""
+    models: list[ModelFile] = []
+    if finished.drawing is not None:
+        for name in formats:
+            with folder.attempt(f"the {name} file"):
+                target = folder.place / f"model{FORMATS[name].suffix}"
+                models.append(cast(ModelFile, writing.write(finished.drawing, target, name, threads=threads)))
+    return models
 
 
 def baseline_of(task: Task, data: Data, options: Mapping[str, Any], folder: Folder) -> Baseline | None:

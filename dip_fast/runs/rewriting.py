@@ -23,9 +23,9 @@ from dip_fast.runs import report, typed, views
 from dip_fast.runs.commands import STDIN
 from dip_fast.runs.finish import baseline_of
 from dip_fast.runs.folder import Folder, Say
+from dip_fast.runs.material import Material, Request, in_range, read
 from dip_fast.runs.parts import Part
 from dip_fast.runs.record import NAME, Record, UnreadableError
-from dip_fast.runs.run import Material, Request, in_range, read
 from dip_fast.tasks import TASKS
 
 INDEX = "index.html"
