@@ -42,7 +42,7 @@ from PIL import Image
 
 from dip_fast import PRESETS
 from dip_fast.cli import main as dip_fast
-from dip_fast.runs import recorder
+from dip_fast.runs import checkpoints, recorder
 
 OPERATIONS = {"os.rename", "os.remove", "os.mkdir"}  # with the openings for writing
 SECONDS = 60.0  # after which a process hangs
@@ -109,8 +109,9 @@ def prepare() -> None:
         ("overwrite", *WHOLE, "--seed", "7"),
     ):
         assert process([*COMMAND, folder, *options]).code == 0
-    ended = process([*COMMAND, "resume", *WHOLE], operation=20, signal_=signal.SIGINT)
+    ended = process([*COMMAND, "resume", *WHOLE], operation=40, signal_=signal.SIGINT)
     assert ended.code == 130, ended
+    assert Path("resume", checkpoints.CHECKPOINT).exists()
     for folder in STARTS[1:]:
         Path(folder, "notes.txt").write_text("mine")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dip_fast
-from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked, masked_prediction, prepare, start
+from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, loop, masked, masked_prediction, prepare, start
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.fitting.refinement import Renoised
@@ -184,7 +184,8 @@ def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_pa
 
 @pytest.fixture
 def three_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 steps are those of 3 networks: 14, 14 and 12."""
+    """40 steps are those of 3 networks: 14, 14 and 12; states are kept in each of them."""
+    monkeypatch.setattr(loop, "KEEP_EVERY", 8)
     monkeypatch.setattr(start, "STEPS_A_PIXEL", 0.0)
     monkeypatch.setattr(start, "FEWEST_STEPS", 13)
 

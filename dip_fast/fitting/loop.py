@@ -304,7 +304,7 @@ class Fit:
             "events": list(self.events),
             "learning_rate_factor": self._learning_rate_factor,
         }
-        fitted = {f"fitted{i}.{name}": value for i, one in enumerate(self.fitted) for name, value in one.items()}
+        fitted = {f"fitted{i}.{name}": v.clone() for i, one in enumerate(self.fitted) for name, v in one.items()}
         return State({**steps.tensors, **fitted, "history": history}, {**steps.numbers, **numbers})
 
     def load_state(self, state: State) -> None:
