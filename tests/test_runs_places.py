@@ -137,6 +137,8 @@ def test_a_jpeg_on_request_keeps_the_quality_of_the_picture(dip, place):
         (["--quality", "80"], "--quality is of a file for the result; name one"),
         (["-o", "restored.png", "--only-result", "--resume"], "--only-result keeps no folder, which --resume needs"),
         (["-o", "restored.png", "--only-result", "--export", "onnx"], "keeps no folder, which --export needs"),
+        (["-o", "a" * 300 + ".png"], "File name too long; choose another name"),
+        (["-o", "a" * 300 + "/restored.png"], "make it first"),
         (["-o", "restored.mrc"], "MRC cannot hold uint8 samples"),
     ],
 )
@@ -163,3 +165,14 @@ def test_a_result_that_cannot_be_written_where_it_was_asked_for_is_in_the_folder
     assert ended.code == 1
     assert "No space left" in ended.err
     assert "the result is in runs/noisy/result.png" in ended.err.replace(str(Path.cwd()) + "/", "")
+
+
+def test_a_record_that_names_what_no_file_can_be_named_makes_the_run_anew(dip, noisy):
+    arguments = ["run", noisy, *ONE, "--iterations", "3", "--snapshot-every", "0", "-o", "out"]
+    assert dip(*arguments).code == 0
+    place = Path("out/run.json")
+    document = json.loads(place.read_text())
+    document["summary"]["models"][0]["path"] = "a" * 300
+    place.write_text(json.dumps(document))
+    assert dip(*arguments, "--resume").code == 0
+    assert json.loads(place.read_text())["summary"]["models"][0]["path"] == "out/model.onnx"

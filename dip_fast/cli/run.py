@@ -223,10 +223,11 @@ def run(
 
 def _places(out: Path | None) -> tuple[Path | None, Path | None]:
     """Tell a folder for the run from a file for the result: that has the suffix of a picture."""
+    from dip_fast.pictures.files import is_there
     from dip_fast.pictures.formats import FORMATS
 
     suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.suffixes}
-    is_file = out is not None and out.suffix.lower() in suffixes and not out.is_dir()
+    is_file = out is not None and out.suffix.lower() in suffixes and not (is_there(out) and out.is_dir())
     return (None, out) if is_file else (out, None)
 
 

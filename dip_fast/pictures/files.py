@@ -155,3 +155,10 @@ def _unwritable(path: str | os.PathLike[str], error: OSError) -> DipFastError:
 def one_line(text: str) -> str:
     """Return a text as one line that any terminal shows: no line breaks, no undecodable bytes of a file name."""
     return " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or a folder of this name; there is none of a name that no file can have."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.exists()
+    return False

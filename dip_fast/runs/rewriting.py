@@ -18,7 +18,7 @@ import numpy as np
 from dip_fast import pictures
 from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures import write_in
-from dip_fast.pictures.files import read_regular
+from dip_fast.pictures.files import is_there, read_regular
 from dip_fast.runs import report, typed, views
 from dip_fast.runs.commands import STDIN
 from dip_fast.runs.finish import baseline_of
@@ -61,9 +61,9 @@ def rewrite(path: Path, say: Say, *, inputs: Path | None = None, overwrite: bool
     DipFastError
         If it cannot be written.
     """
-    if not path.is_dir():
+    if not (is_there(path) and path.is_dir()):
         raise UsageError("{} is no folder; name that of a run, or one that holds runs", path)
-    if inputs is not None and not inputs.is_dir():
+    if inputs is not None and not (is_there(inputs) and inputs.is_dir()):
         raise UsageError("{} is no folder; name the one that holds the picture", Argument("inputs", inputs))
     if (path / NAME).exists():
         return _report(path, say, inputs)
@@ -148,7 +148,7 @@ def _files(record: Record, inputs: Path | None) -> dict[str, Path]:
         for name, facts in record.inputs.items():
             found[name] = Path(record.files.get(name, facts["name"]))
             held = None if inputs is None else inputs / Path(facts["name"]).name
-            if held is not None and held.exists():
+            if held is not None and is_there(held):
                 found[name] = held
         return {"picture": found.pop("picture"), **found}
     except typed.DAMAGE as error:

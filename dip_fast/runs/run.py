@@ -19,7 +19,7 @@ from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
-from dip_fast.pictures.files import one_line
+from dip_fast.pictures.files import is_there, one_line
 from dip_fast.pictures.reading import check_header
 from dip_fast.runs import checkpoints, estimate, report
 from dip_fast.runs.checkpoints import CHECKPOINT
@@ -185,14 +185,14 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
 def _done(stored: Record, request: Request) -> Summary | None:
     """Find the summary of a run that is done and has left all that it should, and that is asked for now."""
     summary, path, formats = stored.summary, request.folder, request.export or ()
-    if request.target is not None and not request.target.path.exists():
+    if request.target is not None and not is_there(request.target.path):
         return None
     if stored.status != "done" or summary is None or summary.problems or summary.stop_reason == "interrupted":
         return None
     result = path / Path(summary.result).name
     models = [model | {"path": str(path / Path(model["path"]).name)} for model in summary.models]
     wanted = {*(model["path"] for model in models), *(str(path / f"model{FORMATS[name].suffix}") for name in formats)}
-    if not result.is_file() or not all(Path(model).is_file() for model in wanted):
+    if not all(is_there(Path(str(place))) and Path(str(place)).is_file() for place in (result, *wanted)):
         return None
     return Summary(**{**asdict(summary), "result": str(result), "folder": str(path), "models": models})
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.pictures import Extras, Kind, encode_samples, write_atomically
-from dip_fast.pictures.files import check_free
+from dip_fast.pictures.files import check_free, is_there
 from dip_fast.pictures.writing import check_writable
 from dip_fast.runs.folder import OUT, Folder, write_elsewhere
 
@@ -55,13 +55,13 @@ class Target:
         ------
         UsageError
         """
-        if not self.path.parent.is_dir():
+        if not (is_there(self.path.parent) and self.path.parent.is_dir()):
             raise UsageError("{}: there is no folder {}; make it first", Argument("out", self.path), self.path.parent)
-        if not self.path.exists():
+        if not is_there(self.path):
             check_free(self.path, overwrite=False)
             return
         for path in inputs:
-            if path.exists() and path.samefile(self.path):
+            if is_there(path) and path.samefile(self.path):
                 raise UsageError("{} is read by this run, and is not replaced; choose another {}", self.path, OUT)
         if not self.path.is_file():
             raise UsageError("{} is no regular file; choose another {}", self.path, OUT)
