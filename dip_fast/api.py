@@ -16,7 +16,7 @@ from dip_fast.fitting.results import Restored
 from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.ranges import filled, find
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit
-from dip_fast.runs.job import Job, complete, start
+from dip_fast.runs.job import Job, complete, settled, start
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.inpaint import doubts
 
@@ -259,6 +259,7 @@ def restore(
     channels_last = layout.channels_last(image)
     raw = Data(channels_last)
     data = replace(raw, inputs={name: task.read(name, source, raw, job.options) for name, source in inputs.items()})
+    job = settled(job, {"task": task_name, **asked}, inputs, data)
     known = task.known(data)
     given = channels_last
     if known is not None:  # what is unknown may be NaN, or hold values that would widen the range

@@ -77,3 +77,28 @@ def test_table_has_means_of_groups(script):
         "| b 288x288, set5 x4 | 28.00 | 29.00 (9 s) |",
         "| **mean**, set5 x4 | 28.50 | 30.00 (9 s) |",
     ]
+
+
+def test_pixels_are_missing_where_the_mask_says(script):
+    clean = np.random.default_rng(1).random((32, 40, 3)).astype(np.float32)
+    case = script.holed("noise", clean, 0.5)
+    with Image.open(io.BytesIO(case.file)) as picture, Image.open(io.BytesIO(case.mask)) as mask:
+        known = np.asarray(mask) == 255
+        shown = np.asarray(picture) / 255
+    assert 0.4 < known.mean() < 0.6
+    np.testing.assert_allclose(shown[known], clean[known], rtol=0, atol=0.51 / 255)
+    assert not shown[~known].any()
+    assert case.group == "50% missing"
+
+
+def test_bar_of_one_picture_is_about_its_own_figure(script):
+    rows = [
+        {
+            "group": "50% missing", "picture": name, "width": 512, "height": 512, "others": {"diffusion": 26.9},
+            "presets": {"default": {"psnr": psnr, "seconds": 1.0, "steps": 3}},
+        }
+        for name, psnr in (("barbara", 31.4), ("other", 20.0))
+    ]  # fmt: skip
+    assert [met for _, met in script.check(rows)] == [False]
+    rows[0]["presets"]["default"]["psnr"] = 31.5
+    assert [met for _, met in script.check(rows)] == [True]

@@ -163,7 +163,7 @@ class MaskedPrediction(Objective):
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and refine."""
         x, predicted, estimated = torch.empty_like(self.y), [], []
-        networks = [partial(draw, network=k) for k in range(self.networks)] if self.networks > 1 else [draw]
+        networks = self._networks(draw)
         for n in range(self.pictures):
             A = yield from self._predict(networks, n, self.masks)
             x[n : n + 1], psnr_of_prediction, psnr = self._combine(n, A)
@@ -184,6 +184,10 @@ class MaskedPrediction(Objective):
             refined = yield from self._draw_whole(draw, n)
             x[n : n + 1] = (x[n : n + 1] + refined) / 2
         return x
+
+    def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
+        """Make functions that draw with each of the networks that were fitted."""
+        return [partial(draw, network=k) for k in range(self.networks)] if self.networks > 1 else [draw]
 
     def _combine(self, n: int, A: Tensor) -> tuple[Tensor, float, float]:
         """Combine the prediction of a picture with its noisy samples, see `combine`."""
@@ -264,13 +268,20 @@ class MaskedPrediction(Objective):
         side, orientation = self.step_size[0], number % ORIENTATIONS
         places = [_windows(length, side, self.margin, number) for length in self.size]
         for (top, rows), (left, columns) in itertools.product(*places):
-            # Steps count from 1, so those below 1 have masks of their own.
-            z, _ = masking.masked_window(
-                self.y, n, top, left, side, side, orientation, keep, self.block, self.seed, -number
-            )
+            z = self._window(n, top, left, orientation, keep, number)
             inner = (..., slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
             image = masking.oriented_back(draw(z), orientation)[inner]
             yield (..., rows, columns), image, masking.oriented_back(z[:, self.channels :], orientation)[inner]
+
+    def _window(self, n: int, top: int, left: int, orientation: int, keep: float, number: int) -> Tensor:
+        """Show a window of a picture with the mask of a pass."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        side = self.step_size[0]
+        # Steps count from 1, so those below 1 have masks of their own.
+        return masking.masked_window(
+            self.y, n, top, left, side, side, orientation, keep, self.block, self.seed, -number
+        )[0]
 
 
 def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int, slice]]:

@@ -11,7 +11,7 @@ from dip_fast.fitting.reductions import mean_square
 from dip_fast.networks.network_input import NetworkInput
 
 
-class _OnSquares(Objective):
+class OnSquares(Objective):
     """The mean squared error of what the network draws of squares against those of estimates.
 
     Parameters
@@ -50,7 +50,7 @@ class _OnSquares(Objective):
         return z, square, number
 
 
-class Renoised(_OnSquares):
+class Renoised(OnSquares):
     """The mean squared error of what the network makes of estimates with fresh noise on them.
 
     The network that has learned to predict dropped samples does not yet know how to use the samples it sees.  Here it
@@ -84,7 +84,7 @@ class Renoised(_OnSquares):
         return Example(torch.cat((noisy, z[:, self.channels :]), dim=1), target)
 
 
-class Shown(_OnSquares):
+class Shown(OnSquares):
     """The mean squared error of what the network makes of the noisy pictures themselves.
 
     Parameters

@@ -12,13 +12,14 @@ from dip_fast.device.modes import drawn_from, fresh_state
 from dip_fast.device.precision import require
 from dip_fast.errors import UsageError
 from dip_fast.fitting.degradations import Degradation, as_float32
+from dip_fast.fitting.filling import MaskedFilling
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective
 from dip_fast.networks.learned_input import LearnedInput
 from dip_fast.networks.network_input import NetworkInput, draw
-from dip_fast.presets import Recipe
+from dip_fast.presets import Masking, Recipe
 
 # A network that predicts dropped samples makes about so many steps with each pixel, but not fewer than it needs to
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
@@ -80,13 +81,38 @@ def masked_prediction(
     """
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
-    side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
-    side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
     iterations = recipe.options.iterations
     refinement = round(masking.refinement * iterations)
-    most = max(STEPS_A_PIXEL * len(y) * y.shape[2] * y.shape[3], FEWEST_STEPS)
-    several = max(1, round(iterations / most))
+    side, several = _squares(y, recipe, masking)
     return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2], several, known)
+
+
+def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -> MaskedFilling:
+    """Make the objective of a fit to known pixels that the network does not see, for scattered holes.
+
+    Parameters
+    ----------
+    y : Tensor
+        The picture, ``(1, C, H, W)``, range [0, 1], floats of any precision; unknown pixels hold anything finite.
+    known : Tensor
+        bool, ``(1, 1, H, W)``.
+    recipe : Recipe
+        One with `masking`.
+    seed : int
+        Seed of the fit.
+    """
+    masking, y = recipe.masking, as_float32("y", y)
+    assert masking is not None
+    side, several = _squares(y, recipe, masking)
+    return MaskedFilling(y, known, masking, side, recipe.options.iterations, streams(seed)[2], several)
+
+
+def _squares(y: Tensor, recipe: Recipe, masking: Masking) -> tuple[int, int]:
+    """Compute the side of the squares that steps see, and how many networks see them."""
+    side = min(masking.crop, min(y.shape[2:]) + 2 * masking.margin)
+    side = networks.input_size(recipe.network, (side, side), **recipe.network_options)[0]
+    most = max(STEPS_A_PIXEL * len(y) * y.shape[2] * y.shape[3], FEWEST_STEPS)
+    return side, max(1, round(recipe.options.iterations / most))
 
 
 @fresh_state()

@@ -141,6 +141,14 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
     return replace(job, engine=_engine(engine, job))
 
 
+def settled(job: Job, asked: Mapping[str, Any], given: Collection[str], data: Data) -> Job:
+    """Choose the preset by what was read, where the user named neither that nor a network."""
+    if any(asked.get(name) is not None for name in ("preset", "network")):
+        return job
+    preset = TASKS[job.task].preset_of(data, job.options)
+    return job if preset in (None, job.preset) else complete({**asked, "preset": preset}, given)
+
+
 def _check(asked: Mapping[str, Any]) -> None:
     """Refuse numbers and names that no fit has; the command line finds most of them before."""
     least = {"iterations": 1, "threads": 1, "seed": 0, "snapshot_every": 0}

@@ -25,7 +25,7 @@ from dip_fast.runs import checkpoints, estimate, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
-from dip_fast.runs.job import Job, complete, extended, resumed, start
+from dip_fast.runs.job import Job, complete, extended, resumed, settled, start
 from dip_fast.runs.material import Material, Request, read
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import NAME, Record, Summary
@@ -74,6 +74,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         task = TASKS[job.task]
         needed = _needed_memory(request, job)
         material = read(request, job, task)
+        if stored is None:
+            job = settled(job, request.asked, request.inputs, material.data)
         if request.target is not None:
             request.target.check_kind(task.result_kind(material.picture.kind, job.options))
         if stored is not None:

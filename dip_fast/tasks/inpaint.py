@@ -32,6 +32,28 @@ def doubts(known: np.ndarray) -> tuple[str, ...]:
     return (f"the mask leaves {unknown:.0%} of the picture to be drawn: if it marks the unknown part, invert it",)
 
 
+def are_scattered(known: np.ndarray) -> bool:
+    """Whether holes are scattered: each is a pixel or two wide, or most known pixels touch an unknown one."""
+    import cv2
+    import numpy as np
+
+    if cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, 3).max() < 2:
+        return True
+    around = cv2.erode(known.astype(np.uint8), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8))
+    return float(around.sum()) < known.sum() / 2
+
+
+def _predicting(data: Data, known: np.ndarray, recipe: Recipe, seed: int) -> Objective:
+    """Make the objective that predicts known pixels which the network does not see."""
+    import torch
+
+    from dip_fast.fitting import masked_filling
+
+    if data.aside is not None:
+        known = known & ~data.aside.any(axis=2)
+    return masked_filling(as_target(data.image), torch.from_numpy(known)[None, None], recipe, seed=seed)
+
+
 class Inpaint(Task):
     """Fill in the unknown pixels of a picture: ``A(x) = m x``."""
 
@@ -65,10 +87,17 @@ class Inpaint(Task):
             )
         return known
 
+    def preset_of(self, data: Data, options: Mapping[str, Any]) -> str | None:
+        """Predict held-out pixels where holes are scattered: what fills them is learned from the known ones."""
+        return "default" if options["composite"] and are_scattered(data.inputs["mask"]) else None
+
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Make the data term's objective; say how much is filled in, and that a mask may be the wrong way round."""
-        objective = super().objective(data, options, recipe, seed)
         known = data.inputs["mask"]
+        if recipe.masking is not None and options["composite"]:
+            objective = _predicting(data, known, recipe, seed)
+        else:
+            objective = super().objective(data, options, recipe, seed)
         filled = known.size - int(known.sum())
         objective.notes += (f"filling in {filled:,} pixels ({filled / known.size:.1%})", *doubts(known))
         return objective

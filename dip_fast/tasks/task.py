@@ -153,6 +153,10 @@ class Task:
         """Choose the preset for a user who names none, by the type of the device."""
         return "quick" if device == "cpu" else "paper"
 
+    def preset_of(self, data: Data, options: Mapping[str, Any]) -> str | None:
+        """Choose the preset by what was read, for a user who names none; None where `preset` is right."""
+        return None
+
     def adapted(self, recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
         """Change what a preset says, for this task: by default nothing.
 

@@ -1,0 +1,187 @@
+"""The masked objective for holes: the network sees fewer pixels than are known, and predicts the known ones it lacks.
+
+Where holes are scattered, a known pixel that is left out of the network's input looks as a hole does, and what the
+network should have drawn there is known.  So it learns from the picture itself how its holes are filled, on squares in
+all orientations, and its error where pixels were held out is that of the holes: quality shows without the truth.
+
+References
+----------
+Y. Quan et al., "Self2Self with Dropout", CVPR 2020, section 4.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from dip_fast.fitting.blur import blur
+from dip_fast.fitting.masked import ORIENTATIONS, WINDOWS, MaskedPrediction
+from dip_fast.fitting.noise_model import NoiseModel
+from dip_fast.fitting.objectives import Example, Objective, Polish
+from dip_fast.fitting.reductions import total
+from dip_fast.fitting.refinement import OnSquares
+from dip_fast.fitting.results import psnr
+from dip_fast.networks import network_input
+from dip_fast.networks.network_input import NetworkInput, Part
+from dip_fast.presets import Masking
+
+HELD = 0.9  # of the known pixels, that are shown when the others tell the error
+LEAST_WINDOW = 1.0  # pixels: deviation of the window that first fills a hole, where every third pixel is known
+
+
+class MaskedFilling(MaskedPrediction):
+    """The mean squared error of predictions of known pixels that were dropped from the network's input.
+
+    Parameters
+    ----------
+    y : Tensor
+        A picture, float32 ``(1, C, H, W)``, range [0, 1]; unknown pixels may hold anything finite.
+    known : Tensor
+        bool, ``(1, 1, H, W)``.
+    masking, side, iterations, seed, networks
+        As of `MaskedPrediction`.
+    """
+
+    def __init__(
+        self, y: Tensor, known: Tensor, masking: Masking, side: int, iterations: int, seed: int = 0, networks: int = 1
+    ) -> None:
+        super().__init__(y, NoiseModel(0.0), masking, side, iterations, 0, seed=seed, networks=networks)
+        self.shown = known.to(y.dtype)
+        density = float(self.shown.mean())
+        self.holes = 1 - density
+        self.window = max(LEAST_WINDOW, 0.6 / math.sqrt(density * masking.keep))
+        self.notes = ("predicting known pixels that the network does not see",)
+        self.z = self._fixed()
+
+    def _fixed(self) -> NetworkInput:
+        """Show all that is known: the picture with its holes filled from around, and what is known."""
+        picture = self._show(self.y, self.shown)[:, : self.channels]
+        return network_input.joined(
+            network_input.of_image(picture.clamp(0, 1)), NetworkInput((Part(self.shown.to(torch.uint8), 1),))
+        )
+
+    def _show(self, picture: Tensor, kept: Tensor) -> Tensor:
+        """Make a network input of the kept pixels: a weighted mean of those around fills the others."""
+        weights = blur(kept, self.window)
+        around = (blur(picture * kept, self.window) + 5e-7) / (weights + 1e-6)
+        return torch.cat((torch.where(kept > 0, picture, around), kept), dim=1)
+
+    def example(self, step: Tensor) -> Example:
+        """Drop known pixels from a square of the picture."""
+        return self._square(step, self.masking.keep)
+
+    def _square(self, step: Tensor, keep: float) -> Example:
+        """Cut out a square; the last channel of its target is 1 where a known pixel is not shown, else 0."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        view = self.step_size[0], self.margin, keep, 1, self.seed, step
+        picture = masking.masked_crop(self.y, *view)[1]
+        mask, known = masking.masked_crop(self.shown, *view)
+        kept = mask[:, 1:] * known
+        return Example(self._show(picture, kept), torch.cat((picture, known - kept), dim=1))
+
+    def loss(self, x: Tensor, example: Example) -> Tensor:
+        """Compare the known pixels that the network did not see."""
+        assert example.target is not None
+        target, asked = example.target[:, : self.channels], example.target[:, self.channels :]
+        return total((x - target).square() * asked) / (self.channels * total(asked))
+
+    def psnr_of_loss(self, loss: float) -> float | None:
+        """Estimate the PSNR of a single prediction, whose error is that of the holes alone."""
+        return psnr(self.holes * loss)
+
+    @property
+    def passes(self) -> int:
+        """One for each orientation and network: with all known pixels, and with some held out."""
+        return 2 * self.networks * ORIENTATIONS
+
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+        """Draw the holes from all that is known, and held-out pixels to learn the error."""
+        networks = self._networks(draw)
+        drawn, _ = yield from self._drawn(networks, 1.0)
+        held, kept = yield from self._drawn(networks, HELD)
+        asked = self.shown - kept
+        error = total((held - self.y).square() * asked) / (self.channels * total(asked)).clamp(min=1)
+        self.predicted_psnr = psnr(float(error))
+        self.estimated_psnr = psnr(self.holes * float(error))
+        self.estimated_psnrs = (self.estimated_psnr,)
+        return self.composite(drawn)
+
+    def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
+        """Draw the holes in a few orientations."""
+        work = self._drawn([draw], 1.0, min(passes, ORIENTATIONS))
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return self.composite(end.value[0])
+
+    def _drawn(
+        self, networks: list[Callable[[Tensor], Tensor]], keep: float, orientations: int = ORIENTATIONS
+    ) -> Generator[None, None, tuple[Tensor, Tensor]]:
+        """Average what the networks draw over the orientations; return that, and which pixels they saw."""
+        drawn, seen = torch.zeros_like(self.y), torch.zeros_like(self.shown)
+        for draw in networks:
+            for number in range(orientations):
+                for place, image, kept in self._pass(draw, 0, number, keep):
+                    drawn[place] += image
+                    seen[place] = kept
+                yield
+        return drawn / (orientations * len(networks)), seen
+
+    def _window(self, n: int, top: int, left: int, orientation: int, keep: float, number: int) -> Tensor:
+        """Show a window; all orientations have one mask."""
+        from dip_fast.ops import masking  # here, since it loads or builds the extension
+
+        side = self.step_size[0]
+        view = n, top, left, side, side, orientation, keep, 1, self.seed, 0
+        picture = masking.masked_window(self.y, *view)[1]
+        mask, known = masking.masked_window(self.shown, *view)
+        return self._show(picture, mask[:, 1:] * known)
+
+    def windows(self) -> Iterator[Tensor]:
+        """Show squares with all that is known."""
+        for number in range(WINDOWS):
+            yield self._square(torch.tensor(-1 - number, device=self.y.device), 1.0).z
+
+    def drawing(self, picture: Tensor) -> Objective:
+        """Fit the network to a picture at the fixed input; to squares of it, where it is large."""
+        if not self.is_large:
+            return Objective.drawing(self, picture)
+        return _Filled(picture, self)
+
+    def inputs(self) -> Iterator[NetworkInput]:
+        """Show the picture."""
+        yield self.z
+
+    def composite(self, x: Tensor) -> Tensor:
+        """Put known pixels back."""
+        return torch.where(self.shown > 0, self.y, x)
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """Known pixels, which the result keeps."""
+        return self.shown > 0, self.y
+
+
+class _Filled(OnSquares):
+    """The mean squared error of what the network makes of squares of a picture with holes.
+
+    Parameters
+    ----------
+    x : Tensor
+        The picture with its holes filled.
+    filling : MaskedFilling
+    """
+
+    def __init__(self, x: Tensor, filling: MaskedFilling) -> None:
+        super().__init__(x, filling.z, filling.step_size, filling.margin, filling.seed)
+        self.filling = filling
+
+    def example(self, step: Tensor) -> Example:
+        """Show a square with all that is known, and the same square of the picture."""
+        _, target, number = self._square(self.x, step)
+        return Example(self.filling._square(number, 1.0).z, target)
