@@ -10,6 +10,7 @@ import pytest
 import dip_fast
 import dip_fast.api
 import dip_fast.inverse
+from dip_fast.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -194,3 +195,8 @@ def test_import_of_the_package_loads_neither_torch_nor_numpy() -> None:
 def test_loop_and_functions_need_no_picture_libraries() -> None:
     loaded = imported("import dip_fast.api, dip_fast.networks, dip_fast.ops")
     assert not {"PIL", "cv2", "tifffile", "imagecodecs", "skimage", "matplotlib", "safetensors", "psutil"} & loaded
+
+
+def test_preset_that_is_no_name_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match=r"preset must be a name; PRESETS.register\(name, preset\)"):
+        dip_fast.denoise(image("uint8"), channel_axis=-1, preset=dip_fast.PRESETS["quick"])  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import pixels
 from PIL import Image
 from run_cases import ONE, SHORT, after, record, texture, write
@@ -316,6 +317,18 @@ def test_index_lists_the_runs_with_links_and_thumbnails(dip, many):
     figures = [entry["data-value"] for entry in parsed.all("td") if "data-value" in entry]
     assert "6.0" in figures  # the steps, as a number to sort by
     assert dip("report", many).code == 0  # its own index is replaced
+
+
+def test_index_shows_results_of_any_number_of_channels(dip, many):
+    tifffile.imwrite(
+        "seven.tif",
+        np.random.default_rng(0).integers(0, 255, (24, 24, 7), np.uint8),
+        photometric="minisblack",
+        planarconfig="contig",
+    )
+    assert dip("run", "seven.tif", *ONE, "--iterations", "2", "--out", Path(many) / "seven").code == 0
+    assert dip("report", many).code == 0
+    assert (Path(many) / "index.html").read_text().count("data:image/jpeg") == 3
 
 
 def test_index_of_somebody_else_is_kept(dip, many):

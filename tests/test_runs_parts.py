@@ -44,6 +44,17 @@ def test_a_preview_is_the_part_of_the_picture_and_of_all_beside_it(dip, place):
     assert (ended.code, "cannot resume" in ended.err) == (2, True)
 
 
+def test_a_part_without_holes_or_without_known_pixels_is_refused(dip, place):
+    Image.fromarray(texture(40, 60)).save("photo.png")
+    mask = np.full((40, 60), 255, np.uint8)
+    mask[20:, 20:] = 0
+    Image.fromarray(mask).save("mask.png")
+    for region, share in (("0,0,20,20", "all"), ("24,22,18,18", "none")):
+        ended = dip("run", "photo.png", "--mask", "mask.png", "--preview", region, *SHORT)
+        assert ended.code == 2
+        assert f"{share} of the pixels in this part are known; choose another part" in ended.err
+
+
 def test_a_reduced_picture_is_the_mean_of_its_pixels_and_larger_ones_alone_are(dip, place):
     samples = texture(40, 60, 3)
     tifffile.imwrite("photo.tif", samples, photometric="rgb", resolution=(300, 300), resolutionunit=2)

@@ -13,7 +13,7 @@ from dip_fast.errors import DipFastError, UsageError
 
 def show(text: str) -> None:
     """Print a line to standard output; a path may hold what its encoding has not."""
-    put(f"{text}\n".encode(getattr(sys.stdout, "encoding", "utf-8"), "backslashreplace"))
+    put(f"{text}\n".encode(getattr(sys.stdout, "encoding", None) or "utf-8", "backslashreplace"))
 
 
 def put(data: bytes) -> None:

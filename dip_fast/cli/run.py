@@ -239,7 +239,9 @@ def _check_file(
         for argument, is_given in ((Argument("only_result", True), only_result), (Argument("quality"), quality)):
             if is_given:
                 example = Argument("out", "restored.jpg")
-                raise UsageError("{} is of a file for the result; name one, as with {}", argument, example)
+                raise UsageError(
+                    "{} is of a file for the result; name one of a format of results, as with {}", argument, example
+                )
     elif only_result and (resume or export):
         raise UsageError(
             "{} keeps no folder, which {} needs; leave out one of the two",

@@ -74,14 +74,15 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """Find whether the noise of neighbouring pixels is alike, as in a camera's JPEG file or an enlarged picture.
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
-    finest scale is missing there alone.  Without noise at that scale there is no telling, and the answer is yes.
+    finest scale is missing there alone.  Without noise at that scale there is no telling, and the answer is yes, but
+    for flat pictures.
 
     Parameters
     ----------
     y, known : Tensor
         As in `measure_noise`.
     """
-    if min(y.shape[2:]) < 32:
+    if min(y.shape[2:]) < 32 or torch.equal(y.amin((2, 3)), y.amax((2, 3))):
         return False
     fine = measure_noise(y, grows=False, known=known).deviation
     seen = None if known is None else torch.nn.functional.avg_pool2d(known.to(y.dtype), 2) == 1

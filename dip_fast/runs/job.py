@@ -151,6 +151,9 @@ def settled(job: Job, asked: Mapping[str, Any], given: Collection[str], data: Da
 
 def _check(asked: Mapping[str, Any]) -> None:
     """Refuse numbers and names that no fit has; the command line finds most of them before."""
+    for name in ("preset", "network", "task"):
+        if not isinstance(asked.get(name, ""), str):
+            raise UsageError("{} must be a name; PRESETS.register(name, preset) gives a preset one", Argument(name))
     least = {"iterations": 1, "threads": 1, "seed": 0, "snapshot_every": 0}
     for name in least.keys() & asked.keys():
         value = asked[name]

@@ -26,6 +26,7 @@ from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.material import Material, Request, in_range, read
 from dip_fast.runs.parts import Part
 from dip_fast.runs.record import NAME, Record, UnreadableError
+from dip_fast.runs.reporting import shown
 from dip_fast.tasks import TASKS
 
 INDEX = "index.html"
@@ -242,7 +243,7 @@ def _thumbnail(folder: Path, record: Record) -> dict[str, Any] | None:
     if record.summary is not None:
         with contextlib.suppress(UsageError):
             image = pictures.read_picture(folder / Path(record.summary.result).name, missing=True).image
-            return report.picture(views.reduced(image, THUMBNAIL), 80)
+            return report.picture(views.reduced(shown(image), THUMBNAIL), 80)
     return None
 
 

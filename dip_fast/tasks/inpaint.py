@@ -94,6 +94,9 @@ class Inpaint(Task):
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Make the data term's objective; say how much is filled in, and that a mask may be the wrong way round."""
         known = data.inputs["mask"]
+        if known.all() or not known.any():  # of a part of the picture; `read` has seen the whole mask
+            held = "all" if known.all() else "none"
+            raise UsageError("{}: {} of the pixels in this part are known; choose another part", Argument("mask"), held)
         if recipe.masking is not None and options["composite"]:
             objective = _predicting(data, known, recipe, seed)
         else:
