@@ -328,7 +328,7 @@ def test_index_shows_results_of_any_number_of_channels(dip, many):
     )
     assert dip("run", "seven.tif", *ONE, "--iterations", "2", "--out", Path(many) / "seven").code == 0
     assert dip("report", many).code == 0
-    assert (Path(many) / "index.html").read_text().count("data:image/jpeg") == 3
+    assert len(page(many, "index.html").all("img")) == 4
 
 
 def test_index_of_somebody_else_is_kept(dip, many):
