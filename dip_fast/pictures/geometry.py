@@ -23,8 +23,8 @@ class Geometry:
     unit : {"none", "inch", "cm"}
         None is for a ratio alone, or a unit that the text names.
     text : str
-        The description of ImageJ or the OME-XML of a TIFF file, or the header of a FITS file, as they were read: they
-        hold the size of a pixel in their own ways.
+        The description of ImageJ or the OME-XML of a TIFF file, reduced to one page, or the header of a FITS file, as
+        it was read: they hold the size of a pixel in their own ways.
     tags : tuple of tuple
         The tags of GeoTIFF, each as code, type and values.
     scale : tuple of float

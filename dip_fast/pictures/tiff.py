@@ -48,6 +48,7 @@ def read(data: bytes, keep_metadata: bool, number: int | None = None) -> Decoded
     with tifffile.TiffFile(io.BytesIO(data), is_lsm=False, is_ndpi=False, is_scanimage=False) as file:
         page, samples = _page(data, file, number)
         tags = page.tags
+        geometry = tiff_geometry.of(page, file.pages.first.aspage())
         exif = None
         if keep_metadata:  # TIFF's own directory is EXIF's main directory
             exif = Image.Exif()
@@ -58,7 +59,7 @@ def read(data: bytes, keep_metadata: bool, number: int | None = None) -> Decoded
         orientation=tags.valueof(ORIENTATION_TAG, 1),
         icc_profile=bytes(tags.valueof(_ICC_TAG, b"")) or None,
         exif=exif,
-        geometry=tiff_geometry.of(page),
+        geometry=geometry,
     )
     _interpret(decoded, page)
     return decoded

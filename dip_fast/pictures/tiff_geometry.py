@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 import tifffile
 
+from dip_fast.pictures import tiff_texts
 from dip_fast.pictures.geometry import Geometry
 
 DESCRIPTION = 270
@@ -16,16 +16,21 @@ _UNITS = {1: "none", 2: "inch", 3: "cm"}
 _PIXEL_SCALE, _TIE_POINTS, _TRANSFORMATION = 33550, 33922, 34264
 # With GDAL's text of the value that stands for no data.
 _GEO = {_PIXEL_SCALE: "d", _TIE_POINTS: "d", _TRANSFORMATION: "d", 34735: "H", 34736: "d", 34737: "s", 42113: "s"}
-_OME_TYPES = {"uint8": "uint8", "uint16": "uint16", "float32": "float"}
-_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 
 
-def of(page: tifffile.TiffPage) -> Geometry | None:
-    """Find the geometry of a page; None where it has none."""
+def of(page: tifffile.TiffPage, first: tifffile.TiffPage) -> Geometry | None:
+    """Find the geometry of a page; None where it has none.
+
+    Parameters
+    ----------
+    page : TiffPage
+    first : TiffPage
+        That of the file, which alone has the text of ImageJ or OME.
+    """
     tags = page.tags
-    text = page.description if page.is_imagej or page.is_ome else ""
-    unit = _UNITS.get(tags.valueof(_UNIT, 2), "none")
-    resolution = _resolution(tags)
+    text = tiff_texts.of_page(first.description, page.index) if first.is_imagej or first.is_ome else ""
+    measured = first.tags if text and _resolution(tags) is None else tags
+    resolution, unit = _resolution(measured), _UNITS.get(measured.valueof(_UNIT, 2), "none")
     found = Geometry.with_resolution(resolution, unit)
     if found is None and resolution is not None and text:  # square pixels, in the unit that the text names
         found = Geometry(resolution)
@@ -69,8 +74,8 @@ def options(geometry: Geometry | None, samples: np.ndarray) -> dict[str, Any]:
         found["resolutionunit"] = next(code for code, unit in _UNITS.items() if unit == geometry.unit)
     if geometry.text.startswith("ImageJ="):
         found["description"] = geometry.text.encode("ascii", "backslashreplace")
-    elif _PIXELS.search(geometry.text):
-        found["description"] = _ome(geometry, samples).encode()
+    elif (text := tiff_texts.of_result(geometry.text, samples, geometry.scale)) is not None:
+        found["description"] = text.encode()
     found["extratags"] = [_tag(code, kind, _moved(code, values, geometry)) for code, kind, values in geometry.tags]
     return found
 
@@ -96,18 +101,3 @@ def _moved(code: int, values: tuple[Any, ...], geometry: Geometry) -> tuple[Any,
         step[:2, 3] = left, top
         return tuple((matrix @ step).ravel().tolist())
     return values
-
-
-def _ome(geometry: Geometry, samples: np.ndarray) -> str:
-    """Adapt OME-XML to a result of another size or type."""
-    found = _PIXELS.search(geometry.text)
-    assert found is not None, "it was searched before"
-    pixels = found[0]
-    changes = {"SizeX": str(samples.shape[1]), "SizeY": str(samples.shape[0]), "Type": _OME_TYPES[samples.dtype.name]}
-    for name, scale in zip(("PhysicalSizeX", "PhysicalSizeY"), geometry.scale, strict=True):
-        size = re.search(rf'\b{name}="([0-9.eE+-]+)"', pixels)
-        if size is not None and scale != 1:
-            changes[name] = repr(float(size[1]) / scale)
-    for name, value in changes.items():
-        pixels = re.sub(rf'\b{name}="[^"]*"', f'{name}="{value}"', pixels)
-    return geometry.text[: found.start()] + pixels + geometry.text[found.end() :]
