@@ -1,6 +1,7 @@
 """EXIF orientation, EXIF data and colour profiles of pictures."""
 
 import io
+import re
 import zlib
 
 import imagecodecs
@@ -103,7 +104,7 @@ def shown_exif(data):
         return dict(exif), exif.get_ifd(0x8769), exif.get_ifd(0x8825)
 
 
-@pytest.mark.parametrize("target", ["png", "png16", "tif"])
+@pytest.mark.parametrize("target", ["png", "png16", "tif", "jpg"])
 def test_metadata_is_kept_on_request_only(target):
     if target == "png16":
         data = imagecodecs.png_encode(noise(*TALL, 3, dtype=np.uint16))
@@ -114,7 +115,7 @@ def test_metadata_is_kept_on_request_only(target):
     assert (
         Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.IFD1)[514] == 180
     )  # the thumbnail is found in the source
-    suffix = ".tif" if target == "tif" else ".png"
+    suffix = ".png" if target == "png16" else f".{target}"
 
     picture = read_picture(data)
     assert picture.extras.exif is None
@@ -129,6 +130,9 @@ def test_metadata_is_kept_on_request_only(target):
     assert settings_ == {0x829A: 0.004, 0x9003: "2020:01:02 03:04:05"}
     assert gps == {1: "N", 2: (52.0, 31.0, 12.5)}
     assert b"THUMBNAIL" not in result
+    if target == "jpg":
+        assert re.search(rb"\xff\xe1..Exif\0\0", result, re.DOTALL)  # readers look for these six bytes
+        return
     np.testing.assert_array_equal(samples_of(read_picture(result)), samples_of(picture))
 
     # Once more from the result: from TIFF to TIFF and PNG to PNG.

@@ -178,7 +178,7 @@ def write_jpeg(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
         file,
         "JPEG",
         icc_profile=extras.icc_profile,
-        exif=extras.exif or b"",
+        exif=b"" if extras.exif is None else b"Exif\0\0" + extras.exif,  # Pillow writes it as it is
         **({} if dpi is None or max(dpi) >= 2**16 else {"dpi": dpi}),
         **(extras.jpeg or {"quality": 95, "subsampling": 0}),
     )
