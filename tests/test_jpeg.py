@@ -110,6 +110,10 @@ def test_only_a_jpeg_file_says_how_it_was_compressed(dip, place):
     outcome = dip("run", "photo.png", "--task", "jpeg")
     assert outcome.code == 2
     assert "--task jpeg needs a JPEG file, which says how it was compressed, and photo.png is none" in outcome.err
+    (place / "photo.jpg").write_bytes(encoded(clean(), quality=50))
+    for cut in (("--preview", "8,8,32,32"), ("--max-size", "32")):
+        outcome = dip("run", "photo.jpg", "--task", "jpeg", *cut)
+        assert (outcome.code, "has no blocks; leave --preview and --max-size out" in outcome.err) == (2, True)
     with pytest.raises(UsageError, match="cannot read stdin: it is not a PNG"):
         dip_fast.dejpeg(b"no picture")
     plain = encoded(clean(), keep_rgb=True)

@@ -29,6 +29,11 @@ class Jpeg(Task):
         from dip_fast.pictures.jpeg import read_coding
 
         picture = data.picture
+        if picture is not None and picture.jpeg is None and picture.extras.jpeg is not None:
+            raise UsageError(
+                "{} needs the whole JPEG file, for a part or a reduced copy has no blocks; leave {} and {} out",
+                *(Argument("task", self.name), Argument("preview"), Argument("max_size")),
+            )
         if picture is None or picture.jpeg is None:
             name = "the picture" if picture is None else picture.name
             raise UsageError(
