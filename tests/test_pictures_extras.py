@@ -111,7 +111,7 @@ def test_a_raw_file_is_developed_linear_to_16_bits():
     }
     ratio = samples_of(pictures[0]).mean() / samples_of(pictures[1]).mean()
     assert ratio == pytest.approx(2, rel=0.01)
-    with pytest.raises(UsageError, match="LibRaw cannot develop it"):
+    with pytest.raises(UsageError, match=r"LibRaw cannot develop it \([^b]"):
         read_picture(b"FUJIFILMCCD-RAW 0201" + bytes(3000))
 
 

@@ -29,6 +29,8 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
                 gamma=(1, 1), no_auto_bright=True, use_camera_wb=True, output_bps=16, half_size=False
             )
     except rawpy.LibRawError as error:
-        raise UsageError(f"LibRaw cannot develop it ({error}); develop it to a 16-bit TIFF file first") from error
+        text = error.args[0] if error.args else error
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        raise UsageError(f"LibRaw cannot develop it ({text}); develop it to a 16-bit TIFF file first") from error
     notes = ["It was developed to linear sRGB of 16 bits, with the camera's white balance: it looks dark as it is."]
     return Decoded(samples, notes=notes)
