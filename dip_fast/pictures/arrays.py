@@ -14,7 +14,7 @@ from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras
 from dip_fast.pictures.samples import as_samples
 
-_LARGEST_EXACT = 2**24  # of the integers that float32 holds
+_LARGEST_EXACT = 2**53  # of the integers that float64 holds
 
 
 def read(data: bytes, keep_metadata: bool) -> Decoded:
@@ -88,18 +88,33 @@ def _picture(array: np.ndarray) -> Decoded:
     if array.dtype == bool:
         notes.append("1-bit samples were converted to 8-bit.")
         array = array.astype(np.uint8) * 255
-    try:
-        samples = as_samples(array)
-    except TypeError as error:
-        if max(abs(int(array.min())), abs(int(array.max()))) > _LARGEST_EXACT:
-            raise UsageError("its integers are too large for 32-bit float; scale them down") from error
-        notes.append(f"{array.dtype} samples were converted to 32-bit float.")
-        samples = array.astype(np.float32)
+    samples = as_samples(array)
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize == 8:
+        samples = _narrowed(samples)
+        notes.append(f"{array.dtype} samples were converted to {samples.dtype}.")
     return Decoded(samples, notes=notes)
 
 
+def _narrowed(samples: np.ndarray) -> np.ndarray:
+    """Turn integers of 64 bits, which no picture has, into those of 32 bits, or floats where they are larger."""
+    low, high = int(samples.min()), int(samples.max())
+    for dtype in (np.uint32, np.int32):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return samples.astype(dtype)
+    if max(-low, high) > _LARGEST_EXACT:
+        raise UsageError("its integers are too large for 64-bit float; scale them down")
+    return samples.astype(np.float64)
+
+
 def write(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
-    """Encode samples as an .npy file, ``(H, W)`` or ``(H, W, 3)``."""
+    """Encode samples as an .npy file, ``(H, W)`` or ``(H, W, C)``."""
     file = io.BytesIO()
     np.save(file, samples[..., 0] if kind.channels == 1 else samples, allow_pickle=False)
+    return file.getvalue()
+
+
+def write_archive(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
+    """Encode samples as an .npz file of one array, ``image``."""
+    file = io.BytesIO()
+    np.savez_compressed(file, image=samples[..., 0] if kind.channels == 1 else samples)
     return file.getvalue()

@@ -94,6 +94,8 @@ class Format:
         ``read_page(data, keep_metadata, page) -> Decoded`` decodes one page, counted from 1; None where files have one.
     any_channels : bool
         Whether `write` can encode channels that are neither gray nor RGB.
+    gray_only : bool
+        Whether `write` can encode one channel alone.
     alpha : tuple of str
         The kinds of alpha that `write` can encode, in the words of `Decoded`.
     library : Library, optional
@@ -111,9 +113,25 @@ class Format:
     dtypes: tuple[str, ...] = ()
     read_page: Callable[[bytes, bool, int], Decoded] | None = None
     any_channels: bool = False
+    gray_only: bool = False
     alpha: tuple[str, ...] = ("unassalpha", "assocalpha", "unspecified")
     library: Library | None = None
     measure: Callable[[bytes], tuple[int, int, int]] | None = None
+
+    def holds_channels(self, channels: int, *, is_rgb: bool) -> bool:
+        """Whether results of so many channels, without alpha, can be written."""
+        if self.gray_only:
+            return channels == 1
+        return self.any_channels or channels == (3 if is_rgb else 1)
+
+    def holds(self, kind: Kind) -> bool:
+        """Whether results of a kind can be written."""
+        return (
+            self.write is not None
+            and kind.dtype in self.dtypes
+            and self.holds_channels(kind.channels, is_rgb=kind.is_rgb)
+            and (kind.alpha is None or kind.alpha in self.alpha)
+        )
 
     def require_library(self) -> None:
         """Refuse a picture of this format where its library is missing."""
@@ -127,6 +145,7 @@ def _begins_with(*marks: bytes) -> Callable[[bytes], bool]:
 
 _read_with_pillow = lazily("dip_fast.pictures.raster:read")
 _measure_with_pillow = lazily("dip_fast.pictures.raster:measure")
+_ALL_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _ISO_MEDIA = b"ftyp"  # at the fifth byte; the brand that follows says what it holds
 
 
@@ -175,7 +194,7 @@ FORMATS: Registry[Format] = Registry(
             measure=lazily("dip_fast.pictures.tiff:measure"),
             result_suffix=".tif",
             write=lazily("dip_fast.pictures.tiff:write"),
-            dtypes=("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"),
+            dtypes=_ALL_DTYPES,
             read_page=lazily("dip_fast.pictures.tiff:read"),
             any_channels=True,
         ),
@@ -247,13 +266,26 @@ FORMATS: Registry[Format] = Registry(
         ),
         "npy": Format(
             "NumPy",
-            (".npy", ".npz"),
-            sniff=lambda data: data.startswith(b"\x93NUMPY") or (data[:4] == b"PK\3\4" and b".npy" in data[30:300]),
+            (".npy",),
+            sniff=_begins_with(b"\x93NUMPY"),
             read=lazily("dip_fast.pictures.arrays:read"),
             measure=lazily("dip_fast.pictures.arrays:measure"),
             result_suffix=".npy",
             write=lazily("dip_fast.pictures.arrays:write"),
-            dtypes=("uint8", "uint16", "float32"),
+            dtypes=_ALL_DTYPES,
+            any_channels=True,
+            alpha=(),
+        ),
+        "npz": Format(
+            "NumPy archive",
+            (".npz",),
+            sniff=lambda data: data[:4] == b"PK\3\4" and b".npy" in data[30:300],
+            read=lazily("dip_fast.pictures.arrays:read"),
+            measure=lazily("dip_fast.pictures.arrays:measure"),
+            result_suffix=".npy",
+            write=lazily("dip_fast.pictures.arrays:write_archive"),
+            dtypes=_ALL_DTYPES,
+            any_channels=True,
             alpha=(),
         ),
         "fits": Format(
@@ -295,6 +327,7 @@ FORMATS: Registry[Format] = Registry(
             result_suffix=".mrc",
             write=lazily("dip_fast.pictures.mrc:write"),
             dtypes=("uint16", "float32"),
+            gray_only=True,
             alpha=(),
             library=Library("mrcfile", "mrc", "save it as 32-bit float TIFF"),
         ),
@@ -332,12 +365,12 @@ def writer(suffix: str) -> Format | None:
     return next((found for found in FORMATS.values() if found.write is not None and suffix in found.suffixes), None)
 
 
-def written_suffixes(dtype: str | None = None) -> list[str]:
-    """List the usual suffixes of the formats in which results are written: all, or those that can hold a dtype."""
+def written_suffixes(kind: Kind | None = None) -> list[str]:
+    """List the usual suffixes of the formats in which results are written: all, or those that can hold a kind."""
     return [
         format_.suffixes[0]
         for format_ in FORMATS.values()
-        if format_.write is not None and (dtype is None or dtype in format_.dtypes)
+        if format_.write is not None and (kind is None or format_.holds(kind))
     ]
 
 

@@ -278,7 +278,7 @@ def _picture(
     decoded = _decoded(format_, data, keep_metadata, page)
     formats.check_size(*decoded.samples.shape[:2])
     missing = _fill_missing(decoded) if may_miss else None
-    _check_samples(decoded)
+    _check_samples(decoded, may_miss=may_miss)
     turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
     samples = np.ascontiguousarray(turn(decoded.samples))
     alpha = None if decoded.alpha is None else np.ascontiguousarray(turn(decoded.alpha))
@@ -332,7 +332,7 @@ def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: in
 def _result_suffix(format_: formats.Format, dtype: str, channels: int) -> str:
     """Choose the suffix of the result: that of the format, or of TIFF where that cannot hold the samples."""
     target = formats.writer(format_.result_suffix)
-    holds = target is not None and dtype in target.dtypes and (target.any_channels or channels in (1, 3))
+    holds = target is not None and dtype in target.dtypes and target.holds_channels(channels, is_rgb=channels == 3)
     return format_.result_suffix if holds else ".tif"
 
 
@@ -346,13 +346,13 @@ def _fill_missing(decoded: Decoded) -> np.ndarray | None:
     return ~finite.all(axis=2)
 
 
-def _check_samples(decoded: Decoded) -> None:
+def _check_samples(decoded: Decoded, *, may_miss: bool) -> None:
     """Refuse samples that no model file can draw, and turn short floats into float32."""
     samples, alpha = decoded.samples, decoded.alpha
     if samples.dtype.kind != "f":
         return
     whole = samples if alpha is None else np.dstack([samples, alpha])
-    _check_finite(whole)
+    _check_finite(whole, may_miss=may_miss or np.isfinite(samples).all() or not np.isfinite(samples).any())
     if max(abs(float(whole.min())), abs(float(whole.max()))) > MAX_SAMPLE:
         raise UsageError("its samples are too large for 32-bit float; scale them down")
     if samples.dtype.itemsize < 4:
@@ -374,14 +374,17 @@ def _check_range(found: Range, dtype: np.dtype) -> None:
         )
 
 
-def _check_finite(samples: np.ndarray) -> None:
+def _check_finite(samples: np.ndarray, *, may_miss: bool) -> None:
+    """Refuse samples that are NaN or infinite; where such may be missing in another run, say so."""
     bad = ~np.isfinite(samples)
     if bad.any():
         row, column, channel = np.unravel_index(int(bad.argmax()), bad.shape)
-        raise UsageError(
+        text = (
             f"{int(bad.sum())} of its {bad.size} samples are NaN or infinite, "
             f"the first at row {row}, column {column}, channel {channel} (counted from 0); replace them with numbers"
         )
+        hint = () if may_miss else (Argument("mask", "nan"),)
+        raise UsageError(text + ", or fill them in with {}" * len(hint), *hint)
 
 
 def _kept_exif(decoded: Decoded) -> bytes | None:

@@ -87,16 +87,20 @@ def check_writable(kind: Kind, suffix: str) -> formats.Format:
     if format_ is None:
         places = formats.either(formats.written_suffixes())
         raise UsageError(f'results are not written as "{suffix}": name the file {places}')
-    if kind.dtype not in format_.dtypes:
-        places = formats.either(formats.written_suffixes(kind.dtype))
-        raise UsageError(f"{format_.name} cannot hold {kind.dtype} samples: name the result {places}")
-    if kind.channels != (3 if kind.is_rgb else 1) and not format_.any_channels:
-        raise UsageError(f"{format_.name} cannot hold {kind.channels} channels that are no RGB: name the result .tif")
-    if kind.alpha is not None and kind.alpha not in format_.alpha:
-        which = "premultiplied alpha" if kind.alpha == "assocalpha" and format_.alpha else "alpha"
-        raise UsageError(f"{format_.name} cannot hold {which}: name the result .tif")
+    if not format_.holds(kind):
+        places = formats.either(formats.written_suffixes(kind) or [".tif"])
+        raise UsageError(f"{format_.name} cannot hold {_lacking(kind, format_)}: name the result {places}")
     format_.require_library()
     return format_
+
+
+def _lacking(kind: Kind, format_: formats.Format) -> str:
+    """Name what a format cannot hold of a kind."""
+    if kind.dtype not in format_.dtypes:
+        return f"{kind.dtype} samples"
+    if not format_.holds_channels(kind.channels, is_rgb=kind.is_rgb):
+        return "colour" if kind.channels == 3 and kind.is_rgb else f"{kind.channels} channels that are no RGB"
+    return "premultiplied alpha" if kind.alpha == "assocalpha" and format_.alpha else "alpha"
 
 
 def check_alpha(kind: Kind, alpha: np.ndarray | None) -> None:
