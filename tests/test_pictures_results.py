@@ -85,3 +85,27 @@ def test_nan_of_a_picture_without_a_mask_names_the_mask():
         read_picture(tiff(samples))
     with pytest.raises(UsageError, match=r"replace them with numbers$"):
         read_picture(tiff(samples * np.nan), missing=True)
+
+
+@pytest.mark.parametrize(("suffix", "library"), [(".fits", "astropy"), (".mrc", "mrcfile"), (".npz", "numpy")])
+def test_a_result_has_the_same_bytes_at_another_time(suffix, library, monkeypatch):
+    pytest.importorskip(library)
+    import datetime
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=1)
+
+        @classmethod
+        def utcnow(cls):
+            return super().now() + datetime.timedelta(days=1)
+
+    samples, kind = noise(*TALL, 1, dtype=np.float32), replace(kind_of("float32"), suffix=suffix)
+    first = encode_samples(samples, kind)
+    monkeypatch.setattr(datetime, "datetime", Later)
+    if suffix == ".mrc":
+        from mrcfile import mrcobject
+
+        monkeypatch.setattr(mrcobject, "datetime", Later)
+    assert encode_samples(samples, kind) == first
