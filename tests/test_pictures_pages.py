@@ -1,6 +1,7 @@
 """What ImageJ and OME say of a stack holds, in the result of one page, for that page alone."""
 
 import io
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -52,6 +53,26 @@ def test_samples_that_ome_has_not_leave_the_text_out():
 
     text = '<OME><Image><Pixels SizeX="1"/></Image></OME>'
     assert of_result(text, np.zeros((2, 2), np.complex64), (1, 1)) is None
+
+
+def test_odd_ome_is_adapted_or_left_as_it_is():
+    """Values that hold the end of a tag, sizes that are no number, elements without an end, and other quotes."""
+    from dip_fast.pictures.tiff_texts import of_page, of_result
+
+    text = (
+        "<o:OME><o:Image Name='a>b'><o:Pixels SizeX='4' SizeC='2' PhysicalSizeX='wide' PhysicalSizeY='2e-1'>"
+        '<o:Channel Name=">5"/><o:Channel Name="/>6"/><o:TiffData PlaneCount="2"/></o:Pixels></o:Image></o:OME>'
+    )
+    found = of_result(of_page(text, 1), np.zeros((8, 6), np.uint8), (2, 2))
+    root = ElementTree.fromstring(found.replace("o:", ""))
+    pixels, channel = root.find("Image/Pixels"), root.find("Image/Pixels/Channel")
+    wanted = {"SizeX": "6", "SizeY": "8", "SizeC": "1", "PhysicalSizeX": "wide", "PhysicalSizeY": "0.1"}
+    assert wanted.items() <= pixels.attrib.items()
+    assert channel.attrib == {"Name": "/>6", "SamplesPerPixel": "1"}
+    for cut in range(len(text)):
+        shown = of_page(text[:cut], 0)
+        assert shown == "" or of_result(shown, np.zeros((8, 6), np.uint8), (2, 2)) is not None
+    assert of_page("<Image Name='" * 50000, 0) == ""
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])

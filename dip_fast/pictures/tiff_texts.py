@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
+from dip_fast.pictures.tiff_structure import MAX_STACK
+
 _OME_TYPES = {"float32": "float", "float64": "double", "bool": "bit"}
 _OME_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32)}
+_TAG = re.compile(r"""<[^>"']*(?:(?:"[^"]*"|'[^']*')[^>"']*)*>""")  # a value may hold what ends others
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_MOST = 2 * MAX_STACK  # elements of a kind that are looked at
 _OF_STACKS = ("images", "slices", "frames", "channels", "hyperstack")
 
 
@@ -24,7 +30,9 @@ def of_page(text: str, index: int) -> str:
     """
     if text.startswith("ImageJ="):
         return "".join(line for line in text.splitlines(True) if line.split("=")[0].strip() not in _OF_STACKS)
-    images = [*_elements(text, "Image", 0, len(text))]
+    images = [*islice(_elements(text, "Image", 0, len(text)), _MOST)]
+    if len(images) == _MOST:
+        return ""
     pixels = [next(_elements(text, "Pixels", *image), None) for image in images]
     parts = [
         (image, inner, _channels(text, inner, index)) for image, inner in zip(images, pixels, strict=True) if inner
@@ -33,7 +41,7 @@ def of_page(text: str, index: int) -> str:
     if len(taken) != 1:
         return ""
     image, inner, places = taken[0]
-    channels = [text[start:end] for start, end in _elements(text, "Channel", *inner)]
+    channels = [text[start:end] for start, end in islice(_elements(text, "Channel", *inner), _MOST)]
     held = channels[0] if len(channels) == 1 else channels[places[0]] if channels and len(places) == 1 else ""
     opening = _opening(text, inner[0]).removesuffix(">").removesuffix("/")
     prefix = opening[1 : opening.index("Pixels")]
@@ -66,7 +74,7 @@ def of_result(text: str, samples: np.ndarray, scale: tuple[float, float]) -> str
     changes = {"SizeX": samples.shape[1], "SizeY": samples.shape[0], "SizeC": channels, "Type": kind}
     for name, factor in zip(("PhysicalSizeX", "PhysicalSizeY"), scale, strict=True):
         size = _attribute(opening, name)
-        if size is not None and factor != 1:
+        if size is not None and factor != 1 and _NUMBER.fullmatch(size):
             changes[name] = repr(float(size) / factor)
     if _attribute(opening, "Type") != kind and _attribute(opening, "SignificantBits") is not None:
         changes["SignificantBits"] = 1 if kind == "bit" else 8 * samples.dtype.itemsize
@@ -90,20 +98,23 @@ def _elements(text: str, name: str, start: int, end: int) -> Iterator[tuple[int,
     """Find where elements of a name, which do not lie in each other, begin and end in a part of a text."""
     opens = re.compile(rf"<((?:\w+:)?){name}(?=[\s/>])")
     while (found := opens.search(text, start, end)) is not None:
-        close = text.find(">", found.end(), end)
-        if close < 0:
+        tag = _TAG.match(text, found.start(), end)
+        if tag is None:
             return
+        close = tag.end() - 1
         if text[close - 1] != "/":
             mark = f"</{found[1]}{name}>"
-            close = text.find(mark, close, end) + len(mark) - 1
-            if close < found.end():
+            place = text.find(mark, close, end)
+            if place < 0:
                 return
+            close = place + len(mark) - 1
         start = close + 1
         yield found.start(), start
 
 
 def _opening(text: str, start: int) -> str:
-    return text[start : text.index(">", start) + 1]
+    tag = _TAG.match(text, start)
+    return "" if tag is None else tag[0]
 
 
 def _attribute(opening: str, name: str) -> str | None:
@@ -130,12 +141,12 @@ def _number(opening: str, name: str, default: int) -> int:
 def _channels(text: str, inner: tuple[int, int], index: int) -> list[int]:
     """List the channels that a page may be, by the elements which say what the directories of a file are."""
     opening = _opening(text, inner[0])
-    named = [_opening(text, start) for start, _ in _elements(text, "Channel", *inner)]
+    named = [_opening(text, start) for start, _ in islice(_elements(text, "Channel", *inner), _MOST)]
     sizes = {axis: max(1, _number(opening, f"Size{axis}", 1)) for axis in "ZCT"}
     sizes["C"] = len(named) or sizes["C"]  # several samples of a pixel are one channel here
     order = [axis for axis in (_attribute(opening, "DimensionOrder") or "XYCZT") if axis in sizes]
     found = []
-    for start, _ in _elements(text, "TiffData", *inner):
+    for start, _ in islice(_elements(text, "TiffData", *inner), _MOST):
         data = _opening(text, start)
         first = _number(data, "IFD", 0)
         whole = sizes["Z"] * sizes["C"] * sizes["T"] if _attribute(data, "IFD") is None else 1
