@@ -16,7 +16,7 @@ BIN := .venv/bin
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_masking*.py tests/test_engines.py
 # A process of tests for each core, at most four.  What PyTorch's threads wait for does not keep the others' cores busy.
-PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
 .PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser docs lint format clean
