@@ -120,7 +120,7 @@ def test_functions_on_arrays_return_what_is_known_of_the_image(name):
     np.testing.assert_array_equal(restored.image, CALLS[name](iterations=2))
     assert repr(restored).startswith(f"<Restored: {' x '.join(map(str, restored.image.shape))} uint8, 2 steps in ")
     assert restored._repr_html_().startswith('<img src="data:image/png;base64,')
-    assert (restored.estimated_psnr is not None) == (name in ("denoise", "frames"))
+    assert (restored.estimated_psnr is not None) == (name in ("denoise", "frames", "inpaint"))
     assert restored.result.network is not None
     axes = restored.plot()
     titles = [axis.get_title() for axis in axes]
