@@ -173,8 +173,9 @@ def inpaint(
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
     preset : str, optional
-        A name of ``dip_fast.presets.PRESETS`` whose fit begins with a random input; ``"quick"`` on a CPU and
-        ``"paper"`` on a GPU by default.
+        A name of ``dip_fast.presets.PRESETS``.  By default ``"default"`` where holes are scattered, which learns from
+        known pixels that it hides how they are filled; otherwise one whose fit begins with a random input: ``"quick"``
+        on a CPU and ``"paper"`` on a GPU.
     iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
