@@ -61,6 +61,21 @@ def test_loss_is_that_of_the_pixels_that_are_asked_for() -> None:
     assert objective.loss(x, example) == 0
 
 
+@pytest.mark.parametrize("share", [0.02, 0.0])
+def test_squares_without_a_pixel_to_ask_for_do_not_end_the_fit(share: float) -> None:
+    """The mean over no pixel was NaN, again and again: few pixels are known, or a square lies within a hole."""
+    seen = known(64, 64, share)
+    seen[..., :3, :3] = True
+    objective = masked_filling(clean(64, 64), seen, RECIPE, seed=3)
+    asked = [objective.example(torch.tensor(step)).target[:, 3:].sum() for step in range(1, 41)]
+    assert share > 0 or 0 in asked
+    run = prepare(objective, RECIPE, seed=3)
+    run.run()
+    assert run.stop_reason == "iterations"
+    assert not run.events
+    assert np.isfinite(run.result().image).all()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_holes_are_filled_and_known_pixels_kept(channels: int, tmp_path) -> None:
     run = made(channels, LONGER, (96, 96))

@@ -86,8 +86,11 @@ class MaskedFilling(MaskedPrediction):
     def loss(self, x: Tensor, example: Example) -> Tensor:
         """Compare the known pixels that the network did not see."""
         assert example.target is not None
-        target, asked = example.target[:, : self.channels], example.target[:, self.channels :]
-        return total((x - target).square() * asked) / (self.channels * total(asked))
+        return self._error(x, example.target[:, : self.channels], example.target[:, self.channels :])
+
+    def _error(self, x: Tensor, target: Tensor, asked: Tensor) -> Tensor:
+        """Compute the mean squared error where it is asked for; 0 if that is nowhere, as within a hole."""
+        return total((x - target).square() * asked) / (self.channels * total(asked)).clamp(min=1)
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR of a single prediction, whose error is that of the holes alone."""
@@ -104,10 +107,10 @@ class MaskedFilling(MaskedPrediction):
         drawn, _ = yield from self._drawn(networks, 1.0)
         held, kept = yield from self._drawn(networks, HELD)
         asked = self.shown - kept
-        error = total((held - self.y).square() * asked) / (self.channels * total(asked)).clamp(min=1)
-        self.predicted_psnr = psnr(float(error))
-        self.estimated_psnr = psnr(self.holes * float(error))
-        self.estimated_psnrs = (self.estimated_psnr,)
+        if asked.any():  # of a few known pixels none may be held out
+            error = float(self._error(held, self.y, asked))
+            self.predicted_psnr, self.estimated_psnr = psnr(error), psnr(self.holes * error)
+            self.estimated_psnrs = (self.estimated_psnr,)
         return self.composite(drawn)
 
     def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:

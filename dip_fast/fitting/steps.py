@@ -213,7 +213,9 @@ class FitSteps(Steps):
 
         with torch.no_grad():
             loss = objective_loss.detach().to(step)
-            wrong = ~loss.isfinite() | ((loss > JUMP * known.loss_level) & (loss > SMALL))
+            # A level of 0 is of steps in which there was nothing to compare.
+            level = torch.where(known.loss_level > 0, known.loss_level, loss)
+            wrong = ~loss.isfinite() | ((loss > JUMP * level) & (loss > SMALL))
             running = status == RUNNING
             good = running & ~wrong  # all below changes nothing otherwise
             self._held.copy_(~good)
@@ -227,7 +229,6 @@ class FitSteps(Steps):
             if self.best.numel():  # a shape, which the host knows
                 self._copy_if(good & (after.best_step == step), self.best, self.average)
             late = (after.best_step > 0) & (step - after.best_step >= self.patience)
-            level = torch.where(known.loss_level.isnan(), loss, known.loss_level)
             now = torch.stack((step, level + 0.1 * (loss - level), *after))
             self._log.index_copy_(0, self.row, torch.stack((loss, after.value, self.error()))[None])
             self._numbers[:-1].copy_(torch.where(good, now, self._numbers[:-1]))

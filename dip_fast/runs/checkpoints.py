@@ -191,6 +191,7 @@ def _follow(numbers: Numbers, history: Tensor, since: int) -> bool:
     losses, values = history[-since:, COLUMNS.index("loss")].tolist(), history[:, COLUMNS.index("variance")].tolist()
     level = losses[0]
     for loss in losses:
+        level = level if level > 0 else loss
         level += 0.1 * (loss - level)
     if math.isnan(values[-1]):  # there was no second iterate, or there are none at all
         variance, value = 0.0, math.nan

@@ -73,7 +73,7 @@ def _more_steps(recipe: Recipe) -> int:
 
 
 def lines(time: float | None, memory: int, disk: int) -> list[str]:
-    """Say what is more than a minute or a gigabyte; nothing where nothing is."""
+    """List what is more than a minute or a gigabyte, in one line; nothing where nothing is."""
     parts = []
     if time is not None and time > MINUTE:
         parts.append(f"{_duration(time)} on two cores as measured (dip-fast presets)")
@@ -81,7 +81,7 @@ def lines(time: float | None, memory: int, disk: int) -> list[str]:
         parts.append(f"{memory / GIGABYTE:.1f} GB of memory")
     if disk > GIGABYTE:
         parts.append(f"{disk / GIGABYTE:.1f} GB on disk")
-    return [f"this may take {', '.join(parts)}; a part first: --preview center"] if parts else []
+    return [f"this may take {', '.join(parts)}; a preview of its middle is made sooner"] if parts else []
 
 
 def _duration(time: float) -> str:
