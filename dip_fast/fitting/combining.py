@@ -48,10 +48,17 @@ def _combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float) -> tuple[T
     own = noise.variance_at_mean(A)  # of the sample's own noise
     x = A + share_of_samples((y - A).square() - own, A, own, learned) * (y - A)
     predicted, combined = estimated_error(y, A, noise.variance_at_mean(x), learned, noise.slope_at_mean(x))
-    # The mean of noise that is cut off is not the true value.  The smoothed prediction is true enough to say by how
-    # much, and adds no error of its own.
+    return unbiased(x, A, noise), predicted, combined
+
+
+def unbiased(y: Tensor, A: Tensor, noise: NoiseModel) -> Tensor:
+    """Take the bias of noise that is cut off away from samples whose means a prediction A estimates.
+
+    The mean of such noise is not the true value.  The smoothed prediction is true enough to say by how much, and adds
+    no error of its own.
+    """
     level = blur(A, UNBIASING)
-    return x + (noise.value_at_mean(level) - level), predicted, combined
+    return y + (noise.value_at_mean(level) - level)
 
 
 def mean_variance(y: Tensor, noise: NoiseModel) -> float:

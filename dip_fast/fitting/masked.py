@@ -27,7 +27,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dip_fast.fitting.combining import combine, mean_variance
+from dip_fast.fitting import similar_patches
+from dip_fast.fitting.combining import combine, mean_variance, unbiased
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Polish
@@ -156,19 +157,28 @@ class MaskedPrediction(Objective):
         return self.polish_steps > 0 and self.block == 1 and not (self.is_large and self.pictures == 1)
 
     @property
+    def _looks_for_similar(self) -> bool:
+        """Whether patches are estimated once more from those that are like them: where the noise is white."""
+        return self.block == 1 and not self.is_large
+
+    @property
     def polish_steps(self) -> int:
         """Steps of the refinement."""
         return self.refinement
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and refine."""
-        x, predicted, estimated = torch.empty_like(self.y), [], []
+        y, x, predicted, estimated = torch.empty_like(self.y), torch.empty_like(self.y), [], []
         networks = self._networks(draw)
         for n in range(self.pictures):
             A = yield from self._predict(networks, n, self.masks)
-            x[n : n + 1], psnr_of_prediction, psnr = self._combine(n, A)
+            picture = slice(n, n + 1)
+            x[picture], psnr_of_prediction, psnr = self._combine(n, A)
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
+            if self._looks_for_similar:
+                y[picture] = unbiased(self.y[picture], A, self.noise)
+                x[picture] = similar_patches.estimate(y[picture], x[picture], self.noise)
         self.predicted_psnr = sum(predicted) / self.pictures
         self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
         if not self.polish_steps:
@@ -181,8 +191,11 @@ class MaskedPrediction(Objective):
         if not self._draws_refined:
             return x
         for n in range(self.pictures):
+            picture = slice(n, n + 1)
             refined = yield from self._draw_whole(draw, n)
-            x[n : n + 1] = (x[n : n + 1] + refined) / 2
+            x[picture] = (x[picture] + refined) / 2
+            if self._looks_for_similar:
+                x[picture] = similar_patches.estimate(y[picture], x[picture], self.noise)
         return x
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:

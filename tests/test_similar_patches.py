@@ -1,0 +1,114 @@
+"""Patches estimated once more from those that are like them, against the formula of the paper in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dip_fast.fitting import similar_patches
+from dip_fast.fitting.noise_model import NoiseModel
+
+NOISE = NoiseModel(0.1**2)
+
+
+def scene(height: int, width: int, channels: int = 3) -> Tensor:
+    """Make waves, which hold many patches that are alike."""
+    y, x = torch.meshgrid(torch.arange(height) / 3.0, torch.arange(width) / 4.0, indexing="ij")
+    return torch.stack([0.5 + 0.3 * torch.sin(y + x / (c + 1)) for c in range(channels)])[None]
+
+
+def estimates(height: int, width: int, channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Make a noisy picture and a first estimate with a third of its noise."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = scene(height, width, channels)
+    y, x = (clean + s * torch.randn(clean.shape, generator=generator) for s in (0.1, 0.03))
+    return y, x
+
+
+def of_the_paper(y: np.ndarray, x: np.ndarray, s2: float) -> np.ndarray:
+    """Compute the estimate group by group, with the covariance matrix as it stands, all in float64."""
+    side, reach, (_, height, width) = similar_patches.SIDE, similar_patches.REACH, y.shape
+    tops, lefts = (range(0, n - side + 1, similar_patches.STRIDE) for n in (height, width))
+    sums, count = np.zeros_like(y), np.zeros(y.shape[1:])
+
+    def patch(image: np.ndarray, i: int, j: int) -> np.ndarray:
+        return image[:, i : i + side, j : j + side].ravel()
+
+    for i in tops:
+        for j in lefts:
+            places = [
+                (k, m)
+                for k in range(max(i - reach, 0), min(i + reach, height - side) + 1)
+                for m in range(max(j - reach, 0), min(j + reach, width - side) + 1)
+            ]
+            places.sort(key=lambda place: np.square(patch(x, *place) - patch(x, i, j)).sum())
+            places = places[: similar_patches.ALIKE]
+            of_x, of_y = (np.stack([patch(image, *place) for place in places]) for image in (x, y))
+            mean, C = of_x.mean(0), np.cov(of_x.T)
+            weights = C @ np.linalg.inv(C + s2 * np.eye(len(C)))
+            for (k, m), restored in zip(places, mean + (of_y - mean) @ weights.T, strict=True):
+                sums[:, k : k + side, m : m + side] += restored.reshape(-1, side, side)
+                count[k : k + side, m : m + side] += 1
+    return sums / count
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_estimate_is_that_of_the_paper(channels: int) -> None:
+    y, x = estimates(20, 23, channels)
+    assert (y.shape[2] - similar_patches.SIDE) % similar_patches.STRIDE == 0
+    made = similar_patches.estimate(y, x, NOISE)
+    paper = of_the_paper(y[0].double().numpy(), x[0].double().numpy(), NOISE.a)
+    assert float((made[0].double() - torch.from_numpy(paper)).abs().max()) < 2e-6
+
+
+def test_a_second_estimate_has_less_noise() -> None:
+    y, x = estimates(48, 40)
+    made = similar_patches.estimate(y, x, NOISE)
+    before, after = ((image - scene(48, 40)).square().mean() for image in (x, made))
+    assert after < 0.5 * before
+
+
+def test_noise_that_differs_between_channels_is_weighed_for_each() -> None:
+    """Poisson noise of a dark and a bright channel is that of each at its own level."""
+    clean = scene(40, 40, 2)
+    clean[:, 0] *= 0.05
+    noise = NoiseModel(0.0, 0.02)
+    generator = torch.Generator().manual_seed(0)
+    y = noise.noisy(clean, torch.randn(clean.shape, generator=generator))
+    x = clean + 0.3 * (y - clean).roll(7, 3)
+    made = similar_patches.estimate(y, x, noise)
+    alike = similar_patches.estimate(y, x, NoiseModel(noise.deviation**2))
+    for channel in (0, 1):
+        errors = [float((image - clean)[:, channel].square().mean()) for image in (x, made, alike)]
+        assert errors[1] < errors[0]
+    assert errors[1] < 1.02 * errors[2]
+
+
+@pytest.mark.parametrize("size", [(1, 9), (5, 40), (6, 6), (7, 6), (9, 30)])
+def test_pictures_of_any_size_have_an_estimate(size: tuple[int, int]) -> None:
+    y, x = estimates(*size)
+    made = similar_patches.estimate(y, x, NOISE)
+    assert made.shape == y.shape
+    assert made.isfinite().all()
+    assert torch.equal(made, x) == (min(size) <= similar_patches.SIDE)
+
+
+def test_a_flat_picture_stays_flat() -> None:
+    y = torch.full((1, 1, 30, 30), 0.25)
+    assert torch.allclose(similar_patches.estimate(y, y, NoiseModel(0.0)), y, atol=1e-6)
+
+
+def test_the_bits_are_those_of_any_number_of_threads() -> None:
+    y, x = estimates(64, 50)
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append(similar_patches.estimate(y, x, NOISE))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
