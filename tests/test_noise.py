@@ -65,7 +65,7 @@ def test_deviation_is_measured_beside_texture_and_clipping(sigma: float, cut: bo
 
 @pytest.mark.parametrize("peak", [30, 100])
 def test_variance_that_grows_is_found_and_measured(peak: float) -> None:
-    counts = np.random.default_rng(0).poisson(picture().numpy() * peak) / peak
+    counts = np.random.default_rng(0).poisson(picture(384, 320).numpy() * peak) / peak
     y = torch.tensor(counts, dtype=torch.float32).clamp(0, 1)
     for model in (measure_noise(y), measure_noise(y, grows=True)):
         assert model.a < 0.1 * model.b
@@ -162,3 +162,20 @@ def test_correlated_noise_is_measured_where_the_residual_is_least() -> None:
     y[..., 40:] += 0.2 * torch.randn(1, 3, 64, 24, generator=generator)
     model = correlated_noise(y, torch.full_like(y, 0.5))
     assert model.deviation == pytest.approx(0.04, rel=0.25)
+
+
+@pytest.mark.parametrize("sigma", [2, 5])
+def test_noise_of_few_levels_is_measured_within_a_step_of_eight_bits(sigma: float) -> None:
+    """The median of samples of 8 bits is a multiple of half a level: 5.2 for 5."""
+    y = (255 * noisy(picture(), NoiseModel((sigma / 255) ** 2))).round() / 255
+    true = (sigma**2 + 1 / 12) ** 0.5
+    assert 255 * measure_noise(y).deviation == pytest.approx(true, rel=0.02)
+
+
+@pytest.mark.parametrize("sigma", [5, 10])
+def test_texture_everywhere_is_not_taken_for_noise(sigma: float) -> None:
+    """Rows of bricks: no square of four pixels is without structure, but the rows are alike."""
+    rows, columns = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    texture = 0.5 + 0.1 * torch.sin(2.1 * rows) * torch.sin(1.9 * columns) + 0.1 * torch.sin(1.3 * rows + 2.3 * columns)
+    y = noisy(texture[None, None].double(), NoiseModel((sigma / 255) ** 2))
+    assert 255 * measure_noise(y).deviation == pytest.approx(sigma, rel=0.05)

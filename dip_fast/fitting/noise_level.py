@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import unfold
 
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.noise_model import NoiseModel, cut_off
@@ -16,6 +17,9 @@ QUIET = 0.3  # the part of the squares of a level with the least structure, whic
 LEVELS = 8
 FEWEST = 200  # squares of a level: the deviation is known to 5%
 ROUNDS = 3
+ROUNDING = 1e-7  # magnitudes that differ by less are one
+PATCH_SAMPLES = 108  # of a patch, about: 6x6 of three channels
+PATCHES = 2**15  # are enough
 # Less than a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25 levels, up
 # to 2.7 where texture is as fine; 3 to 6, or no noise at the finest scale, for six pictures of cameras.
 FINEST, COARSER = 1 / 255, 2.9
@@ -27,6 +31,9 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     The diagonal Haar coefficients of squares of four pixels hold the noise, and the least of the picture.  Their median
     magnitude over 0.6745 is the deviation of a Gaussian.  It is taken over the squares around which the smoothed
     picture varies least, which hold the least texture, at levels where no noise is cut off at an end of the range.
+
+    Where there is texture everywhere that is too much.  Larger patches, of all channels together, have directions in
+    which the picture varies less: the smallest eigenvalues of their covariance.  Where those say less, they are right.
 
     Parameters
     ----------
@@ -49,6 +56,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     ----------
     D. L. Donoho, I. M. Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994),
     doi:10.1093/biomet/81.3.425: the median.
+    G. Chen, F. Zhu, P. A. Heng, "An Efficient Statistical Method for Image Noise Level Estimation", ICCV 2015,
+    doi:10.1109/ICCV.2015.62: the eigenvalues.
     """
     windows = [window for picture in y.split(1) for window in _windows(picture)]
     of_known: list[Tensor] | list[None] = [None] * len(windows)
@@ -67,7 +76,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
         constant, slope = _line(detail[inner], level[inner], structure[inner], through_zero=bool(grows))
         if slope > 0:
             a, b = constant, slope
-    return NoiseModel(a, b, low, high)
+    share = _share_of_patches(windows, of_known, NoiseModel(a, b, low, high))
+    return NoiseModel(share * a, share * b, low, high)
 
 
 def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
@@ -139,7 +149,54 @@ def _squares(y: Tensor, most: int, known: Tensor | None) -> tuple[Tensor, Tensor
 
 
 def _deviation(detail: Tensor) -> float:
-    return float(detail.abs().median()) / 0.6745 if detail.numel() else 0.0
+    """Compute the deviation of normal numbers from their median magnitude.
+
+    Samples of few bits have few magnitudes; so the median is taken within the step that holds it.
+    """
+    if not detail.numel():
+        return 0.0
+    order = detail.abs().sort().values
+    median, middle = order[len(order) // 2], len(order) / 2
+    below, above = int((order < median - ROUNDING).sum()), int((order > median + ROUNDING).sum())
+    if not (below and above):
+        return float(median) / 0.6745
+    step = float(order[-above] - order[below - 1]) / 2
+    equal = len(order) - above - below
+    return (float(median) + step * ((middle - below) / equal - 0.5)) / 0.6745
+
+
+def _share_of_patches(windows: list[Tensor], known: list[Tensor] | list[None], noise: NoiseModel) -> float:
+    """Compute the noise that patches hold over that of a model; 1 where it is more, or patches are few.
+
+    The eigenvalues of white noise lie around its variance, those of the picture above: as long as the mean of the
+    eigenvalues is above their median, the largest is the picture's.
+    """
+    side = max(2, math.isqrt(PATCH_SAMPLES // windows[0].shape[1]))
+    patches = torch.cat([_patches(*window, side, noise, len(windows)) for window in zip(windows, known, strict=True)])
+    if len(patches) < 10 * patches.shape[1]:
+        return 1.0
+    eigenvalues = torch.linalg.eigvalsh(patches.T.cov())
+    while len(eigenvalues) > 1 and eigenvalues.mean() > eigenvalues.median():
+        eigenvalues = eigenvalues[:-1]
+    expected = float(noise.variance_at_mean(patches.mean(1)).mean())  # some samples are cut off in any case
+    return min(1.0, max(0.0, float(eigenvalues.mean())) / max(expected, 1e-12))
+
+
+def _patches(y: Tensor, known: Tensor | None, side: int, noise: NoiseModel, windows: int) -> Tensor:
+    """Cut known patches out of a picture where its noise is hardly cut off, ``(patches, samples)``, in float64."""
+    if min(y.shape[2:]) < side:
+        return y.new_empty((0, y.shape[1] * side * side), dtype=torch.float64)
+    stride = max(1, math.isqrt(y[0, 0].numel() * windows // PATCHES))
+    patches = unfold(y.double(), side, stride=stride)[0].T
+    level, reach = patches.mean(1), 2 * noise.deviation
+    inner = torch.ones_like(level, dtype=torch.bool)
+    if noise.low:
+        inner &= level > reach
+    if noise.high:
+        inner &= level < 1 - reach
+    if known is not None:
+        inner &= unfold(known.expand_as(y).double(), side, stride=stride)[0].T.amin(1) == 1
+    return patches[inner]
 
 
 def _inner(level: Tensor, deviation: float, *, low: bool, high: bool) -> Tensor:
