@@ -19,6 +19,7 @@ from dip_fast.cli.output import complain
 from dip_fast.cli.parameters import Verbs, spelling
 from dip_fast.cli.report import report
 from dip_fast.cli.run import run
+from dip_fast.cli.stack import stack
 from dip_fast.errors import DipFastError
 
 
@@ -34,7 +35,7 @@ def cli() -> None:
     """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
-for verb in (run, report, export, replay, formats, presets, tasks, bench, info):
+for verb in (run, stack, report, export, replay, formats, presets, tasks, bench, info):
     cli.add_command(verb)
 
 
