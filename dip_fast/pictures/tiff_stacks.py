@@ -52,7 +52,8 @@ class TiffStack(Stack):
                 file = self._open.enter_context(path.open("rb"))
                 self._data = self._open.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
                 data = cast(bytes, self._data)  # it is sliced and measured as such
-                check_directories(data, MAX_STACK)
+                if not check_directories(data, MAX_STACK):
+                    raise UsageError("it is cut short, and pages of it are missing; get an intact copy")
                 options: dict[str, Any] = {"is_lsm": False, "is_ndpi": False, "is_scanimage": False}
                 self._file = self._open.enter_context(tifffile.TiffFile(file, _multifile=False, **options))
                 self._series = self._only_series()
