@@ -177,7 +177,7 @@ def run(
         both = Argument("json_events", True), Argument("json", True)
         raise UsageError("{} prints the summary too; leave out {}", *both)
     _check_file(file, only_result=only_result, quality=quality, resume=resume, export=export)
-    content = _content(picture)  # before torch is imported, which takes seconds
+    content = content_of(picture)  # before torch is imported, which takes seconds
     with importing():
         from dip_fast.device.memory import keep_memory
 
@@ -271,7 +271,7 @@ def _check_file(
         )
 
 
-def _content(picture: str) -> bytes:
+def content_of(picture: str) -> bytes:
     """Read the picture's file, and check its format and its size."""
     from dip_fast.pictures.reading import check_header, read_content
 

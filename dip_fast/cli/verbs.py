@@ -13,6 +13,7 @@ import click
 from dip_fast import __version__
 from dip_fast.cli import signals
 from dip_fast.cli.bench import bench
+from dip_fast.cli.compare import compare
 from dip_fast.cli.lists import formats, info, presets, tasks
 from dip_fast.cli.models import export, replay
 from dip_fast.cli.output import complain
@@ -35,7 +36,7 @@ def cli() -> None:
     """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
-for verb in (run, stack, report, export, replay, formats, presets, tasks, bench, info):
+for verb in (run, stack, compare, report, export, replay, formats, presets, tasks, bench, info):
     cli.add_command(verb)
 
 
