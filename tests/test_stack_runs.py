@@ -88,6 +88,10 @@ def test_a_sequence_gives_files_of_the_same_names(dip, small, place):
     assert summary["psnr"] > 10
     assert summary["psnr_input"] < 25
     assert summary["estimated_psnr"] is not None
+    refused = dip("report", "out")
+    assert refused.code == 2
+    assert "out holds a stack" in refused.err
+    assert dip("report", ".").code == 0
     wanted = dip_fast.denoise(read("noisy"), frames_axis=0, iterations=4, device="cpu")
     np.testing.assert_array_equal(read("out"), wanted)
 
@@ -154,6 +158,28 @@ def test_a_stack_that_is_stopped_goes_on_with_the_same_bits(chunk, damaged, left
     np.testing.assert_array_equal(read("out"), read("whole"))
     assert record()["summary"]["sha256"] == record("whole")["summary"]["sha256"]
     assert [chunk["count"] for chunk in record()["chunks"]] == [2, 2]
+
+
+def test_results_that_were_not_all_written_are_written_again(dip, small, place, monkeypatch):
+    """Killed between two files: nothing is fitted once more."""
+    from dip_fast.runs.stack.record import StackFolder
+
+    frames(place, 2)
+    stream = StackFolder.stream
+
+    def killed(self, name):
+        if name == "frame_0001.png":
+            raise KeyboardInterrupt
+        return stream(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackFolder, "stream", killed)
+        assert dip("stack", "noisy", "--out", "out", *SHORT).code == 130
+    assert len(read("out")) == 1
+    counting = Interrupts(monkeypatch, -1)
+    assert dip("stack", "noisy", "--out", "out", "--resume", "--quiet").code == 0
+    assert counting.begun == []
+    assert len(read("out")) == 2
 
 
 def test_nothing_is_lost_or_done_twice(dip, small, place):

@@ -74,7 +74,7 @@ def _page(data: bytes, file: tifffile.TiffFile, number: int | None) -> tuple[tif
     count = max(len(pages), stacked)
     if number is None and count > 1:
         raise UsageError(
-            "it holds {} pages; choose one, such as {}, or save one page as a file of its own",
+            "it holds {} pages; choose one, such as {}, or save one as a file of its own; dip-fast stack takes all",
             *(count, Argument("page", 1)),
         )
     if number is not None and not 1 <= number <= count:
