@@ -121,6 +121,18 @@ def test_what_imagej_says_is_kept(place):
         assert after.pages[0].resolution == (4, 5)
 
 
+def test_a_large_hyperstack_has_one_directory(place, monkeypatch):
+    """As ImageJ writes what is longer than places of 32 bits reach."""
+    monkeypatch.setattr("dip_fast.pictures.tiff_stacks._CLASSIC", 0)
+    samples = written(place / "a.tif", "hyperstack")
+    copied(place / "a.tif", place / "b.tif")
+    with tifffile.TiffFile(place / "b.tif") as after:
+        assert len(after.pages) == 1
+        np.testing.assert_array_equal(after.asarray(), samples)
+    stack = open_stack([place / "b.tif"])
+    np.testing.assert_array_equal(stack.read(5).samples, np.moveaxis(samples[1, 2], 0, 2))
+
+
 def files(folder, names, shape=TALL, **options):
     folder.mkdir(exist_ok=True)
     for number, name in enumerate(names):
@@ -128,7 +140,7 @@ def files(folder, names, shape=TALL, **options):
 
 
 def test_a_folder_is_in_the_order_of_its_numbers(place):
-    files(place / "in", ["f10.png", "f2.png", "f1.png", ".hidden.png"])
+    files(place / "in", ["f10.png", "f2.png", "f1.png", ".hidden.png", "contact_sheet.png"])
     (place / "in" / "notes.txt").write_text("no picture")
     stack = open_stack([place / "in"])
     assert stack.results == ["f1.png", "f2.png", "f10.png"]

@@ -211,6 +211,9 @@ def test_files_of_the_users_own_are_never_replaced(dip, small, place):
     assert "noisy exists, and is not a run's folder" in refused.err
     assert dip("stack", "noisy", "--out", "out", *SHORT).code == 0
     assert "is the folder that is read" in dip("stack", "out", "--out", "out", "--overwrite", *SHORT).err
+    Image.fromarray(pixels(24, 32)).save("contact_sheet.png")
+    both = "contact_sheet.png", "clean/frame_0000.png"
+    assert "a picture is named contact_sheet.png" in dip("stack", *both, "--out", "new").err
     Path("more").mkdir()
     for name in ("report.png", "frame_0000.png"):
         Image.fromarray(pixels(24, 32)).save(f"more/{name}")

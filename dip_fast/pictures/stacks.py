@@ -19,6 +19,7 @@ from dip_fast.pictures.kind import Kind
 
 # Formats whose files hold several pictures, with what makes a stack of a file: ``opener(path, keep_metadata)``.
 OPENERS: dict[str, Callable[[Path, bool], Stack]] = {"tiff": lazily("dip_fast.pictures.tiff_stacks:TiffStack")}
+_BESIDE = ("contact_sheet.png",)  # what lies in a folder of results and is none
 MOST = 10_000  # pictures of a stack
 _NUMBER = re.compile(r"%(0\d+)?d")
 
@@ -136,7 +137,7 @@ def _files(sources: Sequence[Path]) -> tuple[list[Path], str]:
     if is_there(source) and source.is_dir():
         suffixes = {suffix for format_ in formats.FORMATS.values() for suffix in format_.suffixes}
         found = [path for path in source.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
-        found = [path for path in found if not path.name.startswith(".")]
+        found = [path for path in found if not path.name.startswith(".") and path.name not in _BESIDE]
     elif _NUMBER.search(source.name) and not is_there(source):
         found = _numbered(source)
     else:

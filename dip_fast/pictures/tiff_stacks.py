@@ -185,7 +185,9 @@ class TiffStack(Stack):
             "colormap": page.colormap if page.photometric == _KINDS.PALETTE else None,
             "software": False,
         }
-        if not is_imagej:  # which knows no compression
+        if is_imagej and is_big:  # one directory for all pages, as ImageJ has it then: no other has a place of 32 bits
+            options["truncate"] = True
+        elif not is_imagej:  # which knows no compression
             options |= {"compression": "zlib", "predictor": dtype.kind != "b"}
         options |= self._said()
         with tifffile.TiffWriter(file, bigtiff=is_big and not is_imagej, imagej=is_imagej) as writer:

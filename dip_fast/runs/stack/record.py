@@ -13,8 +13,9 @@ from typing import BinaryIO, Literal, TypedDict
 from dip_fast.errors import UsageError
 from dip_fast.pictures.files import is_there, stream_in
 from dip_fast.runs import places
+from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.folder import OUT, SNAPSHOTS, Folder, Say
-from dip_fast.runs.record import Record
+from dip_fast.runs.record import NAME, Record
 
 
 class Chunk(TypedDict):
@@ -94,6 +95,8 @@ class StackFolder(Folder):
             holds = source if is_there(source) and source.is_dir() else source.parent
             if is_there(self.path) and is_there(holds) and holds.samefile(self.path):
                 raise UsageError("{} is the folder that is read; choose another {}", self.path, OUT)
+        for name in {*names} & {NAME, CHECKPOINT, "contact_sheet.png", "history.csv"}:
+            raise UsageError("a picture is named {}, as a file that the run writes; rename it", name)
         for name in names:
             if name not in self.earlier and is_there(self.path / name):
                 raise UsageError("{} exists, and is no result of this stack; choose another {}", self.path / name, OUT)

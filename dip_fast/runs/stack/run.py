@@ -203,8 +203,10 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
         fit, work.say, task.doing, quiet=work.request.quiet, verbose=work.request.verbose, emit=work.emit
     )
     kept = Checkpoints(folder, record)
+    stop = _Stop(kept)
     with interruptible(fit, quiet=True), progress:
-        fit.run([progress, kept, _Stop(kept)])
+        fit.run([progress, kept, stop])
+    stop(fit)  # where it was interrupted after the last call
     kept.write(fit)
     result = fit.result()
     data = io.BytesIO()
