@@ -257,3 +257,15 @@ def test_chunks_end_at_cuts_and_are_even():
 def test_noise_alone_is_no_cut():
     rng = np.random.default_rng(0)
     assert not any(is_cut(rng.normal(size=16), rng.normal(size=16)) for _ in range(200))
+
+
+def test_a_mistyped_name_is_found_before_torch_is_loaded(place):
+    import subprocess
+    import sys
+
+    code = "import sys; from dip_fast.cli import main\ntry: main(['stack', 'nothing.tif', '--out', 'out'])\n"
+    code += "finally: print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "there is no such file" in ended.stderr
+    assert ended.stdout == "False\n"

@@ -64,6 +64,9 @@ def stack(
         raise UsageError("{} prints the summary too; leave out {}", *both)
     if not quiet and not json_events:
         greet()
+    from dip_fast.pictures.stacks import open_stack
+
+    open_stack(sources).close()  # before torch is imported, which takes seconds
     with importing():
         from dip_fast.device.memory import keep_memory
         from dip_fast.runs.stack.run import StackRequest, restore
