@@ -63,7 +63,7 @@ SCRIPTS = {
     ),
     "stack.py": (
         "clean.png --frames 3 --alone 1 --pan 2 --preset fast --iterations 2 --threads 1",
-        ["3 frames of 28x32: ", "ratio", "| 2 | 2"],
+        ["3 frames of 28x32: ", "ratio", "| 2 | 2", "flicker, in 1/255: noisy "],
     ),
     "stress_runs.py": (
         "--kills 2 --mutations 4",

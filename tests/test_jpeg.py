@@ -12,7 +12,7 @@ from dip_fast.errors import UsageError
 from dip_fast.fitting.quantisation import dct, total_variation, turned_back
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.jpeg import read_coding
-from dip_fast.pictures.reading import _UPRIGHT
+from dip_fast.pictures.upright import UPRIGHT
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.task import as_target
 
@@ -74,7 +74,7 @@ def test_sides_that_are_no_multiples_of_a_block():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_turned_as_their_files_are(orientation):
     stored = np.random.default_rng(0).random((3, 4, 2)).astype(np.float32)
-    upright = torch.from_numpy(_UPRIGHT[orientation](stored).copy()).permute(2, 0, 1)
+    upright = torch.from_numpy(UPRIGHT[orientation](stored).copy()).permute(2, 0, 1)
     np.testing.assert_array_equal(turned_back(upright, orientation).permute(1, 2, 0), stored)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +28,9 @@ from dip_fast.tasks import TASKS
 
 if TYPE_CHECKING:
     from dip_fast.runs.record import Summary
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Run(click.Command):
@@ -172,7 +177,7 @@ def run(
         both = Argument("json_events", True), Argument("json", True)
         raise UsageError("{} prints the summary too; leave out {}", *both)
     _check_file(file, only_result=only_result, quality=quality, resume=resume, export=export)
-    content = _content(picture)  # before torch is imported, which takes seconds
+    content = content_of(picture)  # before torch is imported, which takes seconds
     with importing():
         from dip_fast.device.memory import keep_memory
 
@@ -211,14 +216,31 @@ def run(
             export=export,
             page=page,
         )
-        emit = _emit if json_events else None
-        summary = restore(request, _noter(emit) if emit else _speaker(quiet), emit)
+        emit = emitted if json_events else None
+        summary = restore(request, noter(emit) if emit else speaker(quiet), emit)
         if to_stdout:
             _write_to_stdout(Path(summary.result), keep=is_kept)
     if summary.copy is not None:
         summary = replace(summary, result=summary.copy, folder=summary.folder if is_kept else "")
     facts = {"event": "done", **asdict(summary)} if json_events else asdict(summary) if as_json else None
-    return _report(summary, facts, quiet=quiet or json_events, to_stdout=to_stdout, has_folder=is_kept)
+    return reported(summary, facts, quiet=quiet or json_events, to_stdout=to_stdout, has_folder=is_kept)
+
+
+def shared(names: Sequence[str], helps: Mapping[str, str]) -> Callable[[F], F]:
+    """Add options of `run` to another verb, some of them with another help."""
+    own = {param.name: param for param in run.params}
+
+    def add(function: F) -> F:
+        found = getattr(function, "__click_params__", [])  # where click's own decorators put them, the last one first
+        for name in reversed(names):
+            option = copy.copy(own[name])
+            assert isinstance(option, click.Option), "arguments have no help"
+            option.help = helps.get(name, option.help)
+            found.append(option)
+        vars(function)["__click_params__"] = found
+        return function
+
+    return add
 
 
 def _places(out: Path | None) -> tuple[Path | None, Path | None]:
@@ -249,7 +271,7 @@ def _check_file(
         )
 
 
-def _content(picture: str) -> bytes:
+def content_of(picture: str) -> bytes:
     """Read the picture's file, and check its format and its size."""
     from dip_fast.pictures.reading import check_header, read_content
 
@@ -275,7 +297,7 @@ def _check_filter(out: Path | None, *, json: str | bool, resume: bool, export: t
         )
 
 
-def _speaker(quiet: bool) -> Any:
+def speaker(quiet: bool) -> Any:
     """Make the function that prints lines for the user without disturbing the progress bar."""
     from tqdm import tqdm
 
@@ -287,13 +309,13 @@ def _speaker(quiet: bool) -> Any:
     return say
 
 
-def _emit(event: dict[str, Any]) -> None:
+def emitted(event: dict[str, Any]) -> None:
     """Print an event; a program that takes them no more is no reason to lose the fit."""
     with contextlib.suppress(DipFastError):
         show(json.dumps(event, allow_nan=False))
 
 
-def _noter(emit: Any) -> Any:
+def noter(emit: Any) -> Any:
     """Make the function that hands on lines for the user as events."""
     return lambda line: emit({"event": "note", "text": line})
 
@@ -309,9 +331,9 @@ def _write_to_stdout(result: Path, *, keep: bool) -> None:
         raise DipFastError(f"{error}; the result is in {safe}") from error
 
 
-def _report(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_stdout: bool, has_folder: bool) -> int:
+def reported(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_stdout: bool, has_folder: bool) -> int:
     """Print what a run gave, in words or as these facts, and choose the exit code."""
-    say = _speaker(quiet)
+    say = speaker(quiet)
     models = [f"replay: {commands.replay(model)}" for model in summary.models]
     try:
         if to_stdout:

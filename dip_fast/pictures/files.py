@@ -7,7 +7,9 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dip_fast.errors import Argument, DipFastError, UsageError
 
@@ -118,6 +120,19 @@ def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) 
     DipFastError
         Where the system refuses; nothing is left behind.
     """
+    with stream_in(folder, name, path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def stream_in(folder: int, name: str, path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file that gets its name, as with `write_in`, once all of it is written; otherwise nothing is left of it.
+
+    Raises
+    ------
+    DipFastError
+        Where the system refuses.
+    """
     # A short name of its own: a suffix on a name of the longest length allowed would be too long.
     temporary = f".dip-fast-{secrets.token_hex(8)}.tmp"
     try:
@@ -126,9 +141,9 @@ def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) 
             if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
                 raise OSError("it is not a regular file")
         try:
-            opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
-            with os.fdopen(opened, "wb") as file:
-                file.write(data)
+            opened = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder)
+            with open(path, "w+b", opener=lambda *_: opened) as file:  # which then has a name, as libraries expect
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)

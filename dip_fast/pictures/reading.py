@@ -10,45 +10,31 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from dip_fast.errors import Argument, UsageError
+from dip_fast.errors import UsageError
 from dip_fast.pictures import formats
 from dip_fast.pictures.aside import hidden_by, set_aside
-from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.pictures.foreign import is_address
 from dip_fast.pictures.formats import MAX_PIXELS
 from dip_fast.pictures.kind import Kind
-from dip_fast.pictures.picture import Extras, Picture
+from dip_fast.pictures.picture import Picture
 from dip_fast.pictures.ranges import Range, filled, find
+from dip_fast.pictures.upright import extras_of, upright
 
 # Decoders report oddities through logging, which prints to stderr where nobody listens; what matters is checked here.
 for _name in ("tifffile", "imagecodecs", "PIL"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 MAX_BYTES = 32 * MAX_PIXELS  # four float64 samples a pixel; a longer file is refused before it fills the memory
-# A network may draw values some times the range beyond it, and a model file computes them in float32.
-MAX_SAMPLE = float(np.finfo(np.float32).max) / 32
 _TOO_LONG = f"it is longer than any picture of {MAX_PIXELS} pixels; cut out the part to restore"
 _CHUNK = 2**20
-
-# EXIF's orientation tag says how the stored picture was turned; each entry turns it upright.
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
 
 
 def read_picture(
@@ -99,7 +85,7 @@ def read_picture(
     else:
         label = name or os.fspath(source)
         name = name or Path(source).name
-    with _named(label), warnings.catch_warnings():
+    with naming(label), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of what is checked here: size, damaged EXIF
         if content is None:
             content = source if isinstance(source, bytes) else _file_content(Path(source))
@@ -114,7 +100,7 @@ def read_content(path: str | os.PathLike[str]) -> bytes:
     UsageError
         If there is none, or it is no regular file, cannot be read, or is longer than any picture.
     """
-    with _named(os.fspath(path)):
+    with naming(os.fspath(path)):
         return _file_content(Path(path))
 
 
@@ -138,7 +124,7 @@ def check_header(content: bytes, name: str) -> tuple[int, int, int] | None:
     UsageError
         If it is of no format that can be read here, or too small or too large.
     """
-    with _named(name), warnings.catch_warnings():
+    with naming(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not content:
             raise UsageError("it is empty; get an intact copy")
@@ -152,7 +138,7 @@ def check_header(content: bytes, name: str) -> tuple[int, int, int] | None:
 
 
 @contextlib.contextmanager
-def _named(label: str) -> Iterator[None]:
+def naming(label: str) -> Iterator[None]:
     """Raise whatever is wrong with a file as one line that names it."""
     try:
         yield
@@ -271,17 +257,8 @@ def _file_content(path: Path) -> bytes:
 def _picture(
     data: bytes, name: str, keep_metadata: bool, may_miss: bool, aside: Collection[str], page: int | None
 ) -> Picture:
-    if not data:
-        raise UsageError("it is empty; get an intact copy")
-    format_ = formats.recognised(data, name)
-    format_.require_library()
-    decoded = _decoded(format_, data, keep_metadata, page)
-    formats.check_size(*decoded.samples.shape[:2])
-    missing = _fill_missing(decoded) if may_miss else None
-    _check_samples(decoded, may_miss=may_miss)
-    turn = _UPRIGHT.get(decoded.orientation, _UPRIGHT[1])
-    samples = np.ascontiguousarray(turn(decoded.samples))
-    alpha = None if decoded.alpha is None else np.ascontiguousarray(turn(decoded.alpha))
+    format_, decoded, missing = upright(data, name, keep_metadata=keep_metadata, may_miss=may_miss, page=page)
+    samples, alpha = decoded.samples, decoded.alpha
     hidden = hidden_by(alpha, decoded) if "hidden" in aside else None
     found = find(samples, hidden, outliers="outliers" in aside)
     _check_range(found, samples.dtype)
@@ -294,17 +271,11 @@ def _picture(
         samples.dtype.name,
         found.whole,
         alpha=None if alpha is None else decoded.alpha_kind,
-        suffix=_result_suffix(format_, samples.dtype.name, channels),
+        suffix=result_suffix(format_, samples.dtype.name, channels),
         channel_ranges=found.channels,
         colours=decoded.colours,
     )
-    extras = Extras(
-        alpha=alpha,
-        icc_profile=decoded.icc_profile,
-        exif=_kept_exif(decoded) if keep_metadata else None,
-        geometry=None if decoded.geometry is None else decoded.geometry.turned(decoded.orientation),
-        jpeg=decoded.jpeg,
-    )
+    extras = extras_of(decoded, keep_metadata=keep_metadata)
     image = kind.to_unit(samples)
     off = set_aside(hidden, found, decoded)
     if off is not None:
@@ -315,50 +286,16 @@ def _picture(
         image,
         extras,
         tuple(decoded.notes),
-        missing=None if missing is None else np.ascontiguousarray(turn(missing)),
+        missing=missing,
         jpeg=data if format_ is formats.FORMATS["jpeg"] else None,
     )
 
 
-def _decoded(format_: formats.Format, data: bytes, keep_metadata: bool, page: int | None) -> Decoded:
-    """Decode a file, or one page of it."""
-    if page is None:
-        return format_.read(data, keep_metadata)
-    if format_.read_page is None:
-        raise UsageError("{}: a {} file has no pages; leave it out", Argument("page", page), format_.name)
-    return format_.read_page(data, keep_metadata, page)
-
-
-def _result_suffix(format_: formats.Format, dtype: str, channels: int) -> str:
+def result_suffix(format_: formats.Format, dtype: str, channels: int) -> str:
     """Choose the suffix of the result: that of the format, or of TIFF where that cannot hold the samples."""
     target = formats.writer(format_.result_suffix)
     holds = target is not None and dtype in target.dtypes and target.holds_channels(channels, is_rgb=channels == 3)
     return format_.result_suffix if holds else ".tif"
-
-
-def _fill_missing(decoded: Decoded) -> np.ndarray | None:
-    """Put the mean of the others in the place of samples that are NaN or infinite; find the pixels that have one."""
-    finite = np.isfinite(decoded.samples)
-    if finite.all() or not finite.any():  # where nothing is there at all, the picture is refused
-        return None
-    mean = decoded.samples[finite].mean(dtype=np.float64)
-    decoded.samples = np.where(finite, decoded.samples, mean.astype(decoded.samples.dtype))
-    return ~finite.all(axis=2)
-
-
-def _check_samples(decoded: Decoded, *, may_miss: bool) -> None:
-    """Refuse samples that no model file can draw, and turn short floats into float32."""
-    samples, alpha = decoded.samples, decoded.alpha
-    if samples.dtype.kind != "f":
-        return
-    whole = samples if alpha is None else np.dstack([samples, alpha])
-    _check_finite(whole, may_miss=may_miss or np.isfinite(samples).all() or not np.isfinite(samples).any())
-    if max(abs(float(whole.min())), abs(float(whole.max()))) > MAX_SAMPLE:
-        raise UsageError("its samples are too large for 32-bit float; scale them down")
-    if samples.dtype.itemsize < 4:
-        decoded.notes.append(f"{8 * samples.dtype.itemsize}-bit float samples were converted to 32-bit float.")
-        decoded.samples = samples.astype(np.float32)
-        decoded.alpha = None if alpha is None else alpha.astype(np.float32)
 
 
 def _check_range(found: Range, dtype: np.dtype) -> None:
@@ -372,29 +309,3 @@ def _check_range(found: Range, dtype: np.dtype) -> None:
             f"its samples, from {low:.9g} to {high:.9g}, are too close to each other for 32-bit float; subtract "
             f"{low:.9g} or scale them"
         )
-
-
-def _check_finite(samples: np.ndarray, *, may_miss: bool) -> None:
-    """Refuse samples that are NaN or infinite; where such may be missing in another run, say so."""
-    bad = ~np.isfinite(samples)
-    if bad.any():
-        row, column, channel = np.unravel_index(int(bad.argmax()), bad.shape)
-        text = (
-            f"{int(bad.sum())} of its {bad.size} samples are NaN or infinite, "
-            f"the first at row {row}, column {column}, channel {channel} (counted from 0); replace them with numbers"
-        )
-        hint = () if may_miss else (Argument("mask", "nan"),)
-        raise UsageError(text + ", or fill them in with {}" * len(hint), *hint)
-
-
-def _kept_exif(decoded: Decoded) -> bytes | None:
-    """Return the EXIF block for the result, or None where there is none that can be kept."""
-    if decoded.exif is None:
-        return None
-    from dip_fast.pictures import exif
-
-    try:
-        return exif.kept(decoded.exif)
-    except Exception:  # Pillow parses it lazily and damage shows in many ways; the pixels are sound
-        decoded.notes.append("The EXIF metadata is damaged and was left out.")
-        return None

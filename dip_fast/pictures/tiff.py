@@ -24,9 +24,9 @@ from dip_fast.pictures.tiff_structure import MAX_PAGES, MAX_STACK, check_directo
 
 # The TIFF tags that decide what the pixels are.  tifffile drops a tag that it cannot read and goes on with a default.
 _TIFF_TAGS = frozenset({*range(254, 267), 273, 274, 277, 278, 279, 284, 317, *range(320, 326), 338, 339, 347, 529, 530})
-_ICC_TAG = 34675
-_ALPHA_KINDS = {0: "unspecified", 1: "assocalpha", 2: "unassalpha"}  # of the TIFF tag ExtraSamples, in tifffile's words
-_SAMPLES = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")
+ICC_TAG = 34675
+ALPHA_KINDS = {0: "unspecified", 1: "assocalpha", 2: "unassalpha"}  # of the TIFF tag ExtraSamples, in tifffile's words
+SAMPLES = ("b1", "u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8")
 
 EXIF_DIRECTORIES = (0x8769, 0x8825)  # camera settings, GPS
 
@@ -57,7 +57,7 @@ def read(data: bytes, keep_metadata: bool, number: int | None = None) -> Decoded
     decoded = Decoded(
         samples,
         orientation=tags.valueof(ORIENTATION_TAG, 1),
-        icc_profile=bytes(tags.valueof(_ICC_TAG, b"")) or None,
+        icc_profile=bytes(tags.valueof(ICC_TAG, b"")) or None,
         exif=exif,
         geometry=geometry,
     )
@@ -74,7 +74,7 @@ def _page(data: bytes, file: tifffile.TiffFile, number: int | None) -> tuple[tif
     count = max(len(pages), stacked)
     if number is None and count > 1:
         raise UsageError(
-            "it holds {} pages; choose one, such as {}, or save one page as a file of its own",
+            "it holds {} pages; choose one, such as {}, or save one as a file of its own; dip-fast stack takes all",
             *(count, Argument("page", 1)),
         )
     if number is not None and not 1 <= number <= count:
@@ -82,7 +82,7 @@ def _page(data: bytes, file: tifffile.TiffFile, number: int | None) -> tuple[tif
             "{}: it holds {} page{}; choose one of them", Argument("page", number), count, "s"[: count > 1]
         )
     page = pages[0 if stacked > 1 else (number or 1) - 1]
-    _check(data, file, page)
+    check_page(data, file, page)
     if stacked > 1:
         if not page.is_contiguous:
             raise UsageError("it is a stack behind one directory, and compressed; save one page as a file of its own")
@@ -106,14 +106,14 @@ def measure(data: bytes) -> tuple[int, int, int]:
         return page.imagelength, page.imagewidth, page.samplesperpixel - len(page.extrasamples)
 
 
-def _check(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+def check_page(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
     """Refuse what is damaged or not supported, before the picture is decoded."""
     check_size(page.imagelength, page.imagewidth)
     layout = file.tiff
     (count,) = struct.unpack_from(layout.tagnoformat, data, page.offset)
     first = page.offset + layout.tagnosize
     codes = {struct.unpack_from(file.byteorder + "H", data, first + i * layout.tagsize)[0] for i in range(count)}
-    lost = (codes & (_TIFF_TAGS | {_ICC_TAG})) - set(page.tags.keys())
+    lost = (codes & (_TIFF_TAGS | {ICC_TAG})) - set(page.tags.keys())
     if lost or 262 not in codes:  # what the samples mean; the other tags have defaults that writers rely on
         raise UsageError(f"it is damaged (tag {min(lost, default=262)} is missing or unreadable); get an intact copy")
     if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
@@ -123,7 +123,7 @@ def _check(data: bytes, file: tifffile.TiffFile, page: tifffile.TiffPage) -> Non
     if page.imagedepth != 1:
         raise UsageError(f"it is a volume {page.imagedepth} layers deep; save one layer as a file of its own")
     kind = page.dtype if isinstance(page.bitspersample, int) else None  # one size for all channels
-    if kind is None or kind.str[1:] not in _SAMPLES:
+    if kind is None or kind.str[1:] not in SAMPLES:
         found = kind or f"{page.bitspersample} bits of format {page.sampleformat}"
         raise UsageError(f"its samples are {found}; save them as integers of up to 32 bits or floats")
     if math.prod(page.chunks) > 4 * MAX_PIXELS:
@@ -159,7 +159,7 @@ def _interpret(decoded: Decoded, page: tifffile.TiffPage) -> None:
         raise UsageError(
             f"it has {samples.shape[2]} channels, which its kind of colours has not; save it as gray or RGB"
         )
-    kinds_of_extra = [_ALPHA_KINDS.get(int(code), "unspecified") for code in page.extrasamples][:extra]
+    kinds_of_extra = [ALPHA_KINDS.get(int(code), "unspecified") for code in page.extrasamples][:extra]
     alpha = next((i for i, kind in enumerate(kinds_of_extra) if kind != "unspecified"), None)
     if alpha is not None:  # any other channel is data like the first
         decoded.alpha_kind, decoded.alpha = kinds_of_extra[alpha], samples[..., colours + alpha]

@@ -25,7 +25,7 @@ _FAX = (2, 3, 4)  # decoded for a number of rows, whatever else they hold
 _MORE = "it is damaged (it holds more than the picture that its tags describe); get an intact copy"
 
 
-def check_directories(data: bytes, most: int = MAX_PAGES) -> None:
+def check_directories(data: bytes, most: int = MAX_PAGES) -> bool:
     """Refuse a list of directories that goes round in circles, or is longer than that of any picture.
 
     Parameters
@@ -34,6 +34,11 @@ def check_directories(data: bytes, most: int = MAX_PAGES) -> None:
         The file's content.
     most : int
         Pages that it may hold.
+
+    Returns
+    -------
+    bool
+        Whether the list is whole: it does not lead beyond the end of the file.
 
     Raises
     ------
@@ -57,7 +62,8 @@ def check_directories(data: bytes, most: int = MAX_PAGES) -> None:
                 raise UsageError(f"it is damaged (it lists more than {most_tags} tags); get an intact copy")
             place = offset + struct.calcsize("=" + count_format) + count * tag_size
     except struct.error:
-        return  # the list ends with the file; tifffile stops there too
+        return False  # the list ends with the file; tifffile stops there too
+    return offset == 0
 
 
 def check_parts(data: bytes, page: tifffile.TiffPage) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
 
+from dip_fast.errors import UsageError
 from dip_fast.pictures.tiff_structure import MAX_STACK
 
 _OME_TYPES = {"float32": "float", "float64": "double", "bool": "bit"}
@@ -92,6 +94,46 @@ def of_result(text: str, samples: np.ndarray, scale: tuple[float, float]) -> str
         held = f'<{prefix}Channel ID="Channel:0:0" SamplesPerPixel="{channels}"/>'
         pixels = opening + held + pixels[len(opening) :]
     return text[:start] + pixels + text[end:]
+
+
+def of_stack(text: str, dtype: str, planes: int) -> str:
+    """Adapt the OME-XML of a file to a result with the same axes, whose pages lie in the order of these.
+
+    Parameters
+    ----------
+    text : str
+        The description of the file's first page.
+    dtype : str
+        Of the result.
+    planes : int
+        Pages of the result.
+
+    Raises
+    ------
+    UsageError
+        If it describes not one image.
+    """
+    found = [*islice(_elements(text, "Pixels", 0, len(text)), 2)]
+    root = next(_elements(text, "OME", 0, len(text)), None)
+    if len(found) != 1 or root is None:
+        raise UsageError("its OME-XML describes not one image; save that as a file of its own")
+    (start, end), kind = found[0], _OME_TYPES[dtype]
+    pixels = text[start:end]
+    opening = _opening(pixels, 0)
+    prefix = opening[1 : opening.index("Pixels")]
+    if _attribute(opening, "BigEndian") is not None:
+        pixels = _with(pixels, "BigEndian", "false")
+    if _attribute(opening, "Type") != kind:
+        pixels = _with(pixels, "Type", kind)
+    places = [*islice(_elements(pixels, "TiffData", 0, len(pixels)), _MOST)]
+    data = f'<{prefix}TiffData IFD="0" PlaneCount="{planes}"/>'
+    for number, (first, last) in reversed([*enumerate(places)]):
+        pixels = pixels[:first] + (data if number == 0 else "") + pixels[last:]
+    if not places:  # it is found by the order alone
+        raise UsageError("its OME-XML does not name its pages; save it once more as OME-TIFF")
+    text = text[:start] + pixels + text[end:]
+    # Another file has another identity.
+    return text[: root[0]] + _with(text[root[0] :], "UUID", f"urn:uuid:{uuid.uuid4()}")
 
 
 def _elements(text: str, name: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -100,7 +100,7 @@ class Folder:
             left = [name for name in (*(names - {SNAPSHOTS}), *inner) if not TEMPORARY.fullmatch(name)]
             if fresh and left and NAME not in names:
                 raise UsageError("{} exists, and is not a run's folder; choose another {}", self.path, OUT)
-            for name in (NAME, *_own(), *(f"{SNAPSHOTS}/{path.name}" for path in self.snapshots().values())):
+            for name in (NAME, *self.own(), *(f"{SNAPSHOTS}/{path.name}" for path in self.snapshots().values())):
                 self._require(name, stat.S_ISREG)
 
     def check_room(self, needed: int) -> None:
@@ -138,7 +138,7 @@ class Folder:
                 if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder):
                     raise PermissionError(0, "it cannot be written to")
             shots = [path.name for path in self.snapshots().values()]
-            for folder, own in ((self._snapshots, shots), (self._folder, _own())):
+            for folder, own in ((self._snapshots, shots), (self._folder, self.own())):
                 # What a killed process was writing aside, and what an earlier run has left.
                 aside = [name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]  # noqa: PTH208
                 for name in (*aside, *(own if fresh else ())):
@@ -227,6 +227,12 @@ class Folder:
         assert folder is not None, "the folder is not open"
         write_in(folder, Path(name).name, data, self.path / name)
 
+    def own(self) -> list[str]:
+        """List what a run may leave in its folder, besides the record and the snapshots."""
+        results = [f"result{suffix}" for suffix in written_suffixes()]
+        models = [f"model{entry.suffix}" for entry in FORMATS.values()]
+        return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.png"]
+
     def _require(self, name: str, kind: Callable[[int], bool]) -> None:
         """Refuse what has one of the run's names and is not of the kind that a run writes: a link, a folder, a pipe."""
         with contextlib.suppress(FileNotFoundError):
@@ -248,13 +254,6 @@ class Folder:
             ) from error
         except OSError as error:
             raise UsageError("cannot use {}: {}; choose another {}", self.path, error.strerror, OUT) from error
-
-
-def _own() -> list[str]:
-    """List what a run may leave in its folder, besides the record and the snapshots."""
-    results = [f"result{suffix}" for suffix in written_suffixes()]
-    models = [f"model{entry.suffix}" for entry in FORMATS.values()]
-    return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.png"]
 
 
 def write_elsewhere(name: str, data: bytes) -> Path:

@@ -92,6 +92,8 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
             record = Record.load(path)
         except UnreadableError as error:
             raise UsageError("{} {}; there is no report without it", path / NAME, error) from error
+        if "pictures" in record.inputs.get("picture", {}):
+            raise UsageError("{} holds a stack, of which there is no report; look at its contact_sheet.png", path)
         summary = record.summary
         if summary is None:
             raise UsageError("the run in {} has no result yet ({}); let it end first", path, record.status)

@@ -6,12 +6,9 @@ import contextlib
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +22,7 @@ from dip_fast.runs import checkpoints, estimate, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
 from dip_fast.runs.folder import Folder, Say
+from dip_fast.runs.interrupting import interruptible
 from dip_fast.runs.job import Job, complete, extended, resumed, settled, start
 from dip_fast.runs.material import Material, Request, read
 from dip_fast.runs.progress import Emit, Progress
@@ -97,7 +95,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             record.started, record.copies = stored.started, stored.copies
             if checkpoint.exists():
                 checkpoints.load(checkpoint, fit, record.digest())
-        with _interruptible(fit, quiet=request.quiet):
+        with interruptible(fit, quiet=request.quiet):
             folder.open(record, fresh=stored is None, overwrite=request.overwrite)
             for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
                 say(line)
@@ -228,31 +226,3 @@ def _other_inputs(names: Iterable[str]) -> UsageError:
         "cannot resume: {} must be those that the run was started with; give the same ones, or start again with {}",
         *(f"{', '.join(first)} and {last}" if first else last, Argument("overwrite", True)),
     )
-
-
-@contextlib.contextmanager
-def _interruptible(fit: Fit, *, quiet: bool) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the fit after its step; a second one ends the program."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: object) -> None:
-        restore()
-        fit.interrupt()
-        if not quiet:  # os.write, since a handler must not enter a stream that may be in the middle of a line
-            with contextlib.suppress(OSError):  # the terminal is closed
-                os.write(2, b"\nstopping after this step; once more to stop at once, without the result\n")
-
-    before: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a job in the background: it is to go on
-            before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        restore()
