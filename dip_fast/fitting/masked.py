@@ -148,8 +148,9 @@ class MaskedPrediction(Objective):
 
     @property
     def passes(self) -> int:
-        """One for each mask of a prediction, and one for each orientation of a refined picture."""
-        return self.pictures * (self.masks + (ORIENTATIONS if self._draws_refined else 0))
+        """One for each mask of a prediction, each orientation of a refined picture, and each of its estimates."""
+        estimates = (1 + self._draws_refined) * self._looks_for_similar
+        return self.pictures * (self.masks + ORIENTATIONS * self._draws_refined + estimates)
 
     @property
     def _draws_refined(self) -> bool:
@@ -174,13 +175,13 @@ class MaskedPrediction(Objective):
             A = yield from self._predict(networks, n, self.masks)
             picture = slice(n, n + 1)
             x[picture], psnr_of_prediction, psnr = self._combine(n, A)
+            y[picture] = unbiased(self.y[picture], A, self.noise)
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
-            if self._looks_for_similar:
-                y[picture] = unbiased(self.y[picture], A, self.noise)
-                x[picture] = similar_patches.estimate(y[picture], x[picture], self.noise)
         self.predicted_psnr = sum(predicted) / self.pictures
         self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
+        if self._looks_for_similar:
+            x = yield from similar_patches.estimate(y, x, self.noise)
         if not self.polish_steps:
             return x
         if self.block > 1:  # fresh noise would be white, and this is not
@@ -191,11 +192,10 @@ class MaskedPrediction(Objective):
         if not self._draws_refined:
             return x
         for n in range(self.pictures):
-            picture = slice(n, n + 1)
             refined = yield from self._draw_whole(draw, n)
-            x[picture] = (x[picture] + refined) / 2
-            if self._looks_for_similar:
-                x[picture] = similar_patches.estimate(y[picture], x[picture], self.noise)
+            x[n : n + 1] = (x[n : n + 1] + refined) / 2
+        if self._looks_for_similar:
+            x = yield from similar_patches.estimate(y, x, self.noise)
         return x
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:

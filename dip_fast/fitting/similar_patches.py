@@ -1,8 +1,9 @@
-"""A second estimate of a denoised picture: each patch from its noisy samples and the patches that are like it."""
+"""A second estimate of denoised pictures: each patch from its noisy samples and the patches that are like it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -13,14 +14,15 @@ from dip_fast.fitting.noise_model import NoiseModel
 SIDE = 5  # of a patch, in pixels
 ALIKE = 24  # patches of a group
 REACH = 13  # pixels that they are looked for around the first
+NEIGHBOURS = 1  # pictures before and after, as in films and volumes, that they are looked for in
 STRIDE = 3  # pixels between the first patches of groups
 GROUPS = 1024  # at a time
 FAR = 1e3  # what no sample of the picture is near
 UNIT = 2.0**-32  # of sums: those of whole numbers do not depend on their order, hence not on threads or device
 
 
-def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
-    """Estimate a picture once more, by the patches that are alike in a first estimate.
+def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
+    """Estimate pictures once more, by the patches that are alike in a first estimate; yield after each.
 
     The patches of a group, as vectors of all their samples, are taken for draws of one normal distribution, whose mean
     m and covariance C are those of the first estimate's.  With noise of the covariance N, the best estimate of a noisy
@@ -34,14 +36,14 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
     Parameters
     ----------
     y, x : Tensor
-        The noisy picture, its samples without the bias of noise that is cut off, and the first estimate,
-        ``(1, C, H, W)``.
+        Noisy pictures, whose samples have no bias of noise that is cut off, and their first estimates,
+        ``(N, C, H, W)``; neighbours in time or depth are neighbours here.
     noise : NoiseModel
 
     Returns
     -------
     Tensor
-        Of the shape of y; x itself where a picture has less than two patches.
+        Of the shape of y; x itself where pictures have less than two patches.
 
     References
     ----------
@@ -53,19 +55,21 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
     channels, height, width = y.shape[1:]
     beyond = (0, -(width - SIDE) % STRIDE, 0, -(height - SIDE) % STRIDE)
     y, x = (pad(image, beyond, mode="reflect") for image in (y, x))
-    samples, estimates = (image[0].flatten(1).t().contiguous() for image in (y, x))
+    samples, estimates = (images.movedim(1, 3).reshape(-1, channels) for images in (y, x))
     sums = torch.zeros(samples.shape, dtype=torch.int64, device=y.device)
     count = torch.zeros(len(samples), dtype=torch.int64, device=y.device)
     square = torch.arange(SIDE, device=y.device)
     inside = (square[:, None] * y.shape[3] + square).flatten()
-    for corners in _groups(x):
-        places = (corners[..., None] + inside).flatten()
-        shape = (*corners.shape, SIDE * SIDE * channels)
-        restored = _restored(samples[places].view(shape), estimates[places].view(shape), noise)
-        sums.index_add_(0, places, (restored.view(-1, channels) / UNIT).round().long())
-        count += places.bincount(minlength=len(count))
+    for n in range(len(y)):
+        for corners in _groups(x, n):
+            places = (corners[..., None] + inside).flatten()
+            shape = (*corners.shape, SIDE * SIDE * channels)
+            restored = _restored(samples[places].view(shape), estimates[places].view(shape), noise)
+            sums.index_add_(0, places, (restored.view(-1, channels) / UNIT).round().long())
+            count += places.bincount(minlength=len(count))
+        yield
     mean = (sums.double() * UNIT / count[:, None]).to(y)
-    return mean.t().view(y.shape)[..., :height, :width]
+    return mean.view(len(y), *y.shape[2:], channels).movedim(3, 1)[..., :height, :width]
 
 
 def _restored(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
@@ -80,26 +84,34 @@ def _restored(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
     return mean + weights.transpose(1, 2) @ Q * own.sqrt()
 
 
-def _groups(x: Tensor) -> Iterator[Tensor]:
-    """Find patches that are alike, as places of their first samples in the flat picture, ``(groups, patches)``."""
+def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
+    """Find patches that are like those of a picture, as places of their first samples in the flat pictures.
+
+    Yields
+    ------
+    Tensor
+        int64, ``(groups, patches)``.
+    """
     height, width = x.shape[2:]
     rows, columns = ((length - SIDE) // STRIDE + 1 for length in (height, width))
-    around = pad(x, (REACH,) * 4, value=FAR)
-    shifts = torch.cartesian_prod(*[torch.arange(-REACH, REACH + 1)] * 2)
+    others = range(max(n - NEIGHBOURS, 0), min(n + NEIGHBOURS + 1, len(x)))
+    reach = range(-REACH, REACH + 1)
+    shifts = [(0, 0, 0), *(shift for shift in itertools.product((k - n for k in others), reach, reach) if any(shift))]
+    around = pad(x[others.start : others.stop], (REACH,) * 4, value=FAR)
     alike = min(ALIKE, (min(height, REACH + SIDE) - SIDE + 1) * (min(width, REACH + SIDE) - SIDE + 1))
-    steps = shifts.to(x.device) @ torch.tensor([width, 1], device=x.device)
+    steps = torch.tensor([(k * height + down) * width + right for k, down, right in shifts], device=x.device)
     across = torch.arange(columns, device=x.device) * STRIDE
     strip = max(1, GROUPS // columns)
     for first in range(0, rows, strip):
         count = min(strip, rows - first)
         top, high = first * STRIDE, (count - 1) * STRIDE + SIDE
-        here = x[:, :, top : top + high]
+        here = x[n, :, top : top + high]
         distances = torch.empty((len(shifts), count, columns), device=x.device)
-        for distance, (down, right) in zip(distances, shifts.tolist(), strict=True):
+        for distance, (k, down, right) in zip(distances, shifts, strict=True):
             begin = top + REACH + down, REACH + right
-            there = around[:, :, begin[0] : begin[0] + high, begin[1] : begin[1] + width]
-            distance.copy_(avg_pool2d((here - there).square_().sum(1), SIDE, STRIDE)[0])
-        distances[len(shifts) // 2] = -1.0  # each is of its own group
+            there = around[n + k - others.start, :, begin[0] : begin[0] + high, begin[1] : begin[1] + width]
+            distance.copy_(avg_pool2d((here - there).square_().sum(0, keepdim=True), SIDE, STRIDE)[0])
+        distances[0] = -1.0  # each is of its own group
         nearest = distances.flatten(1).t().topk(alike, dim=1, largest=False).indices
-        corners = (torch.arange(count, device=x.device)[:, None] + first) * STRIDE * width + across
+        corners = ((torch.arange(count, device=x.device)[:, None] + first) * STRIDE + n * height) * width + across
         yield corners.flatten()[:, None] + steps[nearest]
