@@ -25,7 +25,7 @@ COMMAND = re.compile(r"(?:dip-fast|python -m dip_fast) \w")
 RENDERING = runpy.run_path(str(ROOT / ".ci" / "render_options.py"))
 # By builds, and by readers of the pages that say how something is added.
 TO_BE_MADE = {
-    "dip_fast/_C.json",
+    "dip_fast/_C.torch-2.13.0.so",
     "dip_fast/networks/toy.py",
     "dip_fast/pictures/farbfeld.py",
     "dip_fast/tasks/halve.py",
