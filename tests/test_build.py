@@ -237,6 +237,27 @@ def test_libraries_for_other_versions_of_torch_are_left_alone(tmp_path: Path, mo
     assert extension._load_shipped(wanted).reason.startswith(f"{library} cannot be loaded: ")  # it was chosen
 
 
+def test_cpu_alone_where_no_cuda_kernels_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CUDA toolkit, but no compiler, the wheel's build for the CPU was refused, and none was used."""
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "ops" / "extension.py"))
+    monkeypatch.setattr(extension, "Interface", lambda library: object())
+    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "cache")
+    wanted = building.target() | {"cuda": "13.0 sm_90"}
+    monkeypatch.setattr(building, "target", lambda: wanted)
+    monkeypatch.setattr(building, "missing", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(torch._C, "_dispatch_get_all_op_names", list)
+    monkeypatch.delenv("DIP_FAST_BUILD", raising=False)
+    library = tmp_path / building.shipped_name(torch.__version__)
+    library.touch()
+    record = wanted | {"cuda": "none: torch is built without CUDA"}
+    building.record_path(library).write_text(json.dumps(record))
+    found = extension._load()
+    assert (found.origin, found.library) == ("shipped", library)
+    assert building.lacks_cuda(found.record) == "making one here failed: there is no C++ compiler"
+    building.record_path(library).write_text(json.dumps(record | {"sources": "0"}))
+    assert extension._load().reason.endswith("another sources, and making one here failed: there is no C++ compiler")
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -289,7 +310,7 @@ def test_kernels_that_this_cpu_lacks_are_wrong_usage(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(extension, "Interface", Refusing)
     with pytest.raises(UsageError, match="DIP_FAST_CPU must be portable, avx2 or avx512, got sse9"):
-        extension._open(tmp_path / "_C.so", "cached")
+        extension._open(tmp_path / "_C.so", "cached", {})
 
 
 def test_build_needs_no_python_and_no_openmp_of_its_own() -> None:

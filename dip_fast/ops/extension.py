@@ -131,20 +131,28 @@ def _load() -> Extension:
 
     key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
     library = cache_folder() / key / "_C.so"
+    failure = ""
     try:
         if not building.read_record(library):
             library = _cached(wanted) or library
         if not building.read_record(library):
             if policy == "never":
-                return Extension(reason=f"{reason}, and DIP_FAST_BUILD=never forbids making one")
-            _build_once(library)
+                failure = "DIP_FAST_BUILD=never forbids making one"
+            else:
+                _build_once(library)
     except (building.BuildError, OSError, NotImplementedError) as error:  # the last one: a file system without locks
-        return Extension(reason=f"{reason}, and making one here failed: {error}")
-    return _open(library, "cached")
+        failure = f"making one here failed: {error}"
+    if not failure:
+        return _open(library, "cached", building.read_record(library))
+    shipped = _load_shipped(wanted, without_cuda=failure)
+    return Extension(reason=f"{reason}, and {failure}") if shipped.interface is None else shipped
 
 
-def _load_shipped(wanted: dict[str, str]) -> Extension:
-    """Load the build that came with the package, if there is one for this torch and these sources."""
+def _load_shipped(wanted: dict[str, str], without_cuda: str = "") -> Extension:
+    """Load the build that came with the package, if there is one for this torch and these sources.
+
+    ``without_cuda`` is the reason why no other build can be made: a build for the CPU alone is then better than none.
+    """
     library = shipped_library()
     record = building.read_record(library)
     if not record:
@@ -152,13 +160,15 @@ def _load_shipped(wanted: dict[str, str]) -> Extension:
         if not versions:
             return Extension(reason="no build came with this package")
         made_for = ", ".join(versions)
-        return Extension(
-            reason=f"the builds that came with this package are for torch {made_for}, not {wanted['torch']}"
-        )
+        reason = f"the builds that came with this package are for torch {made_for}, not {wanted['torch']}"
+        return Extension(reason=reason)
     differing = building.differences(record, wanted)
-    if not differing:
-        return _open(library, "shipped")
-    return Extension(reason=f"the build that came with this package was made for another {differing[0]}")
+    if differing and not (without_cuda and differing == ["cuda"]):
+        return Extension(reason=f"the build that came with this package was made for another {differing[0]}")
+    lacking = without_cuda or building.lacks_cuda(wanted)
+    if building.lacks_cuda(record) and lacking:  # what holds here, and not where the wheel was made
+        record["cuda"] = f"none: {lacking}"
+    return _open(library, "shipped", record)
 
 
 def _cached(wanted: dict[str, str]) -> Path | None:
@@ -198,11 +208,11 @@ def _acquire(lock: filelock.BaseFileLock) -> filelock.AcquireReturnProxy:
         return lock.acquire()
 
 
-def _open(library: Path, origin: str) -> Extension:
+def _open(library: Path, origin: str, record: dict[str, str]) -> Extension:
     try:
         interface = Interface(library)
     except OSError as error:
         return Extension(reason=f"{library} cannot be loaded: {error}")
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Extension(interface, library, origin, record=building.read_record(library))
+    return Extension(interface, library, origin, record=record)
