@@ -1,6 +1,8 @@
 """A release is what its tag says."""
 
+import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,13 @@ def test_release_that_contradicts_its_tag_is_refused(checkout, file, before, aft
     path = checkout / file
     path.write_text(path.read_text().replace(before, after))
     assert any(expected in problem for problem in problems(checkout, "v1.2.0"))
+
+
+def test_every_declared_python_is_tested_with_the_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = re.findall(r":: Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    matrix = re.search(r"python: \[(.*)\]", (ROOT / ".github" / "workflows" / "release.yml").read_text())
+    assert declared == re.findall(r"\d+\.\d+", matrix[1])
 
 
 def test_version_of_this_checkout_is_the_only_one():
