@@ -9,9 +9,12 @@
 # make test-gpu   the tests that need a GPU, skipped with the reason where there is none
 # make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
 # make test-browser   look at the report in a browser; needs Debian's package chromium
+# make wheel   build the source distribution and the wheel of a release in dist/ (docs/release.md)
+# make test-wheel   use that wheel in an environment of its own, where there is no compiler
 # make test-slow, make clean
 
 PYTHON ?= python3
+TORCHES ?= 2.13.0
 BIN := .venv/bin
 CMAKE = $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -S . -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_masking*.py tests/test_engines.py
@@ -19,7 +22,7 @@ EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/te
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser docs lint format clean
+.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser wheel test-wheel docs lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -84,6 +87,13 @@ test-replay:
 	@mkdir -p build
 	.venv-replay/bin/dip-fast replay tests/data/model.onnx --verify -o build/replayed.png --overwrite
 	.venv-replay/bin/python -c "import dip_fast; print(dip_fast.replay('tests/data/model.onnx').shape)"
+
+# From the source distribution, with a library for each version of torch that TORCHES names.
+wheel:
+	$(PYTHON) .ci/build_wheel.py $(TORCHES)
+
+test-wheel:
+	PYTHON=$(PYTHON) .ci/test_wheel.sh
 
 # An environment of its own, without torch: mkdocstrings reads the sources and imports nothing.
 .venv-docs/requirements: requirements/docs.txt

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -22,13 +23,27 @@ class BuildPython(build_py):
 
 
 class BuildExtension(build_ext):
+    """Builds the library of operators, which depends on the version of torch and not on Python's."""
+
+    def get_ext_filename(self, fullname):
+        import torch
+
+        return str(Path(*fullname.split(".")).with_name(building["shipped_name"](torch.__version__)))
+
     def build_extension(self, ext):
         building["build"](Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
 
     def copy_extensions_to_source(self):  # of an editable install
         super().copy_extensions_to_source()
-        if self.extensions:
-            shutil.copy(building["record_path"](Path(self.build_lib) / "dip_fast" / "_C"), ROOT / "dip_fast")
+        for ext in self.extensions:
+            library = Path(self.build_lib) / self.get_ext_filename(ext.name)
+            shutil.copy(building["record_path"](library), ROOT / "dip_fast")
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
 missing = building["missing"]()
@@ -47,5 +62,5 @@ setup(
     package_data={**sources, "dip_fast": ["py.typed", "data/*"]},
     include_package_data=False,  # else csrc/test, which only the source distribution needs, would come too
     ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
-    cmdclass={"build_py": BuildPython, "build_ext": BuildExtension},
+    cmdclass={"bdist_wheel": Wheel, "build_py": BuildPython, "build_ext": BuildExtension},
 )

@@ -44,7 +44,7 @@ def collect() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "engines": ["plain", "fused"] if build.module else ["plain"],
+        "engines": ["plain", "fused"] if build.interface else ["plain"],
         "operators": _operators(build),
         "fused": {name: _fused(preset.recipe) for name, preset in PRESETS.items()},
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
@@ -53,14 +53,14 @@ def collect() -> dict[str, Any]:
 
 def _operators(build: extension.Extension) -> dict[str, Any]:
     """Describe where the compiled operators come from and which kernels they use, or why there are none."""
-    if build.module is None:
+    if build.interface is None:
         return {"build": "none", "why": build.reason}
     return {
         "build": build.origin,
         "for torch": build.record["torch"],
         "compiler": build.record["compiler"],
         "cuda": build.record["cuda"],
-        "kernels": f"{build.module.cpu_level()} of {'/'.join(build.module.cpu_levels())}",
+        "kernels": f"{build.interface.cpu_level()} of {'/'.join(build.interface.cpu_levels())}",
     }
 
 

@@ -197,6 +197,17 @@ def test_loop_and_functions_need_no_picture_libraries() -> None:
     assert not {"PIL", "cv2", "tifffile", "imagecodecs", "skimage", "matplotlib", "safetensors", "psutil"} & loaded
 
 
+def test_nothing_slow_is_imported_before_the_first_step() -> None:
+    """Each of these takes half a second to a second of CPU, and a run of a small picture has few."""
+    loaded = imported(
+        "import dip_fast.runs.run, torch; from dip_fast import presets; from dip_fast.device import devices; "
+        "from dip_fast.fitting import prepare; from dip_fast.fitting.degradations import Identity; "
+        "recipe = presets.PRESETS['quick'].recipe; devices.needed_bytes(recipe, 3, (32, 32), 'fused'); "
+        "prepare(Identity(torch.rand(1, 3, 32, 32)), recipe).step()"
+    )
+    assert not {"torch._dynamo", "sympy", "scipy.stats", "skimage.metrics", "matplotlib.figure"} & loaded
+
+
 def test_preset_that_is_no_name_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"preset must be a name; PRESETS.register\(name, preset\)"):
         dip_fast.denoise(image("uint8"), channel_axis=-1, preset=dip_fast.PRESETS["quick"])  # type: ignore[arg-type]

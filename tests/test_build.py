@@ -17,6 +17,7 @@ import torch
 from build_cases import TOY
 
 import dip_fast
+from dip_fast.errors import UsageError
 from dip_fast.ops import building, extension
 
 PACKAGE = Path(dip_fast.__file__).parent
@@ -25,10 +26,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dip_fast.ops import extension
 with ThreadPoolExecutor(4) as pool:
-    modules = set(pool.map(lambda _: extension.load(), range(8)))
+    loaded = set(pool.map(lambda _: extension.load(), range(8)))
 info = extension.info()
-assert modules == {info.module}
-print(json.dumps({"origin": info.origin, "library": str(info.library), "reason": info.reason}))
+assert loaded == {info.interface}
+print(json.dumps({"origin": info.origin, "library": str(info.library), "reason": info.reason, "line": str(info)}))
 """
 
 
@@ -45,7 +46,7 @@ def write_toy(root: Path) -> None:
     (package / "_csrc").mkdir()
     (package / "__init__.py").touch()
     (package / "ops" / "__init__.py").touch()
-    for name in ("errors.py", "ops/building.py", "ops/extension.py"):
+    for name in ("errors.py", "ops/building.py", "ops/extension.py", "ops/interface.py"):
         shutil.copy(PACKAGE / name, package / name)
     (package / "_csrc" / "toy.cpp").write_text(TOY)
     (package / "_csrc" / "sources.txt").write_text("# a comment\ntoy.cpp -DOWN_FLAG  # and another\n")
@@ -214,17 +215,57 @@ def test_shipped_build_is_loaded(toy: Path, build_of_toy: Path) -> None:
     library = ship(build_of_toy, toy)
     report, errors = finish(start(toy))
     assert (report["origin"], report["library"], errors) == ("shipped", str(library), "")
+    assert report["line"] == f"operators that came with the package, for torch {torch.__version__}, kernels toy"
     assert not (toy / "cache").exists()
+
+
+def test_libraries_for_other_versions_of_torch_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel holds a library for each version of torch that it was tested with, whichever part for GPUs torch has."""
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "ops" / "extension.py"))
+    wanted = building.target()
+    assert str(extension._load_shipped(wanted)) == "operators in plain PyTorch: no build came with this package"
+    for version in ("2.12.0", "3.0.1"):
+        library = tmp_path / building.shipped_name(f"{version}+cu130")
+        library.write_bytes(b"not a library")
+        building.record_path(library).write_text(json.dumps(wanted | {"torch": f"{version}+cu130"}))
+    reason = f"the builds that came with this package are for torch 2.12.0, 3.0.1, not {torch.__version__}"
+    assert extension._load_shipped(wanted).reason == reason
+    version = building.public(torch.__version__)
+    library = tmp_path / f"_C.torch-{version}.so"
+    shutil.copy(tmp_path / "_C.torch-2.12.0.so", library)
+    building.record_path(library).write_text(json.dumps(wanted | {"torch": f"{version}+cu130"}))
+    assert extension._load_shipped(wanted).reason.startswith(f"{library} cannot be loaded: ")  # it was chosen
+
+
+def test_cpu_alone_where_no_cuda_kernels_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a CUDA toolkit, but no compiler, the wheel's build for the CPU was refused, and none was used."""
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "ops" / "extension.py"))
+    monkeypatch.setattr(extension, "Interface", lambda library: object())
+    monkeypatch.setattr(extension, "cache_folder", lambda: tmp_path / "cache")
+    wanted = building.target() | {"cuda": "13.0 sm_90"}
+    monkeypatch.setattr(building, "target", lambda: wanted)
+    monkeypatch.setattr(building, "missing", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(torch._C, "_dispatch_get_all_op_names", list)
+    monkeypatch.delenv("DIP_FAST_BUILD", raising=False)
+    library = tmp_path / building.shipped_name(torch.__version__)
+    library.touch()
+    record = wanted | {"cuda": "none: torch is built without CUDA"}
+    building.record_path(library).write_text(json.dumps(record))
+    found = extension._load()
+    assert (found.origin, found.library) == ("shipped", library)
+    assert building.lacks_cuda(found.record) == "making one here failed: there is no C++ compiler"
+    building.record_path(library).write_text(json.dumps(record | {"sources": "0"}))
+    assert extension._load().reason.endswith("another sources, and making one here failed: there is no C++ compiler")
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"torch": "2.12.0"}, f"made for another torch, 2.12.0 and not {torch.__version__}"),
-        ({"python": "cpython-39"}, "made for another python, cpython-39 and not"),
+        ({"torch": "2.12.0"}, "made for another torch"),
+        ({"flags": "-O0"}, "made for another flags"),
         ({"sources": "0"}, "made for another sources"),
     ],
-    ids=["torch", "python", "sources"],
+    ids=["torch", "flags", "sources"],
 )
 def test_shipped_build_for_something_else_is_not_loaded(
     toy: Path, build_of_toy: Path, changes: dict[str, str], reason: str
@@ -262,6 +303,25 @@ except ImportError as error:
     assert message == "another library in this process has registered the operators of dip_fast already"
 
 
+def test_kernels_that_this_cpu_lacks_are_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, library: Path) -> None:
+            raise ValueError("DIP_FAST_CPU must be portable, avx2 or avx512, got sse9")
+
+    monkeypatch.setattr(extension, "Interface", Refusing)
+    with pytest.raises(UsageError, match="DIP_FAST_CPU must be portable, avx2 or avx512, got sse9"):
+        extension._open(tmp_path / "_C.so", "cached", {})
+
+
+def test_build_needs_no_python_and_no_openmp_of_its_own() -> None:
+    """One file serves every Python, and uses the threads of the OpenMP that torch has loaded, whatever it is called."""
+    library = extension.info().library
+    assert library is not None
+    text = library.read_bytes()
+    for name in (b"libtorch_python", b"libpython", b"libgomp.so", b"PyInit", b"pybind11"):
+        assert name not in text, name
+
+
 def test_flags_of_each_file(tmp_path: Path) -> None:
     (tmp_path / "sources.txt").write_text("# all\na.cpp\n\nb/c.cpp -mavx2  -mfma # own\n")
     assert building.read_sources(tmp_path) == {Path("a.cpp"): [], Path("b/c.cpp"): ["-mavx2", "-mfma"]}
@@ -281,12 +341,12 @@ def test_every_source_is_listed() -> None:
 
 def test_build_in_use_is_parallel_and_made_for_this_torch() -> None:
     info = extension.info()
-    assert info.module is not None, info.reason
+    assert info.interface is not None, info.reason
     assert info.library is not None
     assert info.record["torch"] == torch.__version__
-    assert info.module.build_information()["torch"] == torch.__version__
-    assert info.module.build_information()["parallel"]
-    assert info.module.build_information()["cuda"] == (building.lacks_cuda(info.record) is None)
+    assert info.interface.build_information()["torch"] == torch.__version__
+    assert info.interface.build_information()["parallel"]
+    assert info.interface.build_information()["cuda"] == (building.lacks_cuda(info.record) is None)
     assert b"GOMP_parallel" in info.library.read_bytes()  # at::parallel_for was compiled as more than a loop
     maps = Path("/proc/self/maps").read_text().splitlines()
     assert len({line.split()[-1] for line in maps if "libgomp" in line}) == 1  # one pool of threads, torch's

@@ -105,7 +105,9 @@ def test_log_begins_with_the_device_and_the_engine(dip, noisy):
         assert re.fullmatch(r"noise about .* of 255|(cleaning|finishing) \d+%, about \d+.\d dB, \d\d:\d\d left", line)
     assert "\r" not in restored.err
     verbose = dip("run", noisy, *SHORT, "--reference", noisy, "--preset", "quick", "-v", "-o", "quick").err.splitlines()
-    for line in verbose[2:]:
+    build = r"operators (that came with the package|compiled on this machine), for torch \S+, kernels \w+"
+    assert re.fullmatch(build, verbose[1])
+    for line in verbose[3:]:
         assert re.fullmatch(r"step \d+/3, [\d.e+]+ steps/s, loss .*, PSNR .*, \d\d:\d\d left", line)
     assert "variance" in verbose[-1]
     closing = restored.out.decode()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -90,6 +91,13 @@ def test_engine_is_fused_on_a_gpu_if_the_kernels_were_compiled(monkeypatch: pyte
         engines.choose("fused", skip, gpu)
     assert engines.choose("auto", skip, gpu) == "plain"
     assert engines.choose("auto", skip, torch.device("cpu")) == "fused"
+
+
+@pytest.mark.parametrize("name", ["quick", "hourglass"])
+def test_estimate_of_memory_counts_what_torch_itself_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimate = devices.needed_bytes(PRESETS[name].recipe, 3, (40, 64))
+    monkeypatch.setattr(devices, "_Shapes", nullcontext)
+    assert devices.needed_bytes(PRESETS[name].recipe, 3, (40, 64)) == estimate
 
 
 def test_fused_fit_on_a_gpu_needs_room_for_nine_fields() -> None:

@@ -25,7 +25,7 @@ COMMAND = re.compile(r"(?:dip-fast|python -m dip_fast) \w")
 RENDERING = runpy.run_path(str(ROOT / ".ci" / "render_options.py"))
 # By builds, and by readers of the pages that say how something is added.
 TO_BE_MADE = {
-    "dip_fast/_C.json",
+    "dip_fast/_C.torch-2.13.0.so",
     "dip_fast/networks/toy.py",
     "dip_fast/pictures/farbfeld.py",
     "dip_fast/tasks/halve.py",
@@ -173,7 +173,9 @@ def test_pins_cover_the_extras():
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for file, wanted in (("dev.txt", [*project["dependencies"], *extras["dev"]]), ("docs.txt", extras["docs"])):
+    wanted_by = {"dev.txt": [*project["dependencies"], *extras["dev"]], "docs.txt": extras["docs"]}
+    wanted_by["release.txt"] = extras["release"]
+    for file, wanted in wanted_by.items():
         lines = (ROOT / "requirements" / file).read_text().splitlines()
         pins = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
         pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}

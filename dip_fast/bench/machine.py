@@ -17,10 +17,10 @@ def machine() -> dict[str, Any]:
     from dip_fast.ops import extension  # here, since it loads or builds the extension
 
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    module = extension.load()
+    build = extension.load()
     return {
         "cpu": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
-        "kernels": module.cpu_level() if module is not None else None,
+        "kernels": build.cpu_level() if build is not None else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": _driver(),
         "torch": torch.__version__,

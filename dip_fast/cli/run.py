@@ -128,7 +128,12 @@ class Run(click.Command):
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print loss and stopping statistic of the steps.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Print loss and stopping statistic of the steps, and which build of the operators is used.",
+)
 @json_option
 @click.option(
     "--json-events",

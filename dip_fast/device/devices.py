@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device import memory
+from dip_fast.device.modes import Mode
 from dip_fast.errors import Argument, UsageError
 from dip_fast.names import DEVICES
 from dip_fast.presets import Recipe
@@ -93,7 +96,7 @@ def needed_bytes(
         network = networks.build(recipe.network, inputs, channels, **recipe.network_options)
         network.use(engine)
         z = torch.empty(1, inputs, *network.input_size(*size))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Shapes():
             network(z)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     activations = [storage.nbytes() for key, storage in kept.items() if key not in weights]
@@ -102,6 +105,20 @@ def needed_bytes(
     if network.is_fused() and device == "cuda":
         transient += FIELDS
     return int(sum(activations) + transient * max(activations) + 3 * z.nbytes + 10 * weight_bytes)
+
+
+class _Shapes(Mode):
+    """Computes the shapes of pointwise operators on the meta device.
+
+    torch has these in Python; the first call imports torch._dynamo and sympy, which takes a second of CPU.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.pointwise not in func.tags or func._schema.is_mutable:
+            return func(*args, **(kwargs or {}))
+        operands = [value for value in args if isinstance(value, Tensor)]
+        # Not torch.broadcast_shapes, which imports sympy too.
+        return operands[0].new_empty(np.broadcast_shapes(*(operand.shape for operand in operands)))
 
 
 # Largest tensors alive at once beyond those kept for backward.  Found by comparing with the peak resident memory of

@@ -52,10 +52,17 @@ def _obstacle(network: Network, device: torch.device) -> str:
     from dip_fast.ops import building, extension  # here, since it loads or builds the extension
 
     build = extension.info()
-    if build.module is None:
+    if build.interface is None:
         return build.reason
     lacking = building.lacks_cuda(build.record) if device.type == "cuda" else None
     return "" if lacking is None else f"the operators were built without CUDA: {lacking}"
+
+
+def build() -> str:
+    """Describe in one line which build of the fused operators is used."""
+    from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+    return str(extension.info())
 
 
 def describe(network: Network) -> str:

@@ -64,7 +64,19 @@ def to_keep(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-class drawn_from(TorchDispatchMode):  # noqa: N801  (a context, as torch.no_grad is)
+class Mode(TorchDispatchMode):
+    """A dispatch mode whose ``__torch_dispatch__`` torch leaves as it is.
+
+    torch wraps it otherwise, to keep torch.compile out, and the first call then imports torch._dynamo, which takes a
+    second of CPU.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class drawn_from(Mode):  # noqa: N801  (a context, as torch.no_grad is)
     """While entered, what this thread draws comes from a generator; PyTorch's own, which all threads share, is left.
 
     Parameters

@@ -19,7 +19,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,9 @@ COMPILE_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-LINK_FLAGS = ["-shared", "-fopenmp", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+# No -fopenmp: the library uses the OpenMP that torch has loaded, whatever its file is called (conda's is another); a
+# second one would have threads of its own.  No -ltorch_python: a build serves every version of Python.
+LINK_FLAGS = ["-shared", "-lc10", "-ltorch_cpu", "-ltorch"]
 # No --use_fast_math, as above.  -lineinfo: profilers and compute-sanitizer name lines; the code stays the same.
 CUDA_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
 CUDA_LINK_FLAGS = ["-lc10_cuda", "-ltorch_cuda", "-lcudart"]
@@ -81,14 +82,13 @@ def target() -> dict[str, str]:
     Returns
     -------
     dict
-        The entries torch, python, flags, sources (a digest), and cuda: the version of the toolkit and its targets
+        The entries torch, flags, sources (a digest), and cuda: the version of the toolkit and its targets
         (``13.0 sm_90 compute_90``), or ``none:`` and the reason; with CUDA kernels also "cuda sources", a digest.
     """
     import torch
 
     made_for = {
         "torch": str(torch.__version__),  # torch promises no stable C++ ABI between versions
-        "python": str(sysconfig.get_config_var("SOABI")),
         "flags": " ".join(COMPILE_FLAGS + LINK_FLAGS + CUDA_FLAGS + CUDA_LINK_FLAGS),
         "sources": _digest(cuda=False),
     }
@@ -104,7 +104,9 @@ def differences(record: dict[str, str], wanted: dict[str, str]) -> list[str]:
     Its CUDA kernels need not be those that would be compiled here: they must be compiled from these sources and run on
     the GPUs here.  A build without CUDA kernels can be used only where none could be compiled.
     """
-    names = [name for name in ("torch", "python", "flags", "sources") if record.get(name) != wanted[name]]
+    names = [name for name in ("flags", "sources") if record.get(name) != wanted[name]]
+    if public(record.get("torch", "")) != public(wanted["torch"]):
+        names.insert(0, "torch")
     if lacks_cuda(record) is not None:
         return names if lacks_cuda(wanted) is not None else [*names, "cuda"]
     if record.get("cuda sources") != _digest(cuda=True):
@@ -113,6 +115,11 @@ def differences(record: dict[str, str], wanted: dict[str, str]) -> list[str]:
     if not all(any(_runs(code, gpu) for code in codes) for gpu in _gpus() if gpu >= OLDEST_GPU):
         names.append("cuda")
     return names
+
+
+def public(version: str) -> str:
+    """Return a version of torch without its local part: 2.13.0+cpu and 2.13.0+cu130 differ in the GPU's part alone."""
+    return version.partition("+")[0]
 
 
 def lacks_cuda(record: dict[str, str]) -> str | None:
@@ -223,9 +230,14 @@ def _runs(code: str, gpu: tuple[int, int]) -> bool:
     return gpu >= made_for and gpu[0] == made_for[0]  # machine code also runs on later GPUs of its family
 
 
+def shipped_name(torch_version: str) -> str:
+    """Return the file name of a build that comes with the package; a wheel can hold one for each version of torch."""
+    return f"_C.torch-{public(torch_version)}.so"
+
+
 def record_path(library: Path) -> Path:
     """Return the path of the record beside a library."""
-    return library.with_name("_C.json")
+    return library.with_suffix(".json")
 
 
 def read_record(library: Path) -> dict[str, str]:
@@ -244,10 +256,7 @@ def missing() -> str | None:
         return "torch is not installed"
     if shutil.which(compiler()[0]) is None:
         return f"there is no C++ compiler ({compiler()[0]}; CXX names another)"
-    if _ninja() is None:
-        return "ninja is not installed"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    return None if header.is_file() else f"the headers of Python are not installed ({header})"
+    return "ninja is not installed" if _ninja() is None else None
 
 
 def build(library: Path, work: Path) -> None:
@@ -326,7 +335,7 @@ def include_flags(folder: Path, cuda_home: Path | None) -> list[str]:
     """List the flags that name the folders of headers, those of a CUDA toolkit included if its folder is given."""
     from torch.utils.cpp_extension import include_paths
 
-    headers = [*include_paths(), sysconfig.get_path("include")]
+    headers = include_paths()
     if cuda_home is not None:
         headers.append(str(_cuda_headers(cuda_home)))
     # The compiler searches /usr/include in any case, and in the wrong order if it is named.
@@ -344,8 +353,7 @@ def _ninja_file(folder: Path, torch_version: str, cuda: Cuda | str) -> str:
     from torch.utils.cpp_extension import library_paths
 
     # -MMD leaves out system headers, so the version of torch on the command line makes ninja compile all again.
-    defines = ["-DTORCH_EXTENSION_NAME=_C", "-DTORCH_API_INCLUDE_EXTENSION_H"]
-    defines += [f'-DDIP_FAST_TORCH_VERSION="{torch_version}"']
+    defines = [f'-DDIP_FAST_TORCH_VERSION="{torch_version}"']
     libraries = [f"-L{path}" for path in library_paths()]
     sources = read_sources(folder)
     if isinstance(cuda, str):

@@ -1,7 +1,7 @@
 """Finds or builds the compiled operators, and loads them.
 
-A build shipped in the wheel is loaded if it was made from these sources for this torch and this Python.  Otherwise one
-is compiled, once, into ``$XDG_CACHE_HOME/dip-fast`` (``~/.cache/dip-fast``), in a folder named by a digest of
+A build shipped in the wheel is loaded if it was made from these sources for this version of torch.  Otherwise one is
+compiled, once, into ``$XDG_CACHE_HOME/dip-fast`` (``~/.cache/dip-fast``), in a folder named by a digest of
 everything that it depends on; processes that need the same build at the same time wait for the one that compiles it.
 Where that fails, a warning names the reason and the operators run through `dip_fast.ops.reference`.
 
@@ -13,27 +13,22 @@ and ``TORCH_CUDA_ARCH_LIST`` choose the toolkit for the CUDA kernels and the GPU
 from __future__ import annotations
 
 import hashlib
-import importlib.machinery
-import importlib.util
 import logging
 import os
 import shutil
-import sys
-import sysconfig
 import tempfile
 import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import filelock
 import torch
 
 from dip_fast.errors import UsageError
 from dip_fast.ops import building
+from dip_fast.ops.interface import Interface
 
-MODULE = "dip_fast._C"
 logger = logging.getLogger("dip_fast")
 
 
@@ -43,8 +38,8 @@ class Extension:
 
     Attributes
     ----------
-    module : module or None
-        The compiled operators; None if the reference runs in their place.
+    interface : Interface or None
+        The functions of the compiled operators' library; None if the reference runs in their place.
     library : Path or None
         The file that was loaded.
     origin : {"shipped", "cached", "none"}
@@ -55,43 +50,51 @@ class Extension:
         What the build was made from and for: the entries of `building.target`, and the compiler.
     """
 
-    module: ModuleType | None = None
+    interface: Interface | None = None
     library: Path | None = None
     origin: str = "none"
     reason: str = ""
     record: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Describe in one line which build is used."""
+        if self.interface is None:
+            return f"operators in plain PyTorch: {self.reason}"
+        origin = {"shipped": "that came with the package", "cached": "compiled on this machine"}[self.origin]
+        return f"operators {origin}, for torch {self.record['torch']}, kernels {self.interface.cpu_level()}"
 
 
 _loaded: Extension | None = None
 _loading = threading.Lock()
 
 
-def load() -> ModuleType | None:
+def load() -> Interface | None:
     """Load the compiled operators, at most once in a process.
 
     Returns
     -------
-    module or None
-        The same module at every call; None if there is none, in which case the first call warns.
+    Interface or None
+        The same object at every call; None if there is no build, in which case the first call warns.
 
     Raises
     ------
     UsageError
-        If ``DIP_FAST_BUILD`` is neither ``auto`` nor ``never``.
+        If ``DIP_FAST_BUILD`` is neither ``auto`` nor ``never``, or ``DIP_FAST_CPU`` names no kernels for this CPU.
     ImportError
-        If the extension refuses to initialise, or other code in this process has registered its operators.
+        If other code in this process has registered the operators.
     """
     global _loaded
-    with _loading:  # threads that arrive meanwhile wait, and get the same module
+    with _loading:  # threads that arrive meanwhile wait, and get the same object
         if _loaded is None:
             _loaded = _load()
-            if _loaded.module is None:
+            logger.info("dip-fast: %s", _loaded)
+            if _loaded.interface is None:
                 warnings.warn(
                     f"dip-fast runs its operators through plain PyTorch, which is slower: {_loaded.reason}",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-    return _loaded.module
+    return _loaded.interface
 
 
 def info() -> Extension:
@@ -102,8 +105,8 @@ def info() -> Extension:
 
 
 def shipped_library() -> Path:
-    """Return the path of the build that comes in the wheel."""
-    return Path(__file__).parents[1] / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    """Return the path of the build for this version of torch, if one comes with the package."""
+    return Path(__file__).parents[1] / building.shipped_name(torch.__version__)
 
 
 def cache_folder() -> Path:
@@ -122,37 +125,50 @@ def _load() -> Extension:
 
     wanted = building.target()
     shipped = _load_shipped(wanted)
-    if shipped.module is not None:
+    if shipped.interface is not None:
         return shipped
     reason = shipped.reason
 
     key = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:16]
     library = cache_folder() / key / "_C.so"
+    failure = ""
     try:
         if not building.read_record(library):
             library = _cached(wanted) or library
         if not building.read_record(library):
             if policy == "never":
-                return Extension(reason=f"{reason}, and DIP_FAST_BUILD=never forbids making one")
-            _build_once(library)
+                failure = "DIP_FAST_BUILD=never forbids making one"
+            else:
+                _build_once(library)
     except (building.BuildError, OSError, NotImplementedError) as error:  # the last one: a file system without locks
-        return Extension(reason=f"{reason}, and making one here failed: {error}")
-    return _import(library, "cached")
+        failure = f"making one here failed: {error}"
+    if not failure:
+        return _open(library, "cached", building.read_record(library))
+    shipped = _load_shipped(wanted, without_cuda=failure)
+    return Extension(reason=f"{reason}, and {failure}") if shipped.interface is None else shipped
 
 
-def _load_shipped(wanted: dict[str, str]) -> Extension:
-    """Load the build that came with the package, if it is one for this Python, torch and these sources."""
-    shipped = building.read_record(shipped_library())
-    if not shipped:
-        return Extension(reason="no build came with this package")
-    differing = building.differences(shipped, wanted)
-    if not differing:
-        return _import(shipped_library(), "shipped")
-    name = differing[0]
-    reason = f"the build that came with this package was made for another {name}"
-    if name in ("torch", "python"):
-        reason += f", {shipped.get(name)} and not {wanted[name]}"
-    return Extension(reason=reason)
+def _load_shipped(wanted: dict[str, str], without_cuda: str = "") -> Extension:
+    """Load the build that came with the package, if there is one for this torch and these sources.
+
+    ``without_cuda`` is the reason why no other build can be made: a build for the CPU alone is then better than none.
+    """
+    library = shipped_library()
+    record = building.read_record(library)
+    if not record:
+        versions = sorted(path.stem.partition("-")[2] for path in library.parent.glob(building.shipped_name("*")))
+        if not versions:
+            return Extension(reason="no build came with this package")
+        made_for = ", ".join(versions)
+        reason = f"the builds that came with this package are for torch {made_for}, not {wanted['torch']}"
+        return Extension(reason=reason)
+    differing = building.differences(record, wanted)
+    if differing and not (without_cuda and differing == ["cuda"]):
+        return Extension(reason=f"the build that came with this package was made for another {differing[0]}")
+    lacking = without_cuda or building.lacks_cuda(wanted)
+    if building.lacks_cuda(record) and lacking:  # what holds here, and not where the wheel was made
+        record["cuda"] = f"none: {lacking}"
+    return _open(library, "shipped", record)
 
 
 def _cached(wanted: dict[str, str]) -> Path | None:
@@ -192,16 +208,11 @@ def _acquire(lock: filelock.BaseFileLock) -> filelock.AcquireReturnProxy:
         return lock.acquire()
 
 
-def _import(library: Path, origin: str) -> Extension:
-    loader = importlib.machinery.ExtensionFileLoader(MODULE, str(library))
-    spec = importlib.util.spec_from_file_location(MODULE, library, loader=loader)
-    assert spec is not None
+def _open(library: Path, origin: str, record: dict[str, str]) -> Extension:
     try:
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-    except ImportError as error:
-        if error.path is None:  # the extension itself raised it, for a wrong DIP_FAST_CPU for example
-            raise
+        interface = Interface(library)
+    except OSError as error:
         return Extension(reason=f"{library} cannot be loaded: {error}")
-    sys.modules[MODULE] = module
-    return Extension(module, library, origin, record=building.read_record(library))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Extension(interface, library, origin, record=record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any
 
 from dip_fast.ops import extension
@@ -19,14 +18,10 @@ class Workspace:
     """
 
     def __init__(self) -> None:
-        module = extension.load()
-        if module is not None:
-            module.hold_workspace()
-            weakref.finalize(self, _release, module).atexit = False
-
-
-def _release(module: ModuleType) -> None:
-    module.release_workspace()
+        build = extension.load()
+        if build is not None:
+            build.hold_workspace()
+            weakref.finalize(self, build.release_workspace).atexit = False
 
 
 def own_threads() -> AbstractContextManager[Any]:
@@ -36,5 +31,5 @@ def own_threads() -> AbstractContextManager[Any]:
     until they do: where another program used one of the cores, a step took 30 times as long.  No bit of a fused
     operator's result depends on the pool.
     """
-    module = extension.load()
-    return nullcontext() if module is None else module.OwnThreads()
+    build = extension.load()
+    return nullcontext() if build is None else build.own_threads()

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dip_fast.fitting import showing
 from dip_fast.pictures import raster
@@ -38,6 +37,8 @@ def history_csv(history: Mapping[str, np.ndarray]) -> bytes:
 
 def history_plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
     """Draw what the history holds over the steps, as a PNG file: loss, stopping statistic, PSNR."""
+    from matplotlib.figure import Figure  # here: nothing before the end of a run needs it
+
     shown = showing.curves(history)
     figure = Figure(figsize=(8, 1 + 2 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]

@@ -97,7 +97,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
                 checkpoints.load(checkpoint, fit, record.digest())
         with interruptible(fit, quiet=request.quiet):
             folder.open(record, fresh=stored is None, overwrite=request.overwrite)
-            for line in (*_first_lines(material, job, engines.describe(fit.network)), *fit.objective.notes):
+            for line in (*_first_lines(request, material, job, fit), *fit.objective.notes):
                 say(line)
             for line in estimate.lines(estimate.seconds(job, size) if stored is None else None, needed, disk):
                 say(line)
@@ -164,7 +164,7 @@ def _failures(folder: Folder, record: Record, fit: Fit) -> Iterator[None]:
         raise DipFastError(one_line(f"{text}; {where}")) from error
 
 
-def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, ...]:
+def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tuple[str, ...]:
     """Describe what is restored, how, and where."""
     picture = material.picture
     height, width = picture.size
@@ -175,7 +175,8 @@ def _first_lines(material: Material, job: Job, fused_blocks: str) -> tuple[str, 
     products = f" in {job.precision}" if job.device == "cuda" else ""
     return (
         f"device {device}, engine {job.engine}{products} (torch {torch.__version__})"
-        + (f", {fused_blocks}" if job.engine == "fused" else ""),
+        + (f", {engines.describe(fit.network)}" if job.engine == "fused" else ""),
+        *([engines.build()] if request.verbose and job.engine == "fused" else []),
         f"{picture.name}: {width}x{height}, {channels}, {picture.kind.bits} bit{sort}; "
         f"{job.task}, preset {job.preset}, seed {job.seed}",
         *picture.notes,
