@@ -61,6 +61,14 @@ class UsageError(DipFastError, ValueError):
     exit_code = 2
 
 
+class BusyError(UsageError):
+    """A folder in which another run or another batch is at work."""
+
+
+class TooLargeError(UsageError):
+    """A picture that needs more memory than there is."""
+
+
 class Stopped(DipFastError):  # noqa: N818  (it is none)
     """The user has ended the program.  Exit code 130."""
 

@@ -12,15 +12,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.errors import Argument, BusyError, DipFastError, UsageError
 from dip_fast.models.formats import FORMATS
 from dip_fast.pictures import write_atomically, write_in
 from dip_fast.pictures.files import TEMPORARY, one_line
 from dip_fast.pictures.formats import written_suffixes
 from dip_fast.runs import report
 from dip_fast.runs.checkpoints import CHECKPOINT
-from dip_fast.runs.places import described
-from dip_fast.runs.record import NAME, Record
+from dip_fast.runs.places import NAME, described
+from dip_fast.runs.record import Record
 
 Say = Callable[[str], None]  # prints a line for the user
 
@@ -243,7 +243,7 @@ class Folder:
         try:
             yield
         except BlockingIOError as error:
-            raise UsageError(
+            raise BusyError(
                 "another run is at work in {}; wait for it, or choose another {}", self.path, OUT
             ) from error
         except OSError as error:

@@ -9,7 +9,9 @@ from typing import Any
 from dip_fast.errors import UsageError
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.runs import typed
-from dip_fast.runs.record import MAX_BYTES, NAME
+
+NAME = "run.json"  # of the record in a run's folder
+MAX_BYTES = 2**24  # those of a long run are a few thousand
 
 
 def found(folder: Path) -> dict[str, Any] | None:

@@ -25,7 +25,8 @@ from dip_fast.runs.finish import baseline_of
 from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.material import Material, Request, in_range, read
 from dip_fast.runs.parts import Part
-from dip_fast.runs.record import NAME, Record, UnreadableError
+from dip_fast.runs.places import NAME
+from dip_fast.runs.record import Record, UnreadableError
 from dip_fast.runs.reporting import shown
 from dip_fast.tasks import TASKS
 
