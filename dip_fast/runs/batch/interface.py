@@ -9,7 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from dip_fast.tasks import TASKS
 SECONDS_BETWEEN_MANIFESTS = 10.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems; the run folders have theirs
 FAULTS = ("bad", "too-large", "failed", "blocked", "incomplete")
-OWN = ("mask_suffix", "preview", "max_size", "page", "export")  # arguments that are fields of `Settings`
+OWN = tuple(entry.name for entry in fields(Settings) if entry.name not in ("asked", "inputs"))
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
     """
     with _made(batch.out), _locked(batch):
         found = planned(batch)
-        counts = {"waiting": len(found.items), "done": found.skipped, "ignored": len(found.ignored)}
-        emit({"event": "batch", "pictures": len(found.rows), **counts})
+        counts = {"pictures": len(found.rows), "waiting": len(found.items), "done": found.skipped}
+        emit({"event": "batch", **counts, "ignored": found.ignored})
         keeper = _Keeper(batch, found, emit)
         if not found.items:
             return keeper.result(None)
@@ -185,6 +185,21 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
         finally:
             pool.close()
         return keeper.result(driver)
+
+
+def status(folder: Path) -> Result:
+    """Write the manifest of a folder again, from the records of the runs in it.
+
+    Raises
+    ------
+    UsageError
+        If it is no folder, or holds no run.
+    """
+    rows = manifest.rebuilt(folder) if folder.is_dir() else []
+    if not rows:
+        raise UsageError("{} holds no runs; name the folder of a batch", Argument("status", str(folder)))
+    manifest.write(folder / manifest.MANIFEST, rows)
+    return Result(rows, 0, False, False, folder / manifest.MANIFEST, None)
 
 
 def local_pool(batch: Batch) -> LocalPool:
@@ -295,6 +310,34 @@ def _locked(batch: Batch) -> Iterator[None]:
         yield
 
 
+def settings(workers: int, **options: Any) -> Settings:
+    """Sort options into those of the fit, files, and what a batch has for itself.
+
+    Parameters
+    ----------
+    workers : int
+        The cores are shared by so many, where no number of threads is among the options.
+    **options
+        As of `batch`; what is None is left open.
+
+    Raises
+    ------
+    UsageError
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    names = {entry.name for task in TASKS.values() for entry in task.inputs}
+    inputs = {name: os.fspath(given.pop(name)) for name in names & given.keys()}
+    if "mask" in inputs and "mask_suffix" in given:
+        both = Argument("mask"), Argument("mask_suffix")
+        raise UsageError("{} is of all pictures and {} of each; leave out one of the two", *both)
+    if (threads := given.pop("threads", None) or threads_each(workers)) is not None:
+        given["threads"] = threads
+    if "reference" in given:
+        given["reference"] = os.fspath(given["reference"])
+    own = {name: given.pop(name) for name in OWN if name in given}
+    return Settings(asked=given, inputs=inputs, **own)
+
+
 def batch(
     paths: str | Path | Sequence[str | Path],
     out: str | Path,
@@ -358,21 +401,11 @@ def batch(
     KeyboardInterrupt
         After Ctrl-C, once the pictures under way have written their checkpoints; the same call goes on.
     """
-    names = {entry.name for task in TASKS.values() for entry in task.inputs}
-    given = {name: value for name, value in options.items() if value is not None}
-    inputs = {name: str(given.pop(name)) for name in names & given.keys()}
-    own = {name: given.pop(name) for name in OWN if name in given}
-    threads = threads_each(workers) if threads is None else threads
-    settings = Settings(
-        asked=given if threads is None else {**given, "threads": threads},
-        inputs=inputs,
-        mask_suffix=mask_suffix,
-        reference=None if reference is None else str(reference),
-        overwrite=overwrite,
-        **own,
+    of_pictures = settings(
+        workers, threads=threads, mask_suffix=mask_suffix, reference=reference, overwrite=overwrite, **options
     )
     sources = [paths] if isinstance(paths, str | Path) else list(paths)
-    asked = Batch(sources, Path(out), settings, recursive, workers, retries, max_failures, shard)
+    asked = Batch(sources, Path(out), of_pictures, recursive, workers, retries, max_failures, shard)
     result = run(asked, on_event or (lambda event: None))
     if result.is_stopped:
         raise KeyboardInterrupt("the same call goes on")

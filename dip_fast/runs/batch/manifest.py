@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dip_fast.pictures import write_atomically
-from dip_fast.runs.places import NAME, found
+from dip_fast.runs.places import found, run_folders
 
 MANIFEST = "manifest.csv"
 COLUMNS = (
@@ -81,15 +80,6 @@ def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def rebuilt(folder: Path) -> list[Row]:
     """Read the rows of all run folders below a folder, in the order of their names."""
     return [row(path.relative_to(folder).as_posix(), path) for path in run_folders(folder)]
-
-
-def run_folders(folder: Path) -> Iterator[Path]:
-    """List the run folders below a folder in order; nothing is looked for inside of one."""
-    for place, folders, files in os.walk(folder):
-        if NAME in files and Path(place) != folder:
-            folders.clear()
-            yield Path(place)
-        folders.sort()
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

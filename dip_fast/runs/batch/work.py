@@ -31,8 +31,8 @@ class Outcome:
     Attributes
     ----------
     status : str
-        ``bad`` and ``too-large`` are worth no second try, ``failed`` is.  ``incomplete`` has a result, and lacks another
-        file, which would fail again.
+        ``bad`` and ``too-large`` are worth no second try, ``failed`` is.  ``incomplete`` has a result, and lacks
+        another file, which would fail again.
     error : str or None
         Why it is not done.
     """
