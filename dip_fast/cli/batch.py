@@ -18,7 +18,7 @@ from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, UsageError
 
 if TYPE_CHECKING:
-    from dip_fast.runs.batch.interface import Batch, Result
+    from dip_fast.runs.batch.control import Batch, Result
     from dip_fast.runs.batch.manifest import Row
 
 SOME_FAILED = 3  # exit code
@@ -53,7 +53,7 @@ class Shard(click.ParamType[tuple[int, int]]):
 @click.option(
     "--mask-suffix",
     metavar="TEXT",
-    help="What the name of a picture's mask has more than that of the picture: with _mask, a_mask.png is that of a.png.",
+    help="Masks lie beside their pictures, and have this more in their names: with _mask, a_mask.png is that of a.png.",
 )
 @how_options
 @click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N", help="Pictures at a time.  [default: 1]")
@@ -120,14 +120,14 @@ def batch(
         both = Argument("json_events", True), Argument("json", True)
         raise UsageError("{} prints the summary too; leave out {}", *both)
     with importing():
-        from dip_fast.runs.batch import interface
+        from dip_fast.runs.batch import control
 
     asked = _asked(sources, out, **options)
     if dry_run:
         return _list(asked, verbose=verbose, as_json=as_json or json_events)
     shower = Shower(quiet=quiet, verbose=verbose, json_events=json_events)
     try:
-        result = interface.run(asked, shower)
+        result = control.run(asked, shower)
     finally:
         shower.close()
     return _report(result, quiet=quiet, as_json=as_json, json_events=json_events)
@@ -135,7 +135,8 @@ def batch(
 
 def _asked(sources: tuple[str, ...], out: Path, *, fused: bool | None, **options: Any) -> Batch:
     """Sort the options into what is asked of the batch and what of each picture."""
-    from dip_fast.runs.batch.interface import Batch, settings
+    from dip_fast.runs.batch.control import Batch
+    from dip_fast.runs.batch.interface import settings
 
     names = ("recursive", "workers", "retries", "max_failures", "shard")
     of_batch = {name: options.pop(name) for name in names}
@@ -146,9 +147,9 @@ def _asked(sources: tuple[str, ...], out: Path, *, fused: bool | None, **options
 
 def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:
     """Print what would be done."""
-    from dip_fast.runs.batch import interface
+    from dip_fast.runs.batch import control
 
-    found = interface.planned(asked)
+    found = control.planned(asked)
     if as_json:
         rows = [found.rows[name] for name in sorted(found.rows)]
         show(json.dumps({"waiting": [item.name for item in found.items], "rows": rows, "ignored": found.ignored}))
@@ -156,7 +157,7 @@ def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:
     for item in found.items:
         show(f"{item.picture} -> {item.folder}" + "".join(f", {name} {path}" for name, path in item.files.items()))
     for row in found.rows.values():
-        if row["status"] in interface.FAULTS:
+        if row["status"] in control.FAULTS:
             show(f"{row['status']}: {row['path']}: {row['error']}")
     _name_ignored(found.ignored, verbose=verbose)
     show(f"{len(found.items)} to restore, {found.skipped} done, {len(found.ignored)} other files ignored")
@@ -170,9 +171,9 @@ def _name_ignored(ignored: list[str], *, verbose: bool) -> None:
 
 def _status(folder: Path, *, as_json: bool) -> int:
     """Print how far the runs of a folder are, and write its manifest again."""
-    from dip_fast.runs.batch import interface
+    from dip_fast.runs.batch import control
 
-    result = interface.status(folder)
+    result = control.status(folder)
     show(json.dumps(_facts(result)) if as_json else _words(result.counts))
     if not as_json:
         _name_faults(result.rows)

@@ -44,8 +44,8 @@ HOW = (
     click.option(
         "--stop",
         type=Choice(list(STOPS)),
-        help="Whether the moving variance of the iterates may end a fit from random input.  [default: the task's, or the "
-        "preset's]",
+        help="Whether the moving variance of the iterates may end a fit from random input.  [default: the task's, or "
+        "the preset's]",
     ),
     click.option(
         "--fused/--no-fused",
@@ -72,8 +72,8 @@ HOW = (
         "--keep-metadata",
         is_flag=True,
         default=None,
-        help="Copy the EXIF data into the result: description, artist, copyright, date, camera with its settings, place. "
-        "Profile, resolution and pixel size are kept in any case, the thumbnail never.",
+        help="Copy the EXIF data into the result: description, artist, copyright, date, camera with its settings, "
+        "place. Profile, resolution and pixel size are kept in any case, the thumbnail never.",
     ),
     click.option(
         "--preview",
