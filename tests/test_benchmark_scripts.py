@@ -29,6 +29,7 @@ SCRIPTS = {
         f"{Path(dip_fast.__file__).parents[1]} --presets quick --size 32 --rounds 2 --seconds 0 --threads 1",
         ["quick 32x32: ", "; ratio"],
     ),
+    "batch.py": ("--list", ["kills: ", "warm: "]),  # it takes minutes of processes
     "curves.py": (
         "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
         ["largest distance", "fused", "plain, bits 1"],
