@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from batch_cases import Inline, picture
 
+from dip_fast.cli import batch as cli
+from dip_fast.errors import DipFastError
 from dip_fast.runs.batch import control
 
 SHORT = ("--threads", "1", "--iterations", "2", "--export", "none")
@@ -73,6 +75,31 @@ def test_events_are_lines_of_json(dip, scripted):
     assert [event["event"] for event in events] == ["batch", *["started", "ended", "picture"] * 2, "done"]
     assert events[-1]["counts"] == {"bad": 1, "done": 1}
     assert ended.code == 3
+
+
+def test_a_log_says_how_far_it_is(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", -1.0)
+    shower = cli.Shower(quiet=False, verbose=False, json_events=False)
+    shower({"event": "batch", "waiting": 3, "done": 0, "ignored": []})
+    shower(
+        {"event": "picture", "picture": "a.png", "status": "failed", "error": "why", "done": 1, "seconds_left": None}
+    )
+    shower({"event": "picture", "picture": "b.png", "status": "done", "error": None, "done": 2, "seconds_left": 75.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "3 pictures to restore",
+        "0 of 3",
+        "failed: a.png: why",
+        "1 of 3, 1 failed",
+        "2 of 3, 1 failed, 01:15 left",
+    ]
+
+
+def test_events_that_nobody_takes_stop_no_batch(monkeypatch):
+    def refuse(text):
+        raise DipFastError("cannot write to standard output: Broken pipe")
+
+    monkeypatch.setattr(cli, "show", refuse)
+    cli.Shower(quiet=False, verbose=False, json_events=True)({"event": "started", "picture": "a.png"})
 
 
 def test_ctrl_c_ends_with_130(dip, scripted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from dip_fast.cli.output import say, show
 from dip_fast.cli.parameters import debug_option, json_option
 from dip_fast.cli.restoring import Restoring, how_options, what_options
 from dip_fast.cli.signals import INTERRUPTED, importing
-from dip_fast.errors import Argument, UsageError
+from dip_fast.errors import Argument, DipFastError, UsageError
 
 if TYPE_CHECKING:
     from dip_fast.runs.batch.control import Batch, Result
@@ -239,14 +240,16 @@ class Shower:
 
     def __init__(self, *, quiet: bool, verbose: bool, json_events: bool) -> None:
         self.quiet, self.verbose, self.json_events = quiet, verbose, json_events
-        self.total = self.failed = 0
+        self.total = self.done = self.failed = 0
+        self.left: float | None = None
         self.printed = time.monotonic()
         self.bar: Any = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show an event."""
         if self.json_events:
-            show(json.dumps(event))
+            with contextlib.suppress(DipFastError):  # a program that takes them no more is no reason to stop
+                show(json.dumps(event, allow_nan=False))
         elif not self.quiet:
             kind = event["event"]
             if kind == "batch":
@@ -259,6 +262,7 @@ class Shower:
                 self._say("stopping: what is under way ends with a checkpoint; once more to end it at once")
             elif kind == "note" and self.verbose:
                 self._say(f"{event['picture']}: {event['text']}" if "picture" in event else event["text"])
+            self._line_by_line()
 
     def close(self) -> None:
         """Close the bar."""
@@ -279,21 +283,27 @@ class Shower:
             )
 
     def _picture(self, event: dict[str, Any]) -> None:
-        from tqdm import tqdm
-
-        status, left = event["status"], event["seconds_left"]
-        remaining = "" if left is None else f"{tqdm.format_interval(left)} left"
+        status = event["status"]
+        self.done, self.left = event["done"], event["seconds_left"]
         is_fault = status not in ("done", "interrupted")
         self.failed += is_fault
         if is_fault or self.verbose:
             self._say(f"{status}: {event['picture']}" + (f": {event['error']}" if event["error"] else ""))
         if self.bar is not None:
-            self.bar.set_postfix_str(remaining, refresh=False)
+            self.bar.set_postfix_str(self._remaining(), refresh=False)
             self.bar.update()
-        elif time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
+
+    def _line_by_line(self) -> None:
+        """Print how far it is, now and then, where there is no bar."""
+        if self.bar is None and self.total and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
             self.printed = time.monotonic()
-            failed = f", {self.failed} failed" if self.failed else ""
-            self._say(", ".join(filter(None, [f"{event['done']} of {self.total}{failed}", remaining])))
+            failed = f"{self.failed} failed" if self.failed else ""
+            self._say(", ".join(filter(None, [f"{self.done} of {self.total}", failed, self._remaining()])))
+
+    def _remaining(self) -> str:
+        from tqdm import tqdm
+
+        return "" if self.left is None else f"{tqdm.format_interval(self.left)} left"
 
     def _say(self, line: str) -> None:
         """Print a line without disturbing the bar."""
