@@ -61,7 +61,11 @@ class UsageError(DipFastError, ValueError):
     exit_code = 2
 
 
-class BusyError(UsageError):
+class PlaceError(UsageError):
+    """A folder that cannot be used as things are: it is full, say, or may not be written to."""
+
+
+class BusyError(PlaceError):
     """A folder in which another run or another batch is at work."""
 
 

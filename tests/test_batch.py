@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from batch_cases import Inline, batch, carried_out, changed, hashes, picture, rows
@@ -186,6 +187,17 @@ def test_too_large_is_not_tried_again_in_the_batch(two, monkeypatch):
     assert result.counts == {"too-large": 3}
     assert "900.0 GB" in rows(result)["c.png"]["error"]
     assert carried_out(batch())[0].counts == {"done": 3}  # on a larger machine
+
+
+def test_a_full_disk_is_no_fault_of_the_pictures(two, monkeypatch):
+    """They were noted as bad, and left for good."""
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        result, _, pool = carried_out(batch(retries=1))
+    assert len(pool.submitted) == 4
+    assert result.counts == {"failed": 2}
+    assert "make room" in rows(result)["a.png"]["error"]
+    assert carried_out(batch())[0].counts == {"done": 2}
 
 
 def test_busy_folder_is_waited_for(two, monkeypatch):

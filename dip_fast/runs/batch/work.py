@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dip_fast.errors import BusyError, DipFastError, TooLargeError, UsageError
+from dip_fast.errors import BusyError, DipFastError, PlaceError, TooLargeError, UsageError
 from dip_fast.pictures.files import one_line
 from dip_fast.runs.batch.plan import Item
 from dip_fast.runs.batch.settings import Settings
@@ -71,6 +71,8 @@ def perform(settings: Settings, item: Item, say: Say, emit: Emit | None = None) 
         return Outcome("interrupted")
     except BusyError as error:
         return Outcome("busy", str(error))
+    except PlaceError as error:  # it says nothing of the picture
+        return Outcome("failed", str(error))
     except UsageError as error:
         status: Literal["bad", "too-large"] = "too-large" if isinstance(error, TooLargeError) else "bad"
         leave(settings, item, status, str(error))
@@ -119,7 +121,7 @@ def _perform(request: Request, settings: Settings, item: Item, say: Say, emit: E
     going_on = replace(request, asked={name: value for name, value in request.asked.items() if name != "threads"})
     try:
         return _outcome(going_on, say, emit)
-    except (BusyError, TooLargeError):
+    except (PlaceError, TooLargeError):
         raise
     except UsageError as error:
         if not is_own or status == "done":
