@@ -1,9 +1,11 @@
 """Many pictures: what is done once stays done, what is bad is left, what was lost goes on."""
 
 import csv
+import io
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from run_cases import after
 import dip_fast
 from dip_fast.errors import BusyError, TooLargeError, UsageError
 from dip_fast.runs import recorder
-from dip_fast.runs.batch import control, driver, interface, manifest
+from dip_fast.runs.batch import control, driver, interface, manifest, messages, work, worker
 from dip_fast.runs.places import found
 
 pytestmark = pytest.mark.usefixtures("small", "plainly_finished")
@@ -209,7 +211,6 @@ def test_busy_folder_is_waited_for(two, monkeypatch):
 
 def test_a_dead_drivers_worker_keeps_its_folder(two):
     """The lock is that of the run's folder; a second process finds it taken, and does nothing there."""
-    from dip_fast.runs.batch import work
     from dip_fast.runs.folder import Folder
 
     asked = batch()
@@ -221,6 +222,43 @@ def test_a_dead_drivers_worker_keeps_its_folder(two):
     assert not list(Path(item.folder).iterdir())
     folder.close()
     assert work.perform(asked.settings, item, print).status == "done"
+
+
+def test_worker_stops_with_a_checkpoint_where_its_driver_is_gone(two, monkeypatch):
+    """The driver's end of the pipe is closed, whatever has ended it; the fit under way ends after its step."""
+    whole, _, _ = carried_out(batch(out="whole"))
+    asked = batch()
+    (item, *_) = control.planned(asked).items
+    requests, driver_end = os.pipe()
+    events = io.BytesIO()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    lines = os.fdopen(requests, "rb")
+    try:
+        stop = worker.Stop()
+        pending = worker._listen(lines, stop)
+        os.write(driver_end, messages.line(item.to_dict()))
+
+        def die():
+            os.close(driver_end)
+            deadline = time.monotonic() + 30
+            while not stop.is_wished and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.05)  # the signal follows the wish
+
+        with monkeypatch.context() as patch:
+            after(patch, lambda fit: fit.steps == 2, die)
+            assert not worker._serve(work, asked.settings, pending.get(), events, stop)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        lines.close()
+    *_, ended = map(json.loads, events.getvalue().splitlines())
+    assert (ended["event"], ended["status"]) == ("ended", "interrupted")
+    assert Path(item.folder, "checkpoint.safetensors").exists()
+    result, said, _ = carried_out(batch())
+    assert any(event.get("text") == "resumed after step 2" for event in said)
+    assert hashes(result) == hashes(whole)
 
 
 def test_too_many_failures_in_a_row_stop_the_batch(place):

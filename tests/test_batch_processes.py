@@ -120,7 +120,7 @@ def test_killed_pool_leaves_no_process(place, monkeypatch):
 
 
 PROGRAM = [sys.executable, "-m", "dip_fast", "batch", "in", "-o", "out", "--threads", "1", "--json-events"]
-LONG = ["--preset", "fast", "--iterations", "300", "--export", "none", "--snapshot-every", "0"]
+LONG = ["--preset", "fast", "--iterations", "150", "--export", "none", "--snapshot-every", "0"]
 
 
 def started_pids(log):
@@ -133,11 +133,10 @@ def started_pids(log):
 def test_driver_that_ends_leaves_checkpoints(place, number):
     """Its workers see the end of their requests, and stop; the same command goes on, to the same bits."""
     picture("in/a.png", 32, 32)
-    whole = control.run(batch(out="whole", preset="fast", iterations=300), lambda event: None)
+    whole = control.run(batch(out="whole", preset="fast", iterations=150), lambda event: None)
     with open("log", "wb") as log:  # noqa: PTH123
         process = subprocess.Popen([*PROGRAM, *LONG], stdout=log)
-        until(lambda: Path("out/a.png/run.json").exists())
-        time.sleep(1)
+        until(lambda: b'"progress"' in Path("log").read_bytes())
         process.send_signal(number)
         assert process.wait() == (130 if number == signal.SIGINT else -number)
     (worker,) = started_pids("log")
