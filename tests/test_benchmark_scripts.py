@@ -30,6 +30,10 @@ SCRIPTS = {
         ["quick 32x32: ", "; ratio"],
     ),
     "batch.py": ("--list", ["kills: ", "warm: "]),  # it takes minutes of processes
+    "batch_simulation.py": (
+        "--pictures 20 --pixels 65536 --gpus 4",
+        ["| megapixels | cluster |", "| 0.066 | as it is |", "without model files"],
+    ),
     "curves.py": (
         "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
         ["largest distance", "fused", "plain, bits 1"],
