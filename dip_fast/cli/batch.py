@@ -57,7 +57,19 @@ class Shard(click.ParamType[tuple[int, int]]):
     help="Masks lie beside their pictures, and have this more in their names: with _mask, a_mask.png is that of a.png.",
 )
 @how_options
-@click.option("--workers", type=click.IntRange(min=1), default=1, metavar="N", help="Pictures at a time.  [default: 1]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pictures at a time.  [default: 1, or as many as a cluster has room for]",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Restore them on a Ray cluster: auto for the one that this machine is part of, or HOST:PORT of its head.",
+)
+@click.option("--gpus", type=float, metavar="N", help="GPUs of a picture on a cluster, such as 0.5.")
+@click.option("--ship", is_flag=True, help="Send pictures and runs to the nodes and back, even where a disk is shared.")
 @click.option(
     "--shard", type=Shard(), metavar="I/N", help="Restore the I-th of N parts only, as a job of an array does."
 )
@@ -134,8 +146,18 @@ def batch(
     return _report(result, quiet=quiet, as_json=as_json, json_events=json_events)
 
 
-def _asked(sources: tuple[str, ...], out: Path, *, fused: bool | None, **options: Any) -> Batch:
+def _asked(
+    sources: tuple[str, ...],
+    out: Path,
+    *,
+    fused: bool | None,
+    cluster: str | None,
+    gpus: float | None,
+    ship: bool,
+    **options: Any,
+) -> Batch:
     """Sort the options into what is asked of the batch and what of each picture."""
+    from dip_fast.runs.batch.cluster import where
     from dip_fast.runs.batch.control import Batch
     from dip_fast.runs.batch.interface import settings
 
@@ -143,7 +165,8 @@ def _asked(sources: tuple[str, ...], out: Path, *, fused: bool | None, **options
     of_batch = {name: options.pop(name) for name in names}
     if fused is not None:
         options["engine"] = "fused" if fused else "plain"
-    return Batch(sources, out, settings(of_batch["workers"], **options), **of_batch)
+    on = where(cluster, gpus, ship=ship)
+    return Batch(sources, out, settings(of_batch["workers"], on, **options), cluster=on, **of_batch)
 
 
 def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:

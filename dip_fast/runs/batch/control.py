@@ -15,11 +15,13 @@ from typing import Any
 
 from dip_fast.errors import Argument, BusyError, DipFastError, UsageError
 from dip_fast.runs.batch import manifest, plan
+from dip_fast.runs.batch.cluster import Cluster
 from dip_fast.runs.batch.driver import Driver, Emit
 from dip_fast.runs.batch.local import LocalPool
 from dip_fast.runs.batch.manifest import Row
 from dip_fast.runs.batch.plan import Item
 from dip_fast.runs.batch.pool import Pool
+from dip_fast.runs.batch.ray_pool import RayPool
 from dip_fast.runs.batch.settings import Settings, agree, keep
 from dip_fast.runs.places import run_folders
 
@@ -41,22 +43,25 @@ class Batch:
     settings : Settings
     recursive : bool
         Whether to look into folders of folders.
-    workers : int
-        How many pictures are restored at a time.
+    workers : int or None
+        How many pictures are restored at a time; None for one, or for as many as the cluster has room for.
     retries, max_failures : int
         As in `Driver`.
     shard : tuple of int, optional
         As in `plan.shard`.
+    cluster : Cluster, optional
+        Where; this machine by default.
     """
 
     sources: Sequence[str | Path]
     out: Path
     settings: Settings
     recursive: bool = False
-    workers: int = 1
+    workers: int | None = None
     retries: int = 2
     max_failures: int = 20
     shard: tuple[int, int] | None = None
+    cluster: Cluster | None = None
 
     @property
     def part(self) -> str:
@@ -161,7 +166,7 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
     emit : callable
         Takes what happens, see `dip_fast.runs.batch.pool` and `Driver`.
     make_pool : callable, optional
-        Makes the pool; processes on this machine by default.
+        Makes the pool; by default that of `pool_of`.
 
     Raises
     ------
@@ -177,7 +182,7 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
         keeper = _Keeper(batch, found, emit)
         if not found.items:
             return keeper.result(None)
-        pool = (make_pool or local_pool)(batch)
+        pool = (make_pool or pool_of)(batch)
         try:
             driver = Driver(pool, found.items, keeper.take, retries=batch.retries, max_failures=batch.max_failures)
             driver.run()
@@ -201,10 +206,11 @@ def status(folder: Path) -> Result:
     return Result(rows, 0, False, False, folder / manifest.MANIFEST, None)
 
 
-def local_pool(batch: Batch) -> LocalPool:
-    """Make a pool of processes on this machine, no more than there is use for."""
-    threads = batch.settings.asked.get("threads")
-    return LocalPool(batch.settings, batch.workers, threads)
+def pool_of(batch: Batch) -> Pool:
+    """Make a pool of processes, on this machine or on the nodes of a cluster."""
+    if batch.cluster is not None:
+        return RayPool(batch.settings, batch.cluster, batch.out, batch.workers)
+    return LocalPool(batch.settings, batch.workers or 1, batch.settings.asked.get("threads"))
 
 
 class _Keeper:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.runs.batch import control
+from dip_fast.runs.batch.cluster import THREADS, Cluster, where
 from dip_fast.runs.batch.driver import Emit
 from dip_fast.runs.batch.local import threads_each
 from dip_fast.runs.batch.manifest import Row
@@ -20,13 +21,15 @@ from dip_fast.tasks import TASKS
 OWN = tuple(entry.name for entry in fields(Settings) if entry.name not in ("asked", "inputs"))
 
 
-def settings(workers: int, **options: Any) -> Settings:
+def settings(workers: int | None, on: Cluster | None = None, **options: Any) -> Settings:
     """Sort options into those of the fit, files, and what a batch has for itself.
 
     Parameters
     ----------
-    workers : int
+    workers : int or None
         The cores are shared by so many, where no number of threads is among the options.
+    on : Cluster, optional
+        Where; its nodes may have other cores than this machine.
     **options
         As of `batch`; what is None is left open.
 
@@ -40,7 +43,8 @@ def settings(workers: int, **options: Any) -> Settings:
     if "mask" in inputs and "mask_suffix" in given:
         both = Argument("mask"), Argument("mask_suffix")
         raise UsageError("{} is of all pictures and {} of each; leave out one of the two", *both)
-    if (threads := given.pop("threads", None) or threads_each(workers)) is not None:
+    default = threads_each(workers or 1) if on is None else THREADS
+    if (threads := given.pop("threads", None) or default) is not None:
         given["threads"] = threads
     if "reference" in given:
         given["reference"] = os.fspath(given["reference"])
@@ -55,8 +59,11 @@ def batch(
     recursive: bool = False,
     mask_suffix: str | None = None,
     reference: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
+    cluster: str | None = None,
+    gpus: float | None = None,
+    ship: bool = False,
     retries: int = 2,
     max_failures: int = 20,
     shard: tuple[int, int] | None = None,
@@ -78,10 +85,18 @@ def batch(
         ``"_mask"`` takes ``a_mask.png`` for the mask of ``a.png``.
     reference : str or Path, optional
         A folder of clean pictures of the same names, to measure PSNR and SSIM with.
-    workers : int
-        How many pictures are restored at a time, in a process each.
+    workers : int, optional
+        How many pictures are restored at a time, in a process each: by default one, or as many as a cluster has room
+        for.
     threads : int, optional
-        Of each worker; by default the cores are shared.
+        Of each worker; by default the cores are shared, and on a cluster it is two.
+    cluster : str, optional
+        ``"auto"`` restores them on the Ray cluster that this machine is part of, ``"host:port"`` on that whose head is
+        there.
+    gpus : float, optional
+        GPUs of each worker on a cluster, such as 0.5.
+    ship : bool
+        Whether the pictures and their runs travel to and from the nodes, also where these share the disk.
     retries : int
         How often a picture is tried again whose process was killed or crashed, or whose fit failed; it goes on from its
         checkpoint.
@@ -111,11 +126,12 @@ def batch(
     KeyboardInterrupt
         After Ctrl-C, once the pictures under way have written their checkpoints; the same call goes on.
     """
+    on = where(cluster, gpus, ship=ship)
     of_pictures = settings(
-        workers, threads=threads, mask_suffix=mask_suffix, reference=reference, overwrite=overwrite, **options
+        workers, on, threads=threads, mask_suffix=mask_suffix, reference=reference, overwrite=overwrite, **options
     )
     sources = [paths] if isinstance(paths, str | Path) else list(paths)
-    asked = control.Batch(sources, Path(out), of_pictures, recursive, workers, retries, max_failures, shard)
+    asked = control.Batch(sources, Path(out), of_pictures, recursive, workers, retries, max_failures, shard, on)
     result = control.run(asked, on_event or (lambda event: None))
     if result.is_stopped:
         raise KeyboardInterrupt("the same call goes on")
