@@ -3,11 +3,11 @@
     python benchmarks/batch_simulation.py                        # 10,000 pictures on 100 GPUs
     python benchmarks/batch_simulation.py --speed-up 30 --storage 200e6 --pixels 262144 --json
 
-Events are what the code does: the driver hashes each picture and hands out the largest first; a worker reads its
-picture, computes, writes a checkpoint every 30 s, and its run's folder at the end; a node that dies costs what its
-fit has computed since the last checkpoint, and the time until that shows.  Disk, driver and its network are queues that
-all share.  What a picture costs was measured on two cores (`docs/notes/cluster.md` has the figures); how much faster a
-GPU is was not, and is an argument.
+Events are what the code does: the driver reads the head of each picture and hands out the largest first; a worker
+reads its picture, computes, writes a checkpoint every 30 s, and its run's folder at the end; a node that dies costs
+what its fit has computed since the last checkpoint, and the time until that shows; the index of all runs comes last.
+Disk, driver and its network are queues that all share.  What a picture costs was measured on two cores
+(docs/notes/ray.md has the figures); how much faster a GPU is was not, and is an argument.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PICTURE_BYTES_A_PIXEL = 2.65
 FOLDER_FILES, OPERATIONS_A_FILE = 9, 4  # made aside, written, flushed, renamed
 # Seconds on two cores of a step that sees 512x512 pixels, and of a pixel beyond the steps (dip_fast.runs.estimate).
 STEP_SECONDS, STEP_PIXELS, STEPS, SECONDS_A_PIXEL = 0.36, 512**2, 450, 36e-6
+HEAD_BYTES, PLAN_SECONDS, INDEX_SECONDS = 2**20, 0.0004, 0.008  # of the driver, for a picture
 START_SECONDS, START_BYTES = 8.0, 1.2e9  # a worker that imports torch, and what it reads for that
 
 
@@ -44,8 +45,8 @@ class Cluster:
         Bytes a second of the shared disk, for all together.
     operations : float
         File operations a second of the shared disk.
-    event_seconds, hash_bytes : float
-        What the driver takes for one picture's events, and the bytes that it hashes in a second.
+    event_seconds : float
+        What the driver takes to hand out a picture, and again to take it back.
     mean_hours : float
         Between failures of a node.
     detect_seconds : float
@@ -67,8 +68,7 @@ class Cluster:
     speed_up: float = 100.0
     storage: float = 1e9
     operations: float = 2000.0
-    event_seconds: float = 0.004
-    hash_bytes: float = 1e9
+    event_seconds: float = 0.0026
     mean_hours: float = 6000.0
     detect_seconds: float = 30.0
     price: float = 2.5
@@ -150,9 +150,9 @@ class Batch:
 
     def run(self) -> Outcome:
         """Simulate it to its end."""
-        cluster, size = self.cluster, PICTURE_BYTES_A_PIXEL * sum(self.pixels)
-        # The driver reads all pictures for their hashes before the first starts.
-        planned = self.driver.serve(0.0, size / min(cluster.hash_bytes, cluster.storage))
+        cluster = self.cluster
+        heads = sum(min(HEAD_BYTES, PICTURE_BYTES_A_PIXEL * each) for each in self.pixels)
+        planned = self.disk.serve(0.0, heads / cluster.storage) + PLAN_SECONDS * len(self.pixels)
         for gpu in range(cluster.gpus):
             if gpu % cluster.gpus_a_node == 0:
                 read = 0.0 if cluster.image_on_nodes else START_BYTES / cluster.storage
@@ -170,7 +170,7 @@ class Batch:
         queues = {"disk": self.disk, "driver": self.driver, "network": self.network}
         return Outcome(
             pictures=len(self.pixels),
-            seconds=self.end,
+            seconds=self.end + INDEX_SECONDS * len(self.pixels),  # when the GPUs are free again
             ideal_seconds=sum(compute_seconds(each, cluster) for each in self.pixels) / cluster.gpus,
             cost=hours * cluster.price,
             lost_gpu_hours=self.lost / 3600,
@@ -248,9 +248,9 @@ def _rows(pictures: int, cluster: Cluster, sizes: Sequence[int]) -> list[dict[st
     cases = {
         "as it is": cluster,
         "a third of the speed": replace(cluster, speed_up=cluster.speed_up / 3),
-        "slow disk (100 MB/s, 200 operations/s)": replace(cluster, storage=1e8, operations=200.0),
+        "a tenth of the disk": replace(cluster, storage=cluster.storage / 10, operations=cluster.operations / 10),
         "without model files": replace(cluster, model_bytes_a_pixel=0.0),
-        "no shared disk (--ship)": replace(cluster, ship=True),
+        "no shared disk, the driver's own": replace(cluster, ship=True, storage=2e9, operations=20_000.0),
         "torch on the shared disk": replace(cluster, image_on_nodes=False),
         "each node fails once an hour": replace(cluster, mean_hours=1.0),
     }

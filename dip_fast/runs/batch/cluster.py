@@ -92,6 +92,7 @@ def connect(ray: Any, address: str) -> None:
                 f"{{}}: nothing answers there ({error}); name a cluster's head as host:port, as ray start prints it",
                 Argument("cluster", address),
             ) from error
+    _set_printing(ray, False)
     with _signals_kept():
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
@@ -101,6 +102,20 @@ def connect(ray: Any, address: str) -> None:
                 "token in ~/.ray/auth_token",
                 Argument("cluster", address),
             ) from error
+
+
+def disconnect(ray: Any) -> None:
+    """Leave the cluster."""
+    ray.shutdown()
+    _set_printing(ray, True)
+
+
+def _set_printing(ray: Any, is_wanted: bool) -> None:
+    """Choose whether Ray prints what it says of nodes and workers, whatever its log level, on standard output.
+
+    It has no option for that; the switch is its debugger's.
+    """
+    ray._private.worker._worker_logs_enabled = is_wanted
 
 
 @contextlib.contextmanager

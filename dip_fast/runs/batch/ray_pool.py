@@ -1,7 +1,7 @@
 """A pool of processes on the nodes of a Ray cluster.
 
 Ray finds room, starts a process there and says when it is gone.  It retries nothing: the driver of a batch does, since
-it knows what a picture's checkpoint holds.  What was tried of Ray first stands in ``docs/notes/cluster.md``.
+it knows what a picture's checkpoint holds.  What was tried of Ray first stands in ``docs/notes/ray.md``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dip_fast
 from dip_fast.errors import Argument, DipFastError
 from dip_fast.pictures import write_atomically
 from dip_fast.runs.batch import shipping
-from dip_fast.runs.batch.cluster import THREADS, Cluster, connect, imported, why
+from dip_fast.runs.batch.cluster import THREADS, Cluster, connect, disconnect, imported, why
 from dip_fast.runs.batch.node import Slot
 from dip_fast.runs.batch.plan import Item
 from dip_fast.runs.batch.pool import Event
@@ -137,7 +137,7 @@ class RayPool:
             with contextlib.suppress(OSError):
                 self._token.unlink()
         if self._is_ours:
-            self._ray.shutdown()
+            disconnect(self._ray)
 
     def _dismiss(self, how: str) -> None:
         calls = [getattr(host.actor, how).remote() for host in self._hosts if host.node is not None]
