@@ -136,7 +136,7 @@ class Batch:
         Of the failures.
     """
 
-    def __init__(self, pixels: Sequence[int], cluster: Cluster, seed: int = 0) -> None:
+    def __init__(self, pixels: Sequence[int], cluster: Cluster, seed: int = 1) -> None:
         self.cluster, self.pixels, self.chance = cluster, pixels, random.Random(seed)
         self.todo = [Job(size) for size in sorted(pixels)]  # the last one is next
         self.disk, self.driver, self.network = Queue(), Queue(), Queue()

@@ -1,5 +1,6 @@
 """A batch on a real Ray cluster of two nodes on this machine, parts of which are killed."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -59,7 +60,9 @@ class Cluster:
         """Start a batch."""
         command = [sys.executable, "-m", "dip_fast", "batch", str(pictures), "--out", str(out), *FIT]
         command += ["--cluster", self.address, "--json-events", *more]
-        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
 
 @pytest.fixture
@@ -97,10 +100,8 @@ def results(out):
 
 
 def with_signal(process, number):
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def until(driver, count):

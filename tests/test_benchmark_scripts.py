@@ -30,6 +30,7 @@ SCRIPTS = {
         ["quick 32x32: ", "; ratio"],
     ),
     "batch.py": ("--list", ["kills: ", "warm: "]),  # it takes minutes of processes
+    "batch_cluster.py": ("--help", ["--iterations"]),  # Ray is not among the libraries of the tests
     "batch_simulation.py": (
         "--pictures 20 --pixels 65536 --gpus 4",
         ["| megapixels | cluster |", "| 0.066 | as it is |", "without model files"],

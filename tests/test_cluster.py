@@ -1,9 +1,10 @@
-"""Batches on a cluster, without Ray: what is refused, what travels, and what the pool does; test_batch_cluster.py has Ray."""
+"""Batches on a cluster, without Ray, which test_batch_cluster.py has: refusals, what travels, the pool."""
 
 import json
 import os
 import socket
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -98,16 +99,20 @@ def test_a_picture_arrives_with_all_that_belongs_to_it(item, tmp_path):
     _, there, _ = travelled(item, tmp_path / "there")
     assert there.name == item.name
     assert there.inputs["kernel"] == "gaussian:1.6"
-    for path, content in ((there.picture, b"a.png"), (there.inputs["mask"], b"mask.png"), (there.reference, b"clean.png")):
+    arrived = {"a.png": there.picture, "mask.png": there.inputs["mask"], "clean.png": there.reference}
+    for name, path in arrived.items():
         assert path.startswith(str(tmp_path / "there"))
-        assert open(path, "rb").read() == content  # noqa: PTH123, SIM115
+        assert Path(path).read_text() == name
     assert shipping.contents(tmp_path / "out" / "a.png") == shipping.contents(tmp_path / "there" / "run" / "a.png")
 
 
 def test_a_run_comes_back_with_the_paths_that_hold_here(item, tmp_path):
     parcel, there, paths = travelled(item, tmp_path / "there")
     folder = tmp_path / "out" / "a.png"
-    record = {"files": {"picture": there.picture, "kernel": "gaussian:1.6"}, "summary": {"result": f"{there.folder}/result.png"}}
+    record = {
+        "files": {"picture": there.picture, "kernel": "gaussian:1.6"},
+        "summary": {"result": f"{there.folder}/result.png"},
+    }
     back = {"run.json": json.dumps(record).encode(), "report.html": there.picture.encode(), "result.png": b"new"}
     (folder / "notes.txt").write_text("the user's")
     del parcel.run["snapshots/iter_000100.png"]
@@ -167,7 +172,7 @@ class Ray:
         for node in taken:
             if node in places:
                 places.remove(node)
-        slot = FakeSlot(places[0] if places else None)
+        slot = Slot(places[0] if places else None)
         self.slots.append(slot)
         return slot
 
@@ -181,29 +186,154 @@ class Ray:
         self.killed.append(slot)
 
 
-class FakeSlot:
+class Call:
+    def __init__(self, slot, name):
+        self.slot, self.name = slot, name
+
+
+class Slot:
+    """A slot on a node, or on none yet; its events and the error that ends it are a test's to set."""
+
     def __init__(self, node):
-        self.node, self.item, self.events, self.error, self.version = node, None, [], None, dip_fast.__version__
+        self.node, self.item, self.pending, self.error, self.version = node, None, [], None, dip_fast.__version__
         self.asked = []
+        for name in ("hello", "submit", "events", "stop", "kill", "close"):
+            setattr(self, name, SimpleNamespace(remote=lambda *given, name=name: self.call(name, given)))
 
-    def __getattr__(self, name):
-        if name not in ("hello", "submit", "events_", "stop", "kill", "close"):
-            raise AttributeError(name)
-        return SimpleNamespace(remote=lambda *arguments: self._call(name, arguments))
-
-    def _call(self, name, arguments):
-        self.asked.append((name, *arguments))
+    def call(self, name, given):
+        self.asked.append(name)
         if name == "submit":
-            self.item = arguments[0]
-        return SimpleNamespace(slot=self, name=name, __hash__=None)
+            self.item = given[0]
+        return Call(self, name)
 
     def is_ready(self, call):
-        return self.node is not None and (call.name != "events" or bool(self.events) or self.error is not None)
+        return self.node is not None and (call.name != "events" or bool(self.pending) or self.error is not None)
 
     def answer(self, call):
-        if self.error is not None and call.name != "hello":
+        if self.error is not None:
             raise self.error
         if call.name == "hello":
             return [{"event": "hello", "node": self.node, "host": self.node, "version": self.version}]
-        found, self.events = (self.events, []) if call.name == "events" else ([], self.events)
+        if call.name != "events":
+            return []
+        found, self.pending = self.pending, []
         return found
+
+    def does(self, kind, **more):
+        self.pending.append({"event": kind, "picture": self.item.name, **more})
+
+
+def pool_on(monkeypatch, tmp_path, ray, **more):
+    monkeypatch.setattr(ray_pool, "imported", lambda: ray)
+    settings = Settings(asked={"threads": 1, "device": "cpu"})
+    return RayPool(settings, Cluster("auto", ship=True), tmp_path, **more)
+
+
+def items(count):
+    return [Item(str(number), f"/in/{number}", f"/out/{number}", {}) for number in range(count)]
+
+
+def test_pictures_are_handed_out_as_far_as_there_is_room(monkeypatch, tmp_path):
+    ray = Ray(one=2, two=1)
+    assert pool_on(monkeypatch, tmp_path, ray).free() == 3
+    pool = pool_on(monkeypatch, tmp_path, ray, workers=2)
+    for item in items(2):
+        pool.submit(item)
+    assert pool.free() == 0
+    assert pool.events(0.01) == []
+    assert [slot.item.name for slot in ray.slots] == ["0", "1"]
+
+
+def test_a_picture_waits_for_a_slot_that_has_started(monkeypatch, tmp_path):
+    ray = Ray(one=2)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    ray.cpus = {"one": 1}  # somebody else has taken the room since
+    for item in items(2):
+        pool.submit(item)
+    pool.events(0.01)
+    first, second = ray.slots
+    assert (first.item.name, second.item) == ("0", None)
+    first.does("ended", status="done", error=None)
+    assert [event["status"] for event in pool.events(0.01)] == ["done"]
+    pool.events(0.01)
+    assert (first.item.name, second.item) == ("1", None)
+
+
+@pytest.mark.parametrize(("has_started", "status"), [(True, "lost"), (False, "unstarted")])
+def test_a_lost_node_costs_its_picture_a_try_if_that_had_begun(monkeypatch, tmp_path, has_started, status):
+    ray = Ray(one=1, two=1)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    for item in items(2):
+        pool.submit(item)
+    pool.events(0.01)
+    if has_started:
+        ray.slots[0].does("started", host="one", pid=1)
+        assert [event["event"] for event in pool.events(0.01)] == ["started"]
+    ray.slots[0].error = ConnectionError("the node is gone\nand more")
+    error = "ConnectionError: the node is gone"
+    assert pool.events(0.01) == [{"event": "ended", "picture": "0", "status": status, "error": error}]
+    assert ray.killed == ray.slots[:1]
+
+
+def test_a_lost_picture_goes_to_another_node_where_there_is_one(monkeypatch, tmp_path):
+    ray = Ray(one=1, two=1)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    lost, other = items(2)
+    pool._lost_on[lost.name] = "one"
+    pool.submit(lost)
+    pool.submit(other)
+    pool.events(0.01)
+    assert {slot.node: slot.item.name for slot in ray.slots} == {"one": "1", "two": "0"}
+
+
+def test_slots_that_never_start_end_the_batch(monkeypatch, tmp_path):
+    ray = Ray(one=1)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    pool.submit(items(1)[0])
+
+    def fail(call):
+        raise ImportError("No module named 'dip_fast'")
+
+    ray.get = fail
+    with pytest.raises(DipFastError, match="could start on the cluster: ImportError: No module named 'dip_fast'"):
+        pool.events(1)
+
+
+def test_another_version_on_a_node_ends_the_batch(monkeypatch, tmp_path):
+    ray = Ray(one=1)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    pool.submit(items(1)[0])
+    ray.slots[0].version = "0.0.1"
+    with pytest.raises(DipFastError, match=r"one has dip-fast 0\.0\.1, and this machine"):
+        pool.events(0.01)
+
+
+def test_a_cluster_without_room_for_a_picture_is_refused(monkeypatch, tmp_path):
+    with pytest.raises(DipFastError, match="no node of the cluster has 1 CPUs for a picture; ask for less"):
+        pool_on(monkeypatch, tmp_path, Ray(one=0))
+
+
+def test_pictures_that_no_slot_has_begun_end_as_interrupted_when_the_pool_stops(monkeypatch, tmp_path):
+    ray = Ray(one=1)
+    pool = pool_on(monkeypatch, tmp_path, ray)
+    ray.cpus = {}
+    pool.submit(items(1)[0])
+    pool.stop()
+    assert pool.events(0.01) == [{"event": "ended", "picture": "0", "status": "interrupted"}]
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "room"),
+    [
+        ({"CPU": 8.0}, 0.0, 4),
+        ({"CPU": 8.0}, 1.0, 0),
+        ({"CPU": 8.0, "GPU": 3.0}, 1.0, 3),
+        ({"CPU": 64.0, "GPU": 3.0}, 0.5, 6),
+        ({"CPU": 64.0, "GPU": 3.0}, 0.4, 6),
+        ({"CPU": 64.0, "GPU": 3.0}, 2.0, 1),
+    ],
+)
+def test_a_node_has_room_for_as_many_pictures_as_cpus_and_gpus_allow(monkeypatch, tmp_path, resources, gpus, room):
+    pool = pool_on(monkeypatch, tmp_path, Ray(one=1))
+    pool._threads, pool._gpus = 2, gpus
+    assert pool._room_of(resources) == room

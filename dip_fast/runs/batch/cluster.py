@@ -49,7 +49,7 @@ def where(address: str | None, gpus: float | None, *, ship: bool) -> Cluster | N
             if is_given:
                 raise UsageError("{} is of a cluster; name one with {}", argument, Argument("cluster"))
         return None
-    if gpus is not None and not (0 < gpus < 1 or (gpus >= 0 and gpus == int(gpus))):
+    if gpus is not None and not (0 < gpus < 1 or (gpus >= 0 and gpus % 1 == 0)):
         raise UsageError("{} must be a part of one GPU, such as 0.5, or a whole number", Argument("gpus", gpus))
     imported()
     return Cluster(address, gpus, ship)

@@ -210,6 +210,11 @@ def pool_of(batch: Batch) -> Pool:
     """Make a pool of processes, on this machine or on the nodes of a cluster."""
     if batch.cluster is not None:
         return RayPool(batch.settings, batch.cluster, batch.out, batch.workers)
+    return local_pool(batch)
+
+
+def local_pool(batch: Batch) -> LocalPool:
+    """Make a pool of processes on this machine."""
     return LocalPool(batch.settings, batch.workers or 1, batch.settings.asked.get("threads"))
 
 
