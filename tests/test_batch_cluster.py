@@ -19,9 +19,9 @@ from PIL import Image
 pytest.importorskip("ray", reason='Ray is not installed: pip install "dip-fast[cluster]"')
 pytestmark = pytest.mark.slow
 
-PICTURES = 5
+PICTURES = 4
 # Long enough to be killed within, and with pictures of several sizes.
-FIT = ("--preset", "quick", "--seed", "0", "--iterations", "150", "--threads", "1", "--export", "none")
+FIT = ("--preset", "quick", "--seed", "0", "--iterations", "400", "--threads", "1", "--export", "none")
 
 
 class Cluster:

@@ -157,7 +157,7 @@ def _asked(
     **options: Any,
 ) -> Batch:
     """Sort the options into what is asked of the batch and what of each picture."""
-    from dip_fast.runs.batch.cluster import where
+    from dip_fast.runs.batch.cluster import where, workers_on
     from dip_fast.runs.batch.control import Batch
     from dip_fast.runs.batch.interface import settings
 
@@ -166,6 +166,7 @@ def _asked(
     if fused is not None:
         options["engine"] = "fused" if fused else "plain"
     on = where(cluster, gpus, ship=ship)
+    of_batch["workers"] = workers_on(on, of_batch["workers"])
     return Batch(sources, out, settings(of_batch["workers"], on, **options), cluster=on, **of_batch)
 
 

@@ -55,6 +55,11 @@ def where(address: str | None, gpus: float | None, *, ship: bool) -> Cluster | N
     return Cluster(address, gpus, ship)
 
 
+def workers_on(cluster: Cluster | None, asked: int | None) -> int | None:
+    """Choose how many pictures are restored at a time; None for as many as a cluster has room for."""
+    return 1 if asked is None and cluster is None else asked
+
+
 def imported() -> Any:
     """Import Ray, with the settings that it reads then, where the user has none of his own.
 

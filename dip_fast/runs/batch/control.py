@@ -44,7 +44,7 @@ class Batch:
     recursive : bool
         Whether to look into folders of folders.
     workers : int or None
-        How many pictures are restored at a time; None for one, or for as many as the cluster has room for.
+        How many pictures are restored at a time; None for as many as the cluster has room for.
     retries, max_failures : int
         As in `Driver`.
     shard : tuple of int, optional
@@ -57,7 +57,7 @@ class Batch:
     out: Path
     settings: Settings
     recursive: bool = False
-    workers: int | None = None
+    workers: int | None = 1
     retries: int = 2
     max_failures: int = 20
     shard: tuple[int, int] | None = None

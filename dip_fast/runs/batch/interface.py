@@ -10,7 +10,7 @@ from typing import Any
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.runs.batch import control
-from dip_fast.runs.batch.cluster import THREADS, Cluster, where
+from dip_fast.runs.batch.cluster import THREADS, Cluster, where, workers_on
 from dip_fast.runs.batch.driver import Emit
 from dip_fast.runs.batch.local import threads_each
 from dip_fast.runs.batch.manifest import Row
@@ -127,6 +127,7 @@ def batch(
         After Ctrl-C, once the pictures under way have written their checkpoints; the same call goes on.
     """
     on = where(cluster, gpus, ship=ship)
+    workers = workers_on(on, workers)
     of_pictures = settings(
         workers, on, threads=threads, mask_suffix=mask_suffix, reference=reference, overwrite=overwrite, **options
     )
