@@ -21,7 +21,20 @@ pytestmark = pytest.mark.slow
 
 PICTURES = 4
 # Long enough to be killed within, and with pictures of several sizes.
-FIT = ("--preset", "quick", "--seed", "0", "--iterations", "400", "--threads", "1", "--export", "none")
+FIT = (
+    "--preset",
+    "quick",
+    "--seed",
+    "0",
+    "--iterations",
+    "400",
+    "--stop",
+    "never",
+    "--threads",
+    "1",
+    "--export",
+    "none",
+)
 
 
 class Cluster:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import dip_fast
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.runs.batch import cluster, ray_pool, shipping
+from dip_fast.runs.batch import cluster, ray_pool, shipping, worker
 from dip_fast.runs.batch.cluster import Cluster
 from dip_fast.runs.batch.plan import Item
 from dip_fast.runs.batch.ray_pool import RayPool
@@ -66,6 +67,24 @@ def test_an_address_where_nothing_answers_is_refused_at_once():
         with pytest.raises(DipFastError, match="nothing answers there") as error:
             cluster.connect(None, address)
         assert error.value.exit_code == 1
+
+
+def test_a_cluster_that_has_ended_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(cluster, "_own_address", lambda: "127.0.0.1:1")
+    with pytest.raises(DipFastError, match=r"cluster='auto': nothing answers there \(ConnectionRefusedError"):
+        cluster.connect(None, "auto")
+
+
+def test_a_worker_hears_signals_that_ray_has_blocked():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        worker.Stop()
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # --- what travels -----------------------------------------------------------------------------------------------------

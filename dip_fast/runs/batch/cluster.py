@@ -88,25 +88,39 @@ def connect(ray: Any, address: str) -> None:
     DipFastError
         If it cannot be reached.
     """
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise DipFastError(
-                f"{{}}: nothing answers there ({error}); name a cluster's head as host:port, as ray start prints it",
-                Argument("cluster", address),
-            ) from error
+    try:
+        found = _own_address() if address == "auto" else address
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError, OverflowError) as error:  # Ray would wait for minutes
+        raise DipFastError(
+            "{}: nothing answers there ({}); start a cluster with ray start --head, and name it as host:port, or as "
+            "auto on one of its nodes",
+            *(Argument("cluster", address), why(error)),
+        ) from error
     _set_printing(ray, False)
     with _signals_kept():
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False)
-        except Exception as error:
+            ray.init(address=found, log_to_driver=False, logging_level="error", configure_logging=False)
+        except (Exception, SystemExit) as error:
             raise DipFastError(
-                f"{{}}: {why(error)}; start Ray here, as with ray start --address=HOST:PORT, and keep the cluster's "
-                "token in ~/.ray/auth_token",
-                Argument("cluster", address),
+                "{}: {}; start Ray here, as with ray start --address=HOST:PORT, and keep the cluster's token in "
+                "~/.ray/auth_token",
+                *(Argument("cluster", address), why(error)),
             ) from error
+
+
+def _own_address() -> str:
+    """Find the cluster that this machine is part of, as Ray does; what it finds may have ended.
+
+    Raises
+    ------
+    ConnectionError
+        If there is none.
+    """
+    from ray._private import services
+
+    return str(services.canonicalize_bootstrap_address("auto"))
 
 
 def disconnect(ray: Any) -> None:

@@ -36,8 +36,10 @@ class Stop:
     def __init__(self) -> None:
         self.is_wished = False
         self.may_raise = False
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        for number in numbers:
             signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # a parent's mask is inherited, and Ray's holds SIGINT
 
     def _handle(self, number: int, frame: object) -> None:
         self.is_wished = True
