@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dip_fast.ops.fuse import fuse, fusion_report, unfuse
     from dip_fast.ops.modules import UpsampleConv2d
     from dip_fast.presets import PRESETS, FitOptions, Recipe
+    from dip_fast.runs.batch.interface import batch
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Result",
     "UpsampleConv2d",
     "UsageError",
+    "batch",
     "deblur",
     "dejpeg",
     "denoise",
@@ -70,6 +72,7 @@ _HOME = {
     "models.exporting": ("export",),
     "ops.fuse": ("fuse", "fusion_report", "unfuse"),
     "ops.modules": ("UpsampleConv2d",),
+    "runs.batch.interface": ("batch",),
     "presets": ("PRESETS", "FitOptions", "Recipe"),
     "models.replaying": ("replay",),
 }

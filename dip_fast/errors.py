@@ -61,6 +61,18 @@ class UsageError(DipFastError, ValueError):
     exit_code = 2
 
 
+class PlaceError(UsageError):
+    """A folder that cannot be used as things are: it is full, say, or may not be written to."""
+
+
+class BusyError(PlaceError):
+    """A folder in which another run or another batch is at work."""
+
+
+class TooLargeError(UsageError):
+    """A picture that needs more memory than there is."""
+
+
 class Stopped(DipFastError):  # noqa: N818  (it is none)
     """The user has ended the program.  Exit code 130."""
 

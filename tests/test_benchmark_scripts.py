@@ -29,6 +29,12 @@ SCRIPTS = {
         f"{Path(dip_fast.__file__).parents[1]} --presets quick --size 32 --rounds 2 --seconds 0 --threads 1",
         ["quick 32x32: ", "; ratio"],
     ),
+    "batch.py": ("--list", ["kills: ", "warm: "]),  # it takes minutes of processes
+    "batch_cluster.py": ("--help", ["--iterations"]),  # Ray is not among the libraries of the tests
+    "batch_simulation.py": (
+        "--pictures 20 --pixels 65536 --gpus 4",
+        ["| megapixels | cluster |", "| 0.066 | as it is |", "without model files"],
+    ),
     "curves.py": (
         "noisy.png --reference clean.png --steps 2 --window 1 --threads 1 --plot curves.png",
         ["largest distance", "fused", "plain, bits 1"],

@@ -13,10 +13,12 @@ import click
 import numpy as np
 import pytest
 import torch
+from batch_cases import Inline
 from PIL import Image
 
 import dip_fast
 from dip_fast import PRESETS, UpsampleConv2d
+from dip_fast.runs.batch import control
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -104,7 +106,7 @@ def test_command_lines_parse(page):
             pytest.fail(f"{page.relative_to(ROOT)}: dip-fast {shlex.join(words)}: {error.format_message()}")
 
 
-EXAMPLES = ["README", *(f"docs/{page}" for page in ("quickstart", "python", "physics", "presets"))]
+EXAMPLES = ["README", *(f"docs/{page}" for page in ("quickstart", "python", "physics", "presets", "batch"))]
 EXAMPLES += [f"docs/tasks/{name}" for name in ("denoise", "inpaint", "superres", "deblur", "jpeg", "guided")]
 
 
@@ -124,6 +126,9 @@ def test_python_examples_run(page, monkeypatch):
     noisy = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
     Image.fromarray(noisy).save("photo.png")
     Image.fromarray(noisy).save("photo.jpg")
+    Path("photos").mkdir()
+    Image.fromarray(noisy).save("photos/a.png")
+    monkeypatch.setattr(control, "local_pool", Inline)  # another process would not have the small network
     names: dict = {
         "noisy": noisy,
         "holed": noisy,

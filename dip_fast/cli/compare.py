@@ -13,6 +13,7 @@ import click
 from dip_fast.cli import run as one
 from dip_fast.cli.output import greet, show
 from dip_fast.cli.parameters import Named, debug_option
+from dip_fast.cli.restoring import Restoring
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import DipFastError
 from dip_fast.presets import PRESETS
@@ -38,7 +39,7 @@ class _List(click.ParamType[tuple[Any, ...]]):
         return tuple(dict.fromkeys(self.kind.convert(part.strip(), param, ctx) for part in parts))
 
 
-@click.command(cls=one.Run)
+@click.command(cls=Restoring)
 @click.argument("picture", type=click.Path(path_type=Path))
 @click.option(
     "--presets",

@@ -25,8 +25,9 @@ from dip_fast.cli.signals import importing
 def report(run_dir: Path, inputs: Path | None, overwrite: bool, as_json: bool) -> int:
     """Write the report.html of RUN_DIR again, a run's folder; or the index.html of a folder that holds such folders.
 
-    The picture is read once more, and has to be the one that was restored.  The index has a row for each run, with
-    its result and a link to its report.  Exit codes: 0 done; 1 it could not be written; 2 wrong usage or input.
+    The picture is read once more, and has to be the one that was restored.  The index has a row for each run
+    below the folder, with its result and a link to its report.  Exit codes: 0 done; 1 it could not be written; 2 wrong
+    usage or input.
     """
     with importing():
         from dip_fast.runs import rewriting

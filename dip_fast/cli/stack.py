@@ -11,6 +11,7 @@ import click
 from dip_fast.cli import run as one
 from dip_fast.cli.output import greet
 from dip_fast.cli.parameters import debug_option
+from dip_fast.cli.restoring import Restoring
 from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, UsageError
 from dip_fast.tasks import TASKS
@@ -25,7 +26,7 @@ _SHARED = (
 )
 
 
-@click.command(cls=one.Run)
+@click.command(cls=Restoring)
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from dip_fast import __version__
 from dip_fast.cli import signals
+from dip_fast.cli.batch import batch
 from dip_fast.cli.bench import bench
 from dip_fast.cli.compare import compare
 from dip_fast.cli.lists import formats, info, presets, tasks
@@ -32,11 +33,12 @@ def cli() -> None:
     \b
     dip-fast run photo.png                     denoise
     dip-fast run photo.png --mask mask.png     fill in what the mask leaves black
+    dip-fast batch photos --out restored       restore each picture of a folder
     dip-fast replay runs/photo/model.onnx      draw the result again, from the fitted network
     """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
-for verb in (run, stack, compare, report, export, replay, formats, presets, tasks, bench, info):
+for verb in (run, batch, stack, compare, report, export, replay, formats, presets, tasks, bench, info):
     cli.add_command(verb)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dip_fast import networks
 from dip_fast.device import memory
 from dip_fast.device.modes import Mode
-from dip_fast.errors import Argument, UsageError
+from dip_fast.errors import Argument, TooLargeError, UsageError
 from dip_fast.names import DEVICES
 from dip_fast.presets import Recipe
 
@@ -151,7 +151,7 @@ def require_memory(
 
     Raises
     ------
-    UsageError
+    TooLargeError
         Naming the size, of the same shape, that would fit.
     """
 
@@ -165,7 +165,7 @@ def require_memory(
         while scale > 0 and of(_scaled(size, scale)) > available:
             scale -= 0.02
         height, width = _scaled(size, max(scale, 0.0))
-        raise UsageError(
+        raise TooLargeError(
             f"a {size[1]}x{size[0]} picture needs about {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free; "
             + (f"{width}x{height} would fit" if min(height, width) >= 16 else "free some memory")
             + ", or take a smaller preset (dip-fast presets)"
@@ -173,10 +173,10 @@ def require_memory(
     return needed
 
 
-def out_of_memory(size: tuple[int, int]) -> UsageError:
+def out_of_memory(size: tuple[int, int]) -> TooLargeError:
     """Make the error of a fit on a GPU that needed more memory than was free."""
     height, width = _scaled(size, 0.5**0.5)
-    return UsageError(
+    return TooLargeError(
         f"a {size[1]}x{size[0]} picture needs more memory than the GPU has free; {width}x{height} would need half as "
         "much; or take a smaller preset (dip-fast presets)"
     )

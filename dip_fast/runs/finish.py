@@ -21,7 +21,8 @@ from dip_fast.runs import report, reporting, views
 from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.folder import Folder
 from dip_fast.runs.material import Material
-from dip_fast.runs.record import NAME, ModelFile, Quality, Record, Summary, now
+from dip_fast.runs.places import NAME
+from dip_fast.runs.record import ModelFile, Quality, Record, Summary, now
 from dip_fast.runs.target import Target
 from dip_fast.tasks import TASKS, Baseline, Data, Task
 

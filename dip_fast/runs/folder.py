@@ -12,15 +12,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.errors import Argument, BusyError, DipFastError, PlaceError, UsageError
 from dip_fast.models.formats import FORMATS
 from dip_fast.pictures import write_atomically, write_in
 from dip_fast.pictures.files import TEMPORARY, one_line
 from dip_fast.pictures.formats import written_suffixes
 from dip_fast.runs import report
 from dip_fast.runs.checkpoints import CHECKPOINT
-from dip_fast.runs.places import described
-from dip_fast.runs.record import NAME, Record
+from dip_fast.runs.places import NAME, described
+from dip_fast.runs.record import Record
 
 Say = Callable[[str], None]  # prints a line for the user
 
@@ -110,7 +110,7 @@ class Folder:
             place = place.parent
         free = shutil.disk_usage(place).free
         if free < needed:
-            raise UsageError(
+            raise PlaceError(
                 "the run may write {:.0f} MB to {} and {:.0f} MB are free there; make room or choose another {}",
                 *(needed / 1e6, self.path, free / 1e6, OUT),
             )
@@ -148,7 +148,7 @@ class Folder:
             try:
                 write_in(self._folder, NAME, record.json(), self.path / NAME)
             except DipFastError as error:
-                raise UsageError(str(error)) from error
+                raise PlaceError(str(error)) from error
 
     def close(self) -> None:
         """Unlock the folder for other runs."""
@@ -249,11 +249,11 @@ class Folder:
         try:
             yield
         except BlockingIOError as error:
-            raise UsageError(
+            raise BusyError(
                 "another run is at work in {}; wait for it, or choose another {}", self.path, OUT
             ) from error
         except OSError as error:
-            raise UsageError("cannot use {}: {}; choose another {}", self.path, error.strerror, OUT) from error
+            raise PlaceError("cannot use {}: {}; choose another {}", self.path, error.strerror, OUT) from error
 
 
 def write_elsewhere(name: str, data: bytes) -> Path:

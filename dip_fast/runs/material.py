@@ -50,6 +50,10 @@ class Request:
         Formats of the model files to write; ONNX by default.
     page : int, optional
         Which page of a file that has several, counted from 1.
+    goes_on : bool
+        Whether to go on with the run in the folder where there is one, and to begin it otherwise.
+    key : str, optional
+        What a batch knows the run by, see `Record`.
     """
 
     source: Path | bytes
@@ -66,6 +70,8 @@ class Request:
     verbose: bool = False
     export: tuple[str, ...] | None = None
     page: int | None = None
+    goes_on: bool = False
+    key: str | None = None
 
     @cached_property
     def data(self) -> bytes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dip_fast.errors import UsageError
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.runs import typed
-from dip_fast.runs.record import MAX_BYTES, NAME
+
+NAME = "run.json"  # of the record in a run's folder
+MAX_BYTES = 2**24  # those of a long run are a few thousand
 
 
 def found(folder: Path) -> dict[str, Any] | None:
@@ -20,6 +24,15 @@ def found(folder: Path) -> dict[str, Any] | None:
     except (OSError, UsageError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def run_folders(folder: Path) -> Iterator[Path]:
+    """List the run folders below a folder in order; nothing is looked for inside of one, or through a link."""
+    for place, folders, files in os.walk(folder):
+        if NAME in files and Path(place) != folder:
+            folders.clear()
+            yield Path(place)
+        folders.sort()
 
 
 def default(name: str, file: str, copy: str | None = None, *, resume: bool = False) -> Path:

@@ -18,9 +18,8 @@ from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures.files import one_line, read_regular
 from dip_fast.runs import typed
 from dip_fast.runs.job import Job, check
+from dip_fast.runs.places import MAX_BYTES, NAME
 
-NAME = "run.json"
-MAX_BYTES = 2**24  # those of a long run are a few thousand
 # Settings that no step depends on.
 WITHOUT_STEPS = ("snapshot_every", "keep_metadata")
 
@@ -114,6 +113,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def host() -> str:
+    """Return the name of this machine."""
+    return platform.node()
+
+
 def versions() -> dict[str, str]:
     """Collect the versions that a result's bits depend on."""
     return {"dip_fast": __version__, "torch": torch.__version__, "numpy": np.__version__}
@@ -125,8 +129,9 @@ class Record:
 
     Attributes
     ----------
-    status : {"running", "done", "interrupted", "failed"}
-        How far the run has come.
+    status : {"running", "done", "interrupted", "failed", "bad", "too-large"}
+        How far the run has come.  The last two are of pictures that a batch could not begin with: of such a one nothing
+        was read, or it needs more memory than there is.
     settings : Job
         What was asked for, completed.
     recipe : dict
@@ -151,9 +156,15 @@ class Record:
         SHA-256 of the picture's file.
     copies : dict of str to str
         SHA-256 of files that the result was written to besides, by their paths.
+    attempts : int
+        How often the run was begun or resumed.
+    host : str
+        The machine that it was begun or resumed on last.
+    key : str or None
+        SHA-256 of what a batch asked for, by which it knows its own runs.
     """
 
-    status: Literal["running", "done", "interrupted", "failed"]
+    status: Literal["running", "done", "interrupted", "failed", "bad", "too-large"]
     settings: Job
     recipe: dict[str, Any]
     inputs: dict[str, dict[str, Any]]
@@ -169,6 +180,9 @@ class Record:
     error: str | None = None
     file: str | None = None
     copies: dict[str, str] = field(default_factory=dict)
+    attempts: int = 1
+    host: str = field(default_factory=host)
+    key: str | None = None
 
     def json(self) -> bytes:
         """Write the record as JSON; what is None is left out."""

@@ -25,7 +25,8 @@ from dip_fast.runs.finish import baseline_of
 from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.material import Material, Request, in_range, read
 from dip_fast.runs.parts import Part
-from dip_fast.runs.record import NAME, Record, UnreadableError
+from dip_fast.runs.places import NAME, run_folders
+from dip_fast.runs.record import Record, UnreadableError
 from dip_fast.runs.reporting import shown
 from dip_fast.tasks import TASKS
 
@@ -68,7 +69,7 @@ def rewrite(path: Path, say: Say, *, inputs: Path | None = None, overwrite: bool
         raise UsageError("{} is no folder; name the one that holds the picture", Argument("inputs", inputs))
     if (path / NAME).exists():
         return _report(path, say, inputs)
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and (child / NAME).is_file())
+    folders = list(run_folders(path))
     if not folders:
         raise UsageError("{} holds no {}, and no folders that do; name the folder of a run", path, NAME)
     return _index(path, folders, overwrite=overwrite)
@@ -189,12 +190,13 @@ def _index(path: Path, folders: list[Path], *, overwrite: bool) -> Path:
             if thumbnail is not None and len(thumbnail["src"]) > room:
                 thumbnail, left_out = None, left_out + 1
             room -= len(thumbnail["src"]) if thumbnail else 0
-            link = f"./{urllib.parse.quote(os.fsencode(folder.name))}/{report.NAME}"
+            name = str(folder.relative_to(path))
+            link = f"./{urllib.parse.quote(os.fsencode(name))}/{report.NAME}"
             facts = {
-                "name": folder.name,
+                "name": name,
                 "link": link if (folder / report.NAME).is_file() else None,
                 "thumbnail": thumbnail,
-                "cells": [Cell(folder.name), *_cells(record)],
+                "cells": [Cell(name), *_cells(record)],
             }
             runs.append(facts)
         page = report.render("index.html", columns=("run", *COLUMNS), runs=runs, left_out=left_out)

@@ -25,8 +25,9 @@ from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.interrupting import interruptible
 from dip_fast.runs.job import Job, complete, extended, resumed, settled, start
 from dip_fast.runs.material import Material, Request, read
+from dip_fast.runs.places import NAME
 from dip_fast.runs.progress import Emit, Progress
-from dip_fast.runs.record import NAME, Record, Summary
+from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.tasks import TASKS
 
@@ -63,8 +64,9 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
     folder = Folder(request.folder, say)
     with contextlib.closing(folder):
         folder.lock()
-        folder.check(fresh=not request.resume, overwrite=request.overwrite)
-        stored = Record.read(request.folder) if request.resume else None
+        resumes = request.resume or (request.goes_on and is_there(request.folder / NAME))
+        folder.check(fresh=not resumes, overwrite=request.overwrite)
+        stored = Record.read(request.folder) if resumes else None
         if request.target is not None:
             own = None if stored is None else stored.copies.get(request.target.name)
             request.target.check(request.paths, overwrite=request.overwrite, own=own)
@@ -89,10 +91,11 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         folder.check_room(disk)
         size = material.picture.size
         recipe = asdict(job.recipe(size))
-        record = Record("running", job, recipe, material.identity, request.files, file=request.file)
+        record = Record("running", job, recipe, material.identity, request.files, file=request.file, key=request.key)
         checkpoint = request.folder / CHECKPOINT
         if stored is not None:
             record.started, record.copies = stored.started, stored.copies
+            record.attempts = stored.attempts + 1
             if checkpoint.exists():
                 checkpoints.load(checkpoint, fit, record.digest())
         with interruptible(fit, quiet=request.quiet):
