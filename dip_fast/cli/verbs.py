@@ -20,6 +20,7 @@ from dip_fast.cli.parameters import Verbs, spelling
 from dip_fast.cli.pick import pick
 from dip_fast.cli.report import report
 from dip_fast.cli.run import run
+from dip_fast.cli.ui import ui
 from dip_fast.errors import DipFastError
 
 
@@ -35,7 +36,7 @@ def cli() -> None:
     """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
-for verb in (run, report, pick, export, replay, formats, presets, tasks, bench, info):
+for verb in (run, report, pick, ui, export, replay, formats, presets, tasks, bench, info):
     cli.add_command(verb)
 
 
