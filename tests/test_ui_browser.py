@@ -144,20 +144,21 @@ def test_whole_way_from_a_dropped_picture_to_a_model_file(show, server):
     page.locator("#task").select_option("denoise")
     page.locator("#preset").select_option("quick")
     until(page, "document.getElementById('cost').textContent.includes('two cores')")
-    page.locator("#steps").fill("60")
+    page.locator("#steps").fill("150")
     name = begin(page)
-    until(page, "/estimate at step/.test(document.getElementById('shown').textContent)")
+    page.locator("#at").fill("30")
+    until(page, "Number(/estimate at step (\\d+)/.exec(document.getElementById('shown').textContent)?.[1]) >= 49")
     until(page, "document.querySelector('#stage .over').naturalWidth === 256")
     if target := kept("ui-running.png"):
         page.locator("#run").screenshot(path=target)
     wait_for(page, "Done")
     page.locator("#strength").fill("70")
     assert page.evaluate("getComputedStyle(document.querySelector('#stage .over')).opacity") == "0.7"
-    page.locator("#step").select_option("40")
+    page.locator("#step").select_option("140")
     page.locator("#export").click()
     until(page, "document.getElementById('shown').textContent.includes('as it is in the folder')")
     summary = server.record(name)["summary"]
-    assert (summary["best_step"], summary["strength"]) == (40, 0.7)
+    assert (summary["best_step"], summary["strength"]) == (140, 0.7)
     with page.expect_download() as download:
         page.locator("#link-model").click()
     model = open_model(download.value.path().rename(server.folder / "saved.onnx"))
@@ -170,7 +171,7 @@ def test_whole_way_from_a_dropped_picture_to_a_model_file(show, server):
     page.reload()
     wait_for(page, "Done")
     assert page.locator("#strength").input_value() == "70"
-    assert page.locator("#step").input_value() == "40"
+    assert page.locator("#step").input_value() == "140"
 
 
 def test_painted_mask_arrives_bit_for_bit_at_12_megapixels(show, server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -117,9 +118,11 @@ def write(
     if named is not None:
         copy, file = named.write(folder, finished.samples, kind, extras)
         record.copies[named.name] = file
-    models = _models(finished, folder, formats, job.threads)
+    # A run may have come from a machine with more cores; what is drawn does not depend on their number.
+    models = _models(finished, folder, formats, min(job.threads, os.cpu_count() or 1))
     baseline = baseline_of(task, data, job.options, folder)
-    folder.write("history.csv", lambda: reporting.history_csv(outcome.history))
+    if record.first is None:  # otherwise it is there
+        folder.write("history.csv", lambda: reporting.history_csv(outcome.history))
     folder.write("history.png", lambda: reporting.history_plot(outcome.history, outcome.best_step))
     looks = None
     with folder.attempt("what there is to look at"):

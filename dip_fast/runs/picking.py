@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,7 +113,8 @@ def pick(
         material = material_of(record, inputs)
         kind, extras = finish.result_kind(record, material)
         samples = _samples(record, material, kind) if strength < 1 else None
-        torch.set_num_threads(record.settings.threads)
+        threads = min(record.settings.threads, os.cpu_count() or 1)
+        torch.set_num_threads(threads)
         table = history(path / "history.csv")
         if step == summary.best_step:
             model = replace(_model(path, summary), kind=kind, extras=replace(extras, exif=None))
@@ -124,7 +126,7 @@ def pick(
             if drawn.drawing is None:
                 raise DipFastError("{}; nothing was changed", folder.problems[0])
             model = drawn.drawing
-        model = fitted.blended(model, samples, strength, threads=record.settings.threads)
+        model = fitted.blended(model, samples, strength, threads=threads)
         if not table:
             raise UsageError("{} is gone or damaged; the report cannot be written without it", path / "history.csv")
         is_first = (step, strength) == (first.best_step, 1.0)
