@@ -10,6 +10,7 @@ import tifffile
 from run_cases import ONE, read, record, signal_after, texture, write
 
 from dip_fast.models.model import open_model
+from dip_fast.programs import tiles
 from dip_fast.runs import states
 
 pytestmark = pytest.mark.usefixtures("place", "small")
@@ -192,3 +193,29 @@ def test_picture_that_has_moved_is_named(dip, noisy, run):
     assert outcome.code == 2
     assert "--inputs" in outcome.err
     assert dip("pick", str(run), "--strength", "0.5", "--inputs", "elsewhere").code == 0
+
+
+def test_blend_goes_into_every_format(dip, run):
+    assert dip("pick", str(run), "--strength", "0.5").code == 0
+    for name, file in (("torchscript", "model.pt"), ("pt2", "model.pt2")):
+        assert dip("export", str(run), "--format", name).code == 0
+        assert dip("replay", str(run / file), "--trust", "-o", f"{name}.png").code == 0
+        np.testing.assert_array_equal(read(Path(f"{name}.png")), read(run / "result.png"))
+
+
+def test_blend_of_a_picture_in_tiles_is_that_of_the_whole(dip, run, monkeypatch):
+    assert dip("pick", str(run), "--strength", "0.5").code == 0
+    whole = open_model(run).draw()
+    size = open_model(run).program.inputs[0].codes.shape[2:]
+    box = tuple(slice(0, side) for side in size)
+    monkeypatch.setattr(tiles, "tiles", lambda program: [tiles.Tile(box, box)] * 2)
+    np.testing.assert_array_equal(open_model(run).draw(), whole)
+
+
+def test_blend_of_sixteen_bits_keeps_them(dip, from_random_input):
+    write("deep.png", texture(16, 18, 3, dtype=np.uint16))
+    assert dip("run", "deep.png", *ONE, "--quiet", "--iterations", "4").code == 0
+    before, given = open_model("runs/deep").draw(), read(Path("deep.png")).astype(np.float32)
+    assert dip("pick", "runs/deep", "--strength", "0.25").code == 0
+    wanted = np.rint(given + np.float32(0.25) * (before - given)).clip(0, 65535)
+    np.testing.assert_array_equal(read(Path("runs/deep/result.png")), wanted)

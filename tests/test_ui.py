@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 from dip_fast.ui import guard, jobs, orders
 from dip_fast.ui.desk import Desk
-from dip_fast.ui.server import application
+from dip_fast.ui.server import SCRIPTS, application
 
 pytestmark = pytest.mark.usefixtures("place")
 TOKEN, PAGE = "secret", "http://127.0.0.1:8000/secret/"
@@ -56,7 +56,7 @@ def test_page_has_its_policy_and_nothing_of_elsewhere(client):
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
     assert answer.headers["referrer-policy"] == "no-referrer"
-    for name in ("", "ui.css", "ui.js", "paint.js", "look.js"):
+    for name in ("", "ui.css", *SCRIPTS):
         answer = client.get(name)
         assert answer.status_code == 200
         assert "http" not in answer.text.replace("http-equiv", "")

@@ -29,7 +29,7 @@ from dip_fast.ui.desk import Desk
 from dip_fast.ui.jobs import Jobs
 
 HOST = "127.0.0.1"
-SCRIPTS = ("ui.js", "paint.js", "look.js")
+SCRIPTS = ("ui.js", "paint.js", "brush.js", "look.js")
 # A report that somebody else's folder brings may run its script, in an origin of its own, and ask for nothing.
 REPORT = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
@@ -297,6 +297,7 @@ def serve(place: Desk, port: int, ready: Callable[[str], None]) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # a browser that is faster than the server waits
     except OSError as error:
         raise UsageError("port {} cannot be used: {}; choose another one", port, error.strerror) from error
     port = listener.getsockname()[1]
