@@ -96,9 +96,20 @@ def test_what_was_changed_by_hand_is_not_replaced(dip, run, name):
     assert outcome.code == 2
     assert f"{name} is not as" in outcome.err
     assert files(run) == before
-    if name == "result.png":
-        assert dip("pick", str(run), "--strength", "0.5", "--overwrite").code == 0
-        assert_draws(run, dip)
+    ended = dip("pick", str(run), "--strength", "0.5", "--overwrite")
+    assert ended.code == (0 if name == "result.png" else 2)  # a model that is not the run's draws no answer of it
+
+
+def test_pick_that_was_killed_is_made_once_more(dip, run):
+    """Its files were there before its record was, and looked as if somebody had changed them."""
+    before = (run / "run.json").read_bytes()
+    assert dip("pick", str(run), "--strength", "0.5").code == 0
+    picked = files(run)["result.png"]
+    (run / "run.json").write_bytes(before)
+    assert dip("pick", str(run), "--strength", "0.5").code == 2
+    assert dip("pick", str(run), "--strength", "0.5", "--overwrite").code == 0
+    assert files(run)["result.png"] == picked
+    assert_draws(run, dip)
 
 
 def test_step_that_was_not_kept_is_refused(dip, run):

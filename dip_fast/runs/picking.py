@@ -14,7 +14,7 @@ import torch
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models import fitted
-from dip_fast.models.model import IN_FOLDER, LARGEST_FILE
+from dip_fast.models.model import IN_FOLDER
 from dip_fast.pictures import Kind
 from dip_fast.pictures.files import is_there, read_regular
 from dip_fast.presets import PRESETS
@@ -117,7 +117,7 @@ def pick(
         torch.set_num_threads(threads)
         table = history(path / "history.csv")
         if step == summary.best_step:
-            model = replace(_model(path, summary), kind=kind, extras=replace(extras, exif=None))
+            model = replace(_model(path, summary, kind), kind=kind, extras=replace(extras, exif=None))
         else:
             fit = _fit(folder, record, material, step)
             result = fit.result()
@@ -192,16 +192,15 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(read_regular(path, MAX_RESULT_BYTES) or b"").hexdigest()
 
 
-def _model(path: Path, summary: Summary) -> fitted.FittedModel:
-    """Read the fitted network of the answer as it is."""
-    known = {Path(model["path"]).name: model["sha256"] for model in summary.models}
-    data = read_regular(path / IN_FOLDER, LARGEST_FILE) if is_there(path / IN_FOLDER) else None
-    if known.get(IN_FOLDER) != hashlib.sha256(data or b"").hexdigest():
-        raise UsageError(
-            "{} is gone, or not that of this answer; make it with dip-fast run PICTURE ... --resume --export onnx",
-            path / IN_FOLDER,
-        )
-    return fitted.from_file(path / IN_FOLDER)
+def _model(path: Path, summary: Summary, kind: Kind) -> fitted.FittedModel:
+    """Read the fitted network of the answer as it is; a pick that was killed may have left a file of its own blend."""
+    if not is_there(path / IN_FOLDER):
+        raise UsageError("{} is gone; make it with dip-fast run PICTURE ... --resume --export onnx", path / IN_FOLDER)
+    model = fitted.from_file(path / IN_FOLDER)
+    drawn = [(of.size, of.channels, of.dtype, of.value_range, of.channel_ranges) for of in (model.kind, kind)]
+    if drawn[0] != drawn[1] or model.facts["best_step"] != summary.best_step:
+        raise UsageError("{} is not that of step {}; pick another step", path / IN_FOLDER, summary.best_step)
+    return model
 
 
 def _samples(record: Record, material: Material, kind: Kind) -> np.ndarray:
