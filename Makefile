@@ -8,7 +8,7 @@
 # make test-replay   replay an ONNX file where there is no PyTorch
 # make test-gpu   the tests that need a GPU, skipped with the reason where there is none
 # make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
-# make test-browser   look at the report in a browser; needs Debian's package chromium
+# make test-browser   look at the report, and use the page, in a browser; needs Debian's package chromium
 # make wheel   build the source distribution and the wheel of a release in dist/ (docs/release.md)
 # make test-wheel   use that wheel in an environment of its own, where there is no compiler
 # make test-slow, make clean
@@ -73,10 +73,11 @@ test-models:
 	.venv-models/bin/pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	.venv-models/bin/pytest -m slow tests/test_other_models.py
 
-# Without DIP_FAST_SCREENSHOT=docs/images/report.png the picture in docs/report.md stays as it is.
+# Without DIP_FAST_SCREENSHOT=docs/images/report.png the picture in docs/report.md stays as it is, and without
+# DIP_FAST_SCREENSHOTS=docs/images those in docs/ui.md.
 test-browser: .venv/installed
 	$(BIN)/pip install --quiet --requirement requirements/browser.txt
-	$(BIN)/pytest -rs tests/test_report_browser.py
+	$(BIN)/pytest -rs -m "" tests/test_report_browser.py tests/test_ui_browser.py
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:

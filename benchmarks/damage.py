@@ -138,7 +138,7 @@ def change_checkpoint(rng: random.Random) -> str:
         what = f"{name} {way}"
         if way != "NaN" or not name.endswith("history"):  # which has NaN where there is no figure
             tensors[name] = changed.contiguous()
-    metadata |= texts | {"sha256": checkpoints._digest(tensors, texts)}
+    metadata |= texts | {"sha256": checkpoints.digest_of(tensors, texts)}
     save_file(tensors, Path("out", checkpoints.CHECKPOINT), metadata)
     return what
 

@@ -59,7 +59,7 @@ def rewrite(change):
     numbers = {which: json.loads(metadata[which]) for which in checkpoints.WHICH if which in metadata}
     change(tensors, numbers)
     texts = {which: value if isinstance(value, str) else json.dumps(value) for which, value in numbers.items()}
-    metadata |= texts | {"sha256": checkpoints._digest(tensors, texts)}
+    metadata |= texts | {"sha256": checkpoints.digest_of(tensors, texts)}
     save_file(tensors, CHECKPOINT, metadata)
 
 

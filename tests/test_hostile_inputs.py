@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 from dip_fast import networks
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.fitting.results import Result
-from dip_fast.models import exporting, onnx_format, verifying
+from dip_fast.models import exporting, fitted, onnx_format, verifying, writing
 from dip_fast.models import model as models
 from dip_fast.networks import network_input
 
@@ -45,7 +45,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     for schema, z in inputs.items():
         result = Result(np.zeros((*SIZE, 1), np.float32), network, z, {}, 0, 0, "iterations", 0.0, [])
         written[schema] = exporting.export(result, path, overwrite=True).read_bytes()
-    return written
+    model = fitted.blended(fitted.from_file(path), np.zeros((*SIZE, 1), np.float32), 0.5)
+    writing.write(model, path, "onnx")
+    return written | {4: path.read_bytes()}
 
 
 def refuse(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -66,7 +68,7 @@ def change_document(model: onnx.ModelProto, change: Callable[[dict], object]) ->
             entry.value = json.dumps(held)
 
 
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 4])
 def test_whole_files_are_replayed(files: dict[int, bytes], schema: int) -> None:
     Path("good.onnx").write_bytes(files[schema])
     model = models.open_model("good.onnx")
@@ -102,6 +104,13 @@ def test_whole_files_are_replayed(files: dict[int, bytes], schema: int) -> None:
         (2, lambda held: held["program"]["layers"][0].update(name="z.1")),
         (2, lambda held: held["program"]["layers"][0].update(inputs=["z.1"])),
         (2, lambda held: held["program"]["layers"][0].update(name="picture")),
+        (2, lambda held: held["program"].update(strength=0.5)),
+        (4, lambda held: held.update(schema=2)),
+        (4, lambda held: held["program"].pop("strength")),
+        (4, lambda held: held["program"].update(strength=0.25)),
+        (4, lambda held: held["program"].update(strength=1.0)),
+        (4, lambda held: held["program"].update(strength="0.5")),
+        (4, lambda held: held["program"]["layers"][0].update(name="blend.samples")),
     ],
 )
 def test_metadata_that_say_nonsense_of_the_input(
@@ -208,8 +217,8 @@ def test_file_of_a_later_schema_says_that_dip_fast_must_be_updated(
     files: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = onnx.load_model_from_string(files[2])
-    change_document(model, lambda held: held.update(schema=4))
-    assert "schema version 4" in refuse(model, monkeypatch)
+    change_document(model, lambda held: held.update(schema=5))
+    assert "schema version 5" in refuse(model, monkeypatch)
     # What a version that knew schema 1 alone says of ours.
     monkeypatch.setattr(onnx_format, "SCHEMA", 1)
     said = refuse(onnx.load_model_from_string(files[2]), monkeypatch)

@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tasks": ("pictures", "networks", "fitting", "guides"),
     "models": ("pictures", "ops", "programs", "networks", "device", "fitting"),
     "runs": ("pictures", "networks", "device", "fitting", "tasks", "models"),
+    "ui": ("pictures", "tasks", "models", "runs"),
     "bench": ("ops", "networks", "device", "fitting", "runs"),
 }
 MAX_FLAT, MAX_FILE, MAX_FUNCTION = 14, 400, 60

@@ -151,7 +151,7 @@ def test_damaged_bytes_of_a_name_make_no_damaged_page(dip):
 def test_commands_of_the_report_do_what_they_say(dip, noisy, options):
     write("mask.png", np.where(np.arange(18) < 4, 0, 255).astype(np.uint8)[None].repeat(16, axis=0))
     assert dip("run", "noisy.png", *SHORT, "--seed", "5", "--snapshot-every", "2", *options, "--out", "-o").code == 0
-    again, resume, *replays, rewrite = commands(page("-o"))
+    again, resume, *replays, choices, rewrite = commands(page("-o"))
     assert dip(*again[1:], "--quiet").code == 0
     first, second = record("-o"), record("./-o-again")
     assert first["settings"] == second["settings"]
@@ -159,6 +159,7 @@ def test_commands_of_the_report_do_what_they_say(dip, noisy, options):
     assert "nothing is left to resume" in dip(*resume[1:]).err
     assert all(dip(*replay[1:], "--verify").code == 0 for replay in replays)
     assert len(replays) == ("none" not in options)
+    assert b"now: step" in dip(*choices[1:]).out
     before = Path("-o/report.html").read_bytes()
     Path("-o/report.html").unlink()
     assert dip(*rewrite[1:]).code == 0

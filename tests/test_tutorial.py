@@ -85,6 +85,8 @@ def test_readme(dip, monkeypatch):
         assert (noisy.size, noisy.mode) == (restored.size, restored.mode)
     lines = re.findall(r"^    (dip-fast .*)$|`(dip-fast .*?)`", README, re.M)
     verbs = []
+    served = []
+    monkeypatch.setattr("dip_fast.ui.server.serve", lambda *given: served.append(given))  # it would not end
     for _, *arguments in (shlex.split(line or cell) for line, cell in lines):
         verbs.append(arguments[0])
         if arguments[0] == "run":
@@ -95,5 +97,6 @@ def test_readme(dip, monkeypatch):
             assert "--device cuda: " in ended.err  # why not, on this machine
         else:
             assert ended.code == 0, (arguments, ended.err)
-    assert {"run", "replay", "report"} == set(verbs)
+    assert {"run", "replay", "report", "ui"} == set(verbs)
+    assert len(served) == 1
     assert len(code) >= 2

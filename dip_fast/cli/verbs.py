@@ -19,9 +19,11 @@ from dip_fast.cli.lists import formats, info, presets, tasks
 from dip_fast.cli.models import export, replay
 from dip_fast.cli.output import complain
 from dip_fast.cli.parameters import Verbs, spelling
+from dip_fast.cli.pick import pick
 from dip_fast.cli.report import report
 from dip_fast.cli.run import run
 from dip_fast.cli.stack import stack
+from dip_fast.cli.ui import ui
 from dip_fast.errors import DipFastError
 
 
@@ -38,7 +40,7 @@ def cli() -> None:
     """  # noqa: D301  (click looks for the control character in the first line, after which it keeps the lines)
 
 
-for verb in (run, batch, stack, compare, report, export, replay, formats, presets, tasks, bench, info):
+for verb in (run, batch, stack, compare, report, pick, ui, export, replay, formats, presets, tasks, bench, info):
     cli.add_command(verb)
 
 

@@ -166,6 +166,14 @@ class Fit:
         """View the averages that the answer starts from: weights by name, and the averaged picture as ``picture``."""
         return self._steps.averages()
 
+    def newest_averages(self) -> dict[str, Tensor]:
+        """View the averages of the last step, as `averages`: an answer to `choose` later."""
+        return self._steps.newest_averages()
+
+    def choose(self, step: int, averages: Mapping[str, Tensor]) -> None:
+        """Let the answer start from `newest_averages` of an earlier step; no step can follow."""
+        self._steps.choose(step, averages)
+
     def history(self) -> dict[str, np.ndarray]:
         """Arrange the history by column, a value a step; with the estimated PSNR where the objective has one."""
         table = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))

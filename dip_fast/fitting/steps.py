@@ -283,8 +283,22 @@ class FitSteps(Steps):
 
     def averages(self) -> dict[str, Tensor]:
         """View the averages that the answer starts from: weights by name, and the picture as `PICTURE`."""
-        memory = self.best if self.has_best() else self.average
+        return self._by_name(self.best if self.has_best() else self.average)
+
+    def newest_averages(self) -> dict[str, Tensor]:
+        """View the averages of the last step, by name as `averages`."""
+        return self._by_name(self.average)
+
+    def _by_name(self, memory: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.averaged, unflatten(memory, self.averaged.values()), strict=True))
+
+    @torch.no_grad()
+    def choose(self, step: int, averages: Mapping[str, Tensor]) -> None:
+        """Let the answer start from the averages of an earlier step, by name as `averages`."""
+        self.best = torch.zeros_like(self.average)
+        for name, value in self._by_name(self.best).items():
+            value.copy_(averages[name])
+        self.write(self.numbers._replace(best_step=float(step)), self.status)
 
     def has_best(self) -> bool:
         """Whether averages were kept at a minimum of the variance."""

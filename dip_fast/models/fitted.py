@@ -17,6 +17,7 @@ from dip_fast.models.verifying import require_alike
 from dip_fast.pictures import Extras, Kind
 from dip_fast.pictures.kind import IN_MODELS
 from dip_fast.pictures.writing import check_alpha
+from dip_fast.programs.blend import Blend
 from dip_fast.programs.program import INPUT, InputPart, Layer, Program
 
 if TYPE_CHECKING:
@@ -170,6 +171,42 @@ def from_result(
     output = onnx_engine.draw(program, threads=threads)
     require_alike(output, reference, kind, "onnxruntime")
     return FittedModel(program, output, kind, extras, facts, reference, onnx_engine.version())
+
+
+def blended(
+    model: FittedModel, samples: np.ndarray | None, strength: float, *, threads: int | None = None
+) -> FittedModel:
+    """Blend the picture of a fitted model with another one, in the model itself.
+
+    Parameters
+    ----------
+    model : FittedModel
+        Where it is blended already, its own picture takes the place of that.
+    samples : ndarray or None
+        The other picture, ``(H, W, C)`` in the dtype of the model's; None where the strength is 1.
+    strength : float
+        From 0, the other picture, to 1, that of the model alone.
+    threads : int, optional
+        CPU threads of onnxruntime; the bits do not depend on it.
+
+    Raises
+    ------
+    DipFastError
+        As `from_result`.
+    """
+    from dip_fast.programs import drawing
+
+    blend = None
+    if strength < 1:
+        assert samples is not None
+        if model.program.known is not None:  # what comes from the picture as it is has no need of it twice
+            samples = np.where(model.program.known[0], np.zeros((), samples.dtype), samples)
+        blend = Blend(samples if model.kind.dtype in IN_MODELS else samples.astype(np.float32), strength)
+    program = replace(model.program, blend=blend)
+    program.check()
+    reference, output = drawing.draw(program), onnx_engine.draw(program, threads=threads)
+    require_alike(output, reference, model.kind, "onnxruntime")
+    return replace(model, program=program, output=output, reference=reference, engine=onnx_engine.version())
 
 
 def from_file(path: Path) -> FittedModel:

@@ -21,7 +21,7 @@ from dip_fast.registry import Registry
 if TYPE_CHECKING:
     from dip_fast.programs.program import Program
 
-SCHEMA = 3  # the latest that is read; a file is of the first that can hold its program, `Program.schema`
+SCHEMA = 4  # the latest that is read; a file is of the first that can hold its program, `Program.schema`
 
 
 @dataclass(frozen=True, eq=False)

@@ -202,8 +202,10 @@ def _check_program(program: Program, kind: Kind) -> None:
         raise ValueError("the picture is of another size")
     if (program.channels, program.value_range) != (kind.channels, kind.value_range):
         raise ValueError("the picture has other channels, or another range")
-    if program.known is not None and program.known[1].dtype != (kind.dtype if kind.dtype in IN_MODELS else "float32"):
-        raise ValueError("the known pixels are of another kind")
+    held = [] if program.known is None else [program.known[1]]
+    held += [] if program.blend is None else [program.blend.samples]
+    if any(samples.dtype != (kind.dtype if kind.dtype in IN_MODELS else "float32") for samples in held):
+        raise ValueError("the known pixels, or those it is blended with, are of another kind")
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:

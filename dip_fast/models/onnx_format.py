@@ -4,7 +4,7 @@ A file is accepted when its graph is, field by field, the one that `write` makes
 name.  So no graph but our own ever reaches an engine, however a file was changed; and what is replayed is what any
 other engine finds in the file.  Hence the rule: what `write` makes of a program never changes within one schema
 version: schema 1 for a network input of 8-bit codes, schema 2 for any other, schema 3 for pictures that are neither
-gray nor RGB and for known samples that differ between channels.
+gray nor RGB and for known samples that differ between channels, schema 4 for pictures that are blended with another.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _input(graph: _Graph, program: Program) -> str:
 
 
 def _picture(graph: _Graph, program: Program, drawn: str, size: tuple[int, int]) -> None:
-    """Add the way from the last layer's output, of some size, to the picture: its middle, its range, known pixels."""
+    """Add the way from the last layer's output, of some size, to the picture: middle, range, blend, known pixels."""
     (height, width), (rows, columns) = size, program.size
     if (rows, columns) != (height, width):
         top, left = (height - rows) // 2, (width - columns) // 2
@@ -165,14 +165,26 @@ def _picture(graph: _Graph, program: Program, drawn: str, size: tuple[int, int])
         steps.append(("Add", graph.number("range/low", low)))
     for operator, constant in steps:
         drawn = graph.node(operator, [drawn, constant], f"range/{operator.lower()}")
-    last = OUTPUT if program.known is None else "drawn"
+    last = OUTPUT if program.known is None and program.blend is None else "drawn"
     drawn = graph.node("Squeeze", [drawn, graph.constant("channels_last/batch", np.array([0]))], last)
+    if program.blend is not None:
+        samples, strength = program.blend
+        base = _samples(graph, "blend.samples", samples)
+        change = graph.node("Sub", [drawn, base], "blend/change")
+        change = graph.node("Mul", [change, graph.number("blend/strength", strength)], "blend/part")
+        drawn = graph.node("Add", [base, change], OUTPUT if program.known is None else "blend/picture")
     if program.known is not None:
         mask, samples = program.known
-        kept = graph.constant("known.samples", samples)
-        if samples.dtype != np.float32:
-            kept = graph.node("Cast", [kept], "known.samples/float", to=TensorProto.FLOAT)
+        kept = _samples(graph, "known.samples", samples)
         graph.node("Where", [graph.constant("known.mask", mask), kept, drawn], OUTPUT)
+
+
+def _samples(graph: _Graph, name: str, samples: np.ndarray) -> str:
+    """Add samples of a picture, as floats."""
+    stored = graph.constant(name, samples)
+    return (
+        stored if samples.dtype == np.float32 else graph.node("Cast", [stored], f"{name}/float", to=TensorProto.FLOAT)
+    )
 
 
 def _resizes(layer: Layer) -> bool:

@@ -90,6 +90,7 @@ class Drawing(nn.Module):
     z: Tensor
     known_mask: Tensor
     known_samples: Tensor
+    blend_samples: Tensor
 
     def __init__(self, program: Program, *, fused: bool = False) -> None:
         super().__init__()
@@ -107,6 +108,8 @@ class Drawing(nn.Module):
             self._add("known.mask", mask)
             # float32 holds every sample exactly; uint16 is a dtype that few operators of PyTorch know.
             self._add("known.samples", samples.astype("float32"))
+        if program.blend is not None:
+            self._add("blend.samples", program.blend.samples.astype("float32"))
 
     def _add(self, name: str, array: np.ndarray) -> None:
         """Register an array as a buffer, whose name has no dots."""
@@ -143,6 +146,8 @@ class Drawing(nn.Module):
         drawn = crop(values[program.layers[-1].name], *program.size)[0].permute(1, 2, 0)
         low, high = program.value_range
         picture = drawn * (high - low) + low
+        if program.blend is not None:
+            picture = self.blend_samples + program.blend.strength * (picture - self.blend_samples)
         if program.known is not None:
             picture = torch.where(self.known_mask, self.known_samples, picture)
         return picture.contiguous()

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dip_fast.programs.blend import Blend
+
 MODES = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "reflect", "replicate")
 INPUT = "z"
 # Names that model files give to other things than layers; those with a "/" in them cannot be a layer's name.
-RESERVED = ("picture", "drawn", "crop", "channels_last", "known.mask", "known.samples")
+RESERVED = ("picture", "drawn", "crop", "channels_last", "known.mask", "known.samples", "blend.samples")
 NAME = re.compile(r"[a-z][a-z0-9_.]{1,200}")  # two characters at least: "z" is the input
 MAX_LAYERS = 10_000
 MAX_CHANNELS = 256  # of a picture
@@ -112,6 +114,8 @@ class Program:
     known : tuple of ndarray, optional
         Where samples are taken from the picture that was restored, bool ``(H, W, 1)`` or ``(H, W, C)``, and its samples
         ``(H, W, C)``, uint8, uint16 or float32.
+    blend : Blend, optional
+        What the drawn picture is blended with; known samples are put in afterwards.
     """
 
     layers: tuple[Layer, ...]
@@ -120,14 +124,17 @@ class Program:
     size: tuple[int, int]
     value_range: tuple[float, float]
     known: tuple[np.ndarray, np.ndarray] | None = None
+    blend: Blend | None = None
 
     @property
     def schema(self) -> int:
         """Schema version of the files that can hold the program.
 
         1 where z is one part in 8 bits, otherwise 2; 3 where there are neither one channel nor three, or known samples
-        differ between channels.
+        differ between channels; 4 where it is blended.
         """
+        if self.blend is not None:
+            return 4
         if self.channels not in (1, 3) or (self.known is not None and self.known[0].shape[2] > 1):
             return 3
         return 1 if self._is_simple else 2
@@ -149,6 +156,7 @@ class Program:
             **({"denominator": denominators[0]} if self._is_simple else {"denominators": denominators}),
             "size": list(self.size),
             "value_range": list(self.value_range),
+            **({} if self.blend is None else {"strength": self.blend.strength}),
         }
 
     @classmethod
@@ -160,8 +168,8 @@ class Program:
         outline : dict
             What `outline` returned, or anything at all.
         arrays : dict of str to ndarray
-            Those of the program, ``z``, ``z.1`` and so on for the parts of the network input, ``known.mask`` and
-            ``known.samples``.
+            Those of the program, ``z``, ``z.1`` and so on for the parts of the network input, ``known.mask``,
+            ``known.samples`` and ``blend.samples``.
 
         Raises
         ------
@@ -182,6 +190,8 @@ class Program:
         inputs = tuple(InputPart(rest.pop(part_name(i)), denominator) for i, denominator in enumerate(denominators))
         mask, samples = rest.pop("known.mask", None), rest.pop("known.samples", None)
         _require((mask is None) == (samples is None), "known pixels need both a mask and samples")
+        blended = rest.pop("blend.samples", None)
+        _require((blended is None) == ("strength" not in outline), "a blend needs both samples and a strength")
         height, width = outline["size"]
         low, high = outline["value_range"]
         program = cls(
@@ -191,6 +201,7 @@ class Program:
             size=(height, width),
             value_range=(low, high),
             known=None if mask is None or samples is None else (mask, samples),
+            blend=None if blended is None else Blend(blended, outline["strength"]),
         )
         program.check()
         own = "denominator" if program._is_simple else "denominators"
@@ -234,9 +245,17 @@ class Program:
                 mask.dtype == bool and mask.shape in ((*self.size, 1), (*self.size, channels)),
                 "known.mask must be as the picture is",
             )
-            _require(samples.shape == (*self.size, channels), "known.samples must be as the picture is")
-            _require(samples.dtype in (np.uint8, np.uint16, np.float32), "known.samples must be a picture's")
-            _require(bool(np.isfinite(samples).all()), "known.samples must be finite")
+            self._check_samples("known.samples", samples)
+        if self.blend is not None:
+            self._check_samples("blend.samples", self.blend.samples)
+            strength = self.blend.strength
+            _require(isinstance(strength, float) and 0 <= strength < 1, "the strength must be a float in [0, 1)")
+
+    def _check_samples(self, name: str, samples: np.ndarray) -> None:
+        """Check that samples are those of a picture as this one is."""
+        _require(samples.shape == (*self.size, self.channels), f"{name} must be as the picture is")
+        _require(samples.dtype in (np.uint8, np.uint16, np.float32), f"{name} must be a picture's")
+        _require(bool(np.isfinite(samples).all()), f"{name} must be finite")
 
     def _check_picture(self) -> None:
         """Check the size and the range of the picture."""

@@ -108,12 +108,12 @@ def _windows(length: int, around: int, multiple: int) -> list[tuple[slice, slice
 def parts(program: Program) -> Iterator[tuple[Program, Tile]]:
     """Make the program of each tile: all of them are one graph, with other codes.
 
-    It draws its whole window; known pixels are put back later.
+    It draws its whole window; it is blended, and known pixels are put back, later.
     """
     for tile in tiles(program):
         inputs = tuple(part._replace(codes=part.codes[(..., *tile.window)]) for part in program.inputs)
         size = (tile.window[0].stop - tile.window[0].start, tile.window[1].stop - tile.window[1].start)
-        yield replace(program, inputs=inputs, size=size, known=None), tile
+        yield replace(program, inputs=inputs, size=size, known=None, blend=None), tile
 
 
 def needed_bytes(program: Program) -> int:
@@ -151,6 +151,8 @@ def draw(program: Program, draw_part: Callable[[Program], np.ndarray]) -> np.nda
         from_columns, to_columns = _overlap(window[1], place[1], left, columns)
         picture[to_rows, to_columns] = drawn[from_rows, from_columns]
         _give_back()
+    if program.blend is not None:
+        picture = program.blend.of(picture)
     if program.known is not None:
         mask, samples = program.known
         np.copyto(picture, samples, where=mask, casting="unsafe")

@@ -72,7 +72,7 @@ def dump(fit: Fit, run: str) -> bytes:
         f"{which}/{name}": tensor.cpu() for which, state in states.items() for name, tensor in state.tensors.items()
     }
     numbers = {which: json.dumps(state.numbers) for which, state in states.items()}
-    return save(tensors, metadata={"format": FORMAT, "run": run, "sha256": _digest(tensors, numbers), **numbers})
+    return save(tensors, metadata={"format": FORMAT, "run": run, "sha256": digest_of(tensors, numbers), **numbers})
 
 
 def load(path: Path, fit: Fit, run: str) -> None:
@@ -108,7 +108,7 @@ def _read(path: Path, run: str) -> dict[str, State]:
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     numbers = {which: metadata[which] for which in WHICH if which in metadata}
-    if metadata["sha256"] != _digest(tensors, numbers):
+    if metadata["sha256"] != digest_of(tensors, numbers):
         raise ValueError("it does not have the hash that it was written with")
     states = {}
     for which, text in numbers.items():
@@ -117,7 +117,7 @@ def _read(path: Path, run: str) -> dict[str, State]:
     return states
 
 
-def _digest(tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
+def digest_of(tensors: Mapping[str, Tensor], numbers: Mapping[str, str]) -> str:
     """Hash the tensors and the numbers, with their names, types and shapes."""
     found = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
     for name in sorted(tensors):

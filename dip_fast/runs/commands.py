@@ -38,6 +38,11 @@ def report(folder: str) -> str:
     return _line(["dip-fast", "report", as_path(folder)])
 
 
+def pick(folder: str) -> str:
+    """Write the command that lists what there is to pick."""
+    return _line(["dip-fast", "pick", as_path(folder)])
+
+
 def as_path(path: str) -> str:
     """Write a path so that no command takes it for an option."""
     return f"./{path}" if path.startswith("-") and path != STDIN else path

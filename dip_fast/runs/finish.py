@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -48,6 +50,27 @@ class Finished:
     drawing: fitted.FittedModel | None
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What is known of an answer beside its picture.
+
+    Attributes
+    ----------
+    steps, best_step, stop_reason, seconds, estimated_psnr, strength
+        As in `Summary`.
+    history : dict of str to ndarray
+        As in `Result`.
+    """
+
+    steps: int
+    best_step: int
+    stop_reason: Any
+    seconds: float
+    estimated_psnr: float | None
+    history: Mapping[str, np.ndarray]
+    strength: float = 1.0
+
+
 def finish(
     fit: Fit,
     folder: Folder,
@@ -57,21 +80,51 @@ def finish(
     named: Target | None = None,
 ) -> Summary:
     """Write the result first, as the exported network draws it, then what explains and redraws it."""
-    result, picture, data, reference = fit.result(), material.picture, material.data, material.reference
+    result = fit.result()
+    kind, extras = result_kind(record, material)
+    finished = draw(result, folder, record, kind, extras)
+    outcome = Outcome(
+        result.steps, result.best_step, result.stop_reason, result.seconds, result.estimated_psnr, result.history
+    )
+    record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
+    record.ended = now()
+    record.seconds_per_step = result.seconds / result.steps
+    record.events = result.events
+    return write(finished, outcome, folder, record, material, formats, named)
+
+
+def result_kind(record: Record, material: Material) -> tuple[Kind, Extras]:
+    """Find the kind of a run's result, and what goes along with it."""
     task, job = TASKS[record.settings.task], record.settings
-    kind = task.result_kind(picture.kind, job.options)
-    extras = task.result_extras(_extras(picture, kind), data)
-    finished = _draw(result, folder, record, kind, extras)
+    kind = task.result_kind(material.picture.kind, job.options)
+    return kind, task.result_extras(_extras(material.picture, kind), material.data)
+
+
+def write(
+    finished: Finished,
+    outcome: Outcome,
+    folder: Folder,
+    record: Record,
+    material: Material,
+    formats: tuple[str, ...],
+    named: Target | None = None,
+) -> Summary:
+    """Write the result first, then model files and what explains them, and the record with its summary."""
+    data, reference, job = material.data, material.reference, record.settings
+    task = TASKS[job.task]
+    kind, extras = result_kind(record, material)
     encoded = pictures.encode_samples(finished.samples, kind, extras)
     written = folder.write_result(f"result{kind.suffix}", encoded)
     copy = None
     if named is not None:
         copy, file = named.write(folder, finished.samples, kind, extras)
         record.copies[named.name] = file
-    models = _models(finished, folder, formats, job.threads)
+    # A run may have come from a machine with more cores; what is drawn does not depend on their number.
+    models = _models(finished, folder, formats, min(job.threads, os.cpu_count() or 1))
     baseline = baseline_of(task, data, job.options, folder)
-    folder.write("history.csv", lambda: reporting.history_csv(result.history))
-    folder.write("history.png", lambda: reporting.history_plot(result.history, result.best_step))
+    if record.first is None:  # otherwise it is there
+        folder.write("history.csv", lambda: reporting.history_csv(outcome.history))
+    folder.write("history.png", lambda: reporting.history_plot(outcome.history, outcome.best_step))
     looks = None
     with folder.attempt("what there is to look at"):
         looks = views.collect(
@@ -88,10 +141,10 @@ def finish(
     summary = Summary(
         result=str(written),
         folder=str(folder.place),
-        steps=result.steps,
-        best_step=result.best_step,
-        stop_reason=cast(Any, result.stop_reason),
-        seconds=round(result.seconds, 3),
+        steps=outcome.steps,
+        best_step=outcome.best_step,
+        stop_reason=outcome.stop_reason,
+        seconds=round(outcome.seconds, 3),
         device=job.device,
         engine=job.engine,
         precision=job.precision,
@@ -99,22 +152,20 @@ def finish(
         **reached,
         psnr_input=before["psnr"],
         ssim_input=before["ssim"],
-        estimated_psnr=result.estimated_psnr,
+        estimated_psnr=outcome.estimated_psnr,
         baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference, aside)},
         sha256=digest(finished.samples),
         drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
         models=models,
         problems=folder.problems,
         copy=None if copy is None else str(copy),
+        strength=outcome.strength,
+        file=hashlib.sha256(encoded).hexdigest(),
     )
-    record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
-    record.ended = now()
-    record.seconds_per_step = result.seconds / result.steps
-    record.events = result.events
     record.summary = summary
     if looks is not None:
         place = str(folder.place)
-        folder.write(report.NAME, lambda: report.page(record, looks, result.history, place))
+        folder.write(report.NAME, lambda: report.page(record, looks, outcome.history, place))
     folder.write(NAME, record.json)
     return summary
 
@@ -138,7 +189,7 @@ def baseline_of(task: Task, data: Data, options: Mapping[str, Any], folder: Fold
     return None
 
 
-def _draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
+def draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
     """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
     job = record.settings
     try:

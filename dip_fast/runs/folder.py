@@ -100,7 +100,7 @@ class Folder:
             left = [name for name in (*(names - {SNAPSHOTS}), *inner) if not TEMPORARY.fullmatch(name)]
             if fresh and left and NAME not in names:
                 raise UsageError("{} exists, and is not a run's folder; choose another {}", self.path, OUT)
-            for name in (NAME, *self.own(), *(f"{SNAPSHOTS}/{path.name}" for path in self.snapshots().values())):
+            for name in (NAME, *self.own(), *(f"{SNAPSHOTS}/{name}" for name in self._of_steps())):
                 self._require(name, stat.S_ISREG)
 
     def check_room(self, needed: int) -> None:
@@ -137,8 +137,7 @@ class Folder:
             for folder in (self._folder, self._snapshots):  # all is deleted, or nothing
                 if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder):
                     raise PermissionError(0, "it cannot be written to")
-            shots = [path.name for path in self.snapshots().values()]
-            for folder, own in ((self._snapshots, shots), (self._folder, self.own())):
+            for folder, own in ((self._snapshots, self._of_steps()), (self._folder, self.own())):
                 # What a killed process was writing aside, and what an earlier run has left.
                 aside = [name for name in os.listdir(folder) if TEMPORARY.fullmatch(name)]  # noqa: PTH208
                 for name in (*aside, *(own if fresh else ())):
@@ -172,8 +171,25 @@ class Folder:
 
     def snapshots(self) -> dict[int, Path]:
         """List the snapshots by their steps, in order."""
-        paths = {path.stem.removeprefix("iter_"): path for path in self.place.glob(f"{SNAPSHOTS}/iter_*.png")}
+        return self._by_step("iter_", ".png")
+
+    def states(self) -> dict[int, Path]:
+        """List the states that an answer can be drawn from, by their steps, in order."""
+        return self._by_step("state_", ".safetensors")
+
+    def _by_step(self, prefix: str, suffix: str) -> dict[int, Path]:
+        paths = {path.stem.removeprefix(prefix): path for path in self.place.glob(f"{SNAPSHOTS}/{prefix}*{suffix}")}
         return dict(sorted((int(step), path) for step, path in paths.items() if step.isdecimal()))
+
+    def _of_steps(self) -> list[str]:
+        """List the names of snapshots and states."""
+        return [path.name for path in (*self.snapshots().values(), *self.states().values())]
+
+    def forget(self, state: Path) -> None:
+        """Delete a state that `states` has listed."""
+        assert self._snapshots is not None, "the folder is not open"
+        with contextlib.suppress(OSError):
+            os.unlink(state.name, dir_fd=self._snapshots)
 
     def write(self, name: str, make: Callable[[], bytes]) -> None:
         """Make and write a file beside the result; where that fails, say so once and go on: the fit is worth more."""

@@ -22,6 +22,7 @@ from dip_fast.runs.places import MAX_BYTES, NAME
 
 # Settings that no step depends on.
 WITHOUT_STEPS = ("snapshot_every", "keep_metadata")
+SUMMARIES = ("summary", "first")
 
 
 class UnreadableError(ValueError):
@@ -83,6 +84,10 @@ class Summary:
         What could not be written.
     copy : str or None
         The file that the user named for the result, beside the one in the folder.
+    strength : float
+        How far the result goes from the input to the answer of the fit: 1 unless the user has picked less.
+    file : str
+        SHA-256 of the file of the result; empty in a record of an earlier version.
     """
 
     result: str
@@ -106,6 +111,8 @@ class Summary:
     models: list[ModelFile]
     problems: list[str]
     copy: str | None = None
+    strength: float = 1.0
+    file: str = ""
 
 
 def now() -> str:
@@ -150,6 +157,8 @@ class Record:
         Losses that went wrong.
     summary : Summary or None
         What it gave.
+    first : Summary or None
+        What it gave before the user picked another answer.
     error : str or None
         Why it failed.
     file : str or None
@@ -177,6 +186,7 @@ class Record:
     seconds_per_step: float | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
     summary: Summary | None = None
+    first: Summary | None = None
     error: str | None = None
     file: str | None = None
     copies: dict[str, str] = field(default_factory=dict)
@@ -256,8 +266,9 @@ class Record:
         typed.require(document["settings"], Job)
         entries["settings"] = Job(**document["settings"])
         check(entries["settings"])
-        if entries.get("summary") is not None:
-            typed.require(document["summary"], Summary)
-            entries["summary"] = Summary(**document["summary"])
-        typed.require({name: value for name, value in entries.items() if name not in ("settings", "summary")}, cls)
+        for name in SUMMARIES:
+            if entries.get(name) is not None:
+                typed.require(document[name], Summary)
+                entries[name] = Summary(**document[name])
+        typed.require({name: value for name, value in entries.items() if name not in ("settings", *SUMMARIES)}, cls)
         return cls(**entries)

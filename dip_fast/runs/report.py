@@ -87,7 +87,12 @@ def render(template: str, **facts: Any) -> bytes:
         "base-uri 'none'; form-action 'none'"
     )
     own = {"policy": policy, "style": style, "script": script, "generator": GENERATOR}
-    text = _templates().get_template(template).render(**own, **facts)
+    return filled(template, **own, **facts)
+
+
+def filled(template: str, **facts: Any) -> bytes:
+    """Fill in a template of `dip_fast/data` that has a policy of its own; whatever is put in appears as text."""
+    text = _templates().get_template(template).render(**facts)
     return text.encode("utf-8", "replace")  # a file's name may hold what no encoding has
 
 
@@ -165,6 +170,8 @@ def _lead(record: Record, summary: Summary) -> Iterator[str]:
         f"Task {job.task}, preset {job.preset}: {REASONS[summary.stop_reason]}, {summary.steps} steps in "
         f"{summary.seconds:.0f} s. The answer is that of step {summary.best_step}."
     )
+    if summary.strength < 1:
+        yield f"The result goes {summary.strength:.0%} of the way from the input to it."
     if summary.psnr is not None and summary.ssim is not None:
         before = "" if summary.psnr_input is None else f"{summary.psnr_input:.2f} to "
         yield f"Against the reference: PSNR {before}{summary.psnr:.2f} dB, SSIM {summary.ssim:.3f}."
@@ -178,7 +185,11 @@ def _commands(record: Record, summary: Summary, folder: str) -> list[tuple[str, 
     """List what there is to do with a run, each with its command."""
     found = [("make the same run again", commands.repeat(record, folder)), ("go on", commands.resume(record, folder))]
     found += [(f"draw the result from the {model['format']} file", commands.replay(model)) for model in summary.models]
-    return [*found, ("write this report again", commands.report(folder))]
+    return [
+        *found,
+        ("see what else there is to pick: earlier steps, a blend with the input", commands.pick(folder)),
+        ("write this report again", commands.report(folder)),
+    ]
 
 
 def _tables(record: Record, summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:

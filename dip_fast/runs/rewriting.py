@@ -98,7 +98,7 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
         summary = record.summary
         if summary is None:
             raise UsageError("the run in {} has no result yet ({}); let it end first", path, record.status)
-        material = _material(record, inputs)
+        material = material_of(record, inputs)
         task, options = TASKS[record.settings.task], record.settings.options
         result = pictures.read_picture(path / Path(summary.result).name, missing=True)
         kind = task.result_kind(material.picture.kind, options)
@@ -114,10 +114,10 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
         )
         for model in summary.models:  # the folder may have been moved
             model["path"] = str(path / Path(model["path"]).name)
-        return folder.rewrite(report.NAME, report.page(record, shown, _history(path / "history.csv"), str(path)))
+        return folder.rewrite(report.NAME, report.page(record, shown, history(path / "history.csv"), str(path)))
 
 
-def _material(record: Record, inputs: Path | None) -> Material:
+def material_of(record: Record, inputs: Path | None) -> Material:
     """Read what the run was made of, and make sure that it is that."""
     found = _files(record, inputs)
     picture, reference = found.pop("picture"), found.pop("reference", None)
@@ -159,7 +159,7 @@ def _files(record: Record, inputs: Path | None) -> dict[str, Path]:
         raise UsageError("{} is damaged, or not of this version; there is no report without it", NAME) from error
 
 
-def _history(path: Path) -> dict[str, np.ndarray]:
+def history(path: Path) -> dict[str, np.ndarray]:
     """Read the table of a fit; where it is gone or damaged, there are no curves."""
     with contextlib.suppress(OSError, ValueError, UsageError, csv.Error):
         text = (read_regular(path, MAX_HISTORY) or b"").decode()

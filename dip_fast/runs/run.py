@@ -29,6 +29,7 @@ from dip_fast.runs.places import NAME
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
+from dip_fast.runs.states import MOST, States, has_states
 from dip_fast.tasks import TASKS
 
 
@@ -142,8 +143,9 @@ def _needed_memory(request: Request, job: Job) -> int:
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     """Run a fit to its end, with progress, snapshots and checkpoints."""
     snapshots, kept = Snapshots(folder, record, fit), Checkpoints(folder, record)
+    states = [States(folder, record, fit)] if has_states(record.settings, fit) else []
     with progress:
-        fit.run([progress, snapshots, kept])
+        fit.run([progress, snapshots, *states, kept])
     if not fit.steps:  # stopped before there was anything to write
         raise KeyboardInterrupt
     kept.write(fit)
@@ -207,9 +209,10 @@ def _bytes_on_disk(fit: Fit, job: Job, models: int) -> int:
     image = 4 * fit.objective.channels * math.prod(fit.objective.size)
     state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
     snapshots = fit.options.iterations // job.snapshot_every if job.snapshot_every else 0
+    states = (MOST + 1) * (weights + image) if has_states(job, fit) else 0
     model = 2 * weights + fit.z.nbytes + 3 * image + 2**18
     # 2**21: sheet, plot and tables
-    return 4 * state + snapshots * image // 4 + 2 * image + models * model + report.MAX_BYTES + 2**21
+    return 4 * state + states + snapshots * image // 4 + 2 * image + models * model + report.MAX_BYTES + 2**21
 
 
 def _require_same(stored: Record, job: Job, material: Material) -> None:

@@ -1,0 +1,81 @@
+"use strict";
+
+// The mask: shown, painted, kept on the disk after each stroke.
+
+function filled() {
+  const count = paint.count(), all = paint.bits.length || 1;
+  part("filled").textContent = count
+    ? `${(100 * count / all).toFixed(1)}% of the picture is to be filled in: what is magenta.`
+    : "Paint over what is to be filled in, or load a mask.";
+  part("undo").disabled = !paint.undone.length;
+}
+
+paint.changed = () => {
+  filled();
+  const picture = now.picture, body = paint.packed();
+  const address = `mask?${of(picture)}&width=${paint.width}&height=${paint.height}`;
+  now.saving = now.saving.then(async () => {
+    const kept = await json(address, { method: "POST", body });
+    if (picture === now.picture) now.mask = kept.mask;
+  }).catch((error) => say(error.message));
+};
+
+function ready() {
+  const canvas = part("mask"), radius = part("radius"), cursor = part("cursor");
+  const value = () => Number(document.querySelector("[name=tool]:checked").value);
+  const place = (event) => {
+    const box = canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) * paint.width / box.width - 0.5, (event.clientY - box.top) * paint.height / box.height - 0.5];
+  };
+  let last = null, box = null;
+  const join = (a, b) => (a ? [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])] : b);
+  const showCursor = () => {
+    cursor.style.left = `${100 * (paint.x + 0.5) / paint.width}%`;
+    cursor.style.top = `${100 * (paint.y + 0.5) / paint.height}%`;
+    cursor.style.width = `${200 * radius.value / paint.width}%`;
+    cursor.style.aspectRatio = "1";
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    canvas.setPointerCapture(event.pointerId);
+    last = place(event);
+    box = paint.line(last, last, Number(radius.value), value());
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!last) return;
+    for (const each of event.getCoalescedEvents?.() ?? [event]) {
+      const at = place(each);
+      box = join(box, paint.line(last, at, Number(radius.value), value()));
+      last = at;
+    }
+  });
+  const end = () => { if (last) { last = null; paint.keep(box); } };
+  canvas.addEventListener("pointerup", end);
+  canvas.addEventListener("pointercancel", end);
+  canvas.addEventListener("focus", () => { cursor.hidden = !canvas.matches(":focus-visible"); showCursor(); });
+  canvas.addEventListener("blur", () => { cursor.hidden = true; });
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  canvas.addEventListener("keydown", (event) => {
+    const step = Math.max(1, Math.round(radius.value / 2)), by = steps[event.key];
+    if ((event.ctrlKey || event.metaKey) && event.key === "z") paint.undo();
+    else if (event.ctrlKey || event.metaKey || event.altKey) return;
+    else if (by) {
+      paint.x = Math.min(paint.width - 1, Math.max(0, paint.x + by[0] * step));
+      paint.y = Math.min(paint.height - 1, Math.max(0, paint.y + by[1] * step));
+    } else if (event.key === " ") paint.keep(paint.line([paint.x, paint.y], [paint.x, paint.y], Number(radius.value), value()));
+    else if (event.key === "b") part("brush").checked = true;
+    else if (event.key === "e") part("eraser").checked = true;
+    else if (event.key === "[" || event.key === "]") radius.value = Number(radius.value) + (event.key === "]" ? 1 : -1);
+    else return;
+    part("radius-shown").textContent = radius.value;
+    cursor.hidden = false;
+    showCursor();
+    event.preventDefault();
+  });
+  radius.addEventListener("input", () => { part("radius-shown").textContent = radius.value; });
+  part("undo").addEventListener("click", () => paint.undo());
+  part("clear").addEventListener("click", () => paint.all(() => 0));
+  part("invert").addEventListener("click", () => paint.all((i) => 1 - paint.bits[i]));
+  part("whole").addEventListener("change", () => part("board").classList.toggle("whole", part("whole").checked));
+  part("mask-file").addEventListener("change", guarded(async (event) => paint.load(event.target.files[0], false)));
+}
