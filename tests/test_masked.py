@@ -79,7 +79,7 @@ def test_combination_takes_more_of_the_noisy_samples_where_the_prediction_is_wor
     errors = torch.full((160, 160), 0.02)
     errors[:, 80:] = 0.12
     A = c + errors * torch.randn(c.shape, generator=generator)
-    x, predicted, combined = combine(y, A, NOISE)
+    x, _, predicted, combined = combine(y, A, NOISE)
 
     def psnr(image: Tensor) -> float:
         return -10 * float((image - c).square().mean().log10())
@@ -95,7 +95,7 @@ def test_prediction_is_made_of_dropped_samples() -> None:
     y = noisy()
     objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64, refinement=0.0)))
     work = objective.finish(lambda z: z[:, :3] + z[:, 3:], y)  # a network that draws kept samples 1 too bright
-    assert [next(work) for _ in range(64)] == [None] * 64
+    assert [next(work) for _ in range(65)] == [None] * 65
     with pytest.raises(StopIteration) as end:
         next(work)
     assert end.value.value.max() < 1.3

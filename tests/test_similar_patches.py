@@ -132,3 +132,17 @@ def test_pictures_of_one_scene_help_each_other() -> None:
     together, alone = made(y, x), torch.cat([made(y[n : n + 1], x[n : n + 1]) for n in range(3)])
     errors = [float((found - clean).square().mean()) for found in (together, alone)]
     assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_large_picture_is_estimated_in_pieces_without_seams(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = estimates(90, 100)
+    whole = made(y, x)
+    assert similar_patches.passes((90, 100)) == 1
+    monkeypatch.setattr("dip_fast.fitting.pieces.LARGEST_WHOLE", 0)
+    monkeypatch.setattr("dip_fast.fitting.pieces.SIDE", 40)
+    assert len(list(similar_patches.estimate(y, x, NOISE))) == similar_patches.passes((90, 100)) == 9
+    pieces, clean = made(y, x), scene(90, 100)
+    at_seams = torch.tensor([39, 40, 79, 80])
+    errors = [(image - clean).square().mean((0, 1, 2)) for image in (whole, pieces)]
+    assert float(errors[1].mean()) == pytest.approx(float(errors[0].mean()), rel=0.05)
+    assert float(errors[1][at_seams].mean()) < 1.2 * float(errors[0].mean())

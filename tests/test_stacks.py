@@ -107,19 +107,21 @@ def test_noise_of_a_picture_and_its_copies_is_one() -> None:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, UNREFINED], ids=["refined", "not refined"])
-def test_samples_of_a_picture_enter_its_own_answer_alone(recipe: dip_fast.Recipe) -> None:
-    y = frames(3)
+def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(recipe: dip_fast.Recipe) -> None:
+    """Patches are looked for in the next picture, and those found are estimated together: two pictures off, and twice."""
+    y = frames(6)
     changed = y.clone()
-    changed[1] = 1 - changed[1]
+    changed[0] = 1 - changed[0]
     first, second = finished(made(y, recipe)), finished(made(changed, recipe))
     assert first.shape == y.shape
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[2], second[2])
-    assert (first[1] - second[1]).abs().min() > 0
+    assert torch.equal(first[5], second[5])
+    assert (first[0] - second[0]).abs().min() > 0
+    assert not torch.equal(first[1], second[1])
 
 
-def test_answer_of_the_first_picture_is_that_of_it_alone() -> None:
+def test_answer_of_the_first_picture_is_that_of_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its masks are those that it has alone; a network that learns nothing makes the same of it."""
+    monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 0)
     y = frames(3)
     objective, alone = made(y), made(y[:1])
     assert alone.learned == pytest.approx(3 * objective.learned)  # of the noise of more samples a network learns less
@@ -150,8 +152,8 @@ def test_masks_of_several_pictures_differ() -> None:
 @pytest.mark.parametrize("masks", [4, 64])
 def test_several_pictures_take_fewer_masks_each(masks: int) -> None:
     recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=masks))
-    assert made(frames(1), recipe).passes == masks + 8
-    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 8)
+    assert made(frames(1), recipe).passes == masks + 8 + 2
+    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 8 + 2)
 
 
 def test_progress_ends_at_its_total() -> None:
@@ -169,14 +171,15 @@ def test_progress_ends_at_its_total() -> None:
 def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPatch) -> None:
     combined = []
 
-    def recording(y: Tensor, A: Tensor, noise: NoiseModel, learned: float) -> tuple[Tensor, float, float]:
+    def recording(y: Tensor, A: Tensor, noise: NoiseModel, learned: float) -> tuple[Tensor, Tensor, float, float]:
         combined.append(combine(y, A, noise, learned))
         return combined[-1]
 
     monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
+    monkeypatch.setattr(MaskedPrediction, "_looks_for_similar", False)
     result = fit(made(frames(3), UNREFINED), UNREFINED, seed=3)
     assert result.images.shape == (3, 37, 45, 3)
-    for image, (x, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
+    for image, (x, _, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
         np.testing.assert_array_equal(image, x[0].permute(1, 2, 0).numpy())
         assert estimated == psnr
     assert result.estimated_psnr == pytest.approx(np.mean(result.estimated_psnrs))

@@ -15,7 +15,7 @@ UNBIASING = 1.0  # pixels: window in which the bias of noise that is cut off is 
 AROUND = 160  # pixels around a piece that its error map looks at
 
 
-def combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float = 0.0) -> tuple[Tensor, float, float]:
+def combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float = 0.0) -> tuple[Tensor, Tensor, float, float]:
     """Combine a prediction with the noisy samples, by the local error of the prediction.
 
     Parameters
@@ -29,36 +29,35 @@ def combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float = 0.0) -> tu
 
     Returns
     -------
-    x : Tensor
-        The combination, without the bias of noise that is cut off.
+    x, y : Tensor
+        The combination and the noisy samples, both without the bias of noise that is cut off.
     predicted_psnr, combined_psnr : float
         PSNR in dB of A and of x, estimated without the truth.
     """
-    x, errors = torch.empty_like(y), torch.zeros(2, dtype=torch.float64)
+    x, samples, errors = torch.empty_like(y), torch.empty_like(y), torch.zeros(2, dtype=torch.float64)
     for seen, inner, place in pieces((y.shape[2], y.shape[3]), AROUND):
+        bias = _bias(A[seen], noise)[inner]
         combined, *of_piece = _combine(y[seen], A[seen], noise, learned)
-        x[place] = combined[inner]
+        x[place], samples[place] = combined[inner] - bias, y[place] - bias
         errors += torch.tensor(of_piece, dtype=torch.float64) * (combined[inner].numel() / y.numel())
     predicted, mixed = errors.tolist()
-    return x, psnr(predicted), psnr(mixed)
+    return x, samples, psnr(predicted), psnr(mixed)
 
 
 def _combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float) -> tuple[Tensor, float, float]:
     """Combine a piece; in place of the PSNR there are mean squared errors."""
     own = noise.variance_at_mean(A)  # of the sample's own noise
     x = A + share_of_samples((y - A).square() - own, A, own, learned) * (y - A)
-    predicted, combined = estimated_error(y, A, noise.variance_at_mean(x), learned, noise.slope_at_mean(x))
-    return unbiased(x, A, noise), predicted, combined
+    return x, *estimated_error(y, A, noise.variance_at_mean(x), learned, noise.slope_at_mean(x))
 
 
-def unbiased(y: Tensor, A: Tensor, noise: NoiseModel) -> Tensor:
-    """Take the bias of noise that is cut off away from samples whose means a prediction A estimates.
+def _bias(A: Tensor, noise: NoiseModel) -> Tensor:
+    """Compute by how much the mean of noise that is cut off lies above the true value.
 
-    The mean of such noise is not the true value.  The smoothed prediction is true enough to say by how much, and adds
-    no error of its own.
+    The smoothed prediction is true enough to say so, and adds no error of its own.
     """
     level = blur(A, UNBIASING)
-    return y + (noise.value_at_mean(level) - level)
+    return level - noise.value_at_mean(level)
 
 
 def mean_variance(y: Tensor, noise: NoiseModel) -> float:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dip_fast.fitting import similar_patches
-from dip_fast.fitting.combining import combine, mean_variance, unbiased
+from dip_fast.fitting.combining import combine, mean_variance
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Polish
@@ -149,7 +149,7 @@ class MaskedPrediction(Objective):
     @property
     def passes(self) -> int:
         """One for each mask of a prediction, each orientation of a refined picture, and each of its estimates."""
-        estimates = (1 + self._draws_refined) * self._looks_for_similar
+        estimates = (1 + self._draws_refined) * similar_patches.passes(self.size) if self._looks_for_similar else 0
         return self.pictures * (self.masks + ORIENTATIONS * self._draws_refined + estimates)
 
     @property
@@ -160,7 +160,7 @@ class MaskedPrediction(Objective):
     @property
     def _looks_for_similar(self) -> bool:
         """Whether patches are estimated once more from those that are like them: where the noise is white."""
-        return self.block == 1 and not self.is_large
+        return self.block == 1
 
     @property
     def polish_steps(self) -> int:
@@ -174,8 +174,7 @@ class MaskedPrediction(Objective):
         for n in range(self.pictures):
             A = yield from self._predict(networks, n, self.masks)
             picture = slice(n, n + 1)
-            x[picture], psnr_of_prediction, psnr = self._combine(n, A)
-            y[picture] = unbiased(self.y[picture], A, self.noise)
+            x[picture], y[picture], psnr_of_prediction, psnr = self._combine(n, A)
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
         self.predicted_psnr = sum(predicted) / self.pictures
@@ -202,7 +201,7 @@ class MaskedPrediction(Objective):
         """Make functions that draw with each of the networks that were fitted."""
         return [partial(draw, network=k) for k in range(self.networks)] if self.networks > 1 else [draw]
 
-    def _combine(self, n: int, A: Tensor) -> tuple[Tensor, float, float]:
+    def _combine(self, n: int, A: Tensor) -> tuple[Tensor, Tensor, float, float]:
         """Combine the prediction of a picture with its noisy samples, see `combine`."""
         y = self.y[n : n + 1]
         noise = self.noise if self.block == 1 else correlated_noise(y, A)

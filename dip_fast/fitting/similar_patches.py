@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 from dip_fast.fitting.noise_model import NoiseModel
+from dip_fast.fitting.pieces import pieces
 
 SIDE = 5  # of a patch, in pixels
 ALIKE = 24  # patches of a group
@@ -50,6 +51,18 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, T
     M. Lebrun, A. Buades, J.-M. Morel, "A Nonlocal Bayesian Image Denoising Algorithm", SIAM J. Imaging Sci. 6 (2013),
     doi:10.1137/120874989: the estimate, here without its first step.
     """
+    made = torch.empty_like(x)
+    for seen, inner, place in pieces((y.shape[2], y.shape[3]), REACH + SIDE):
+        made[place] = (yield from _of_piece(y[seen], x[seen], noise))[inner]
+    return made
+
+
+def passes(size: tuple[int, int]) -> int:
+    """Count how often `estimate` yields for a picture of this height and width."""
+    return len(list(pieces(size, REACH + SIDE))) if min(size) > SIDE else 0
+
+
+def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
     if min(y.shape[2:]) <= SIDE:
         return x
     channels, height, width = y.shape[1:]
