@@ -108,7 +108,7 @@ def test_noise_of_a_picture_and_its_copies_is_one() -> None:
 
 @pytest.mark.parametrize("recipe", [RECIPE, UNREFINED], ids=["refined", "not refined"])
 def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(recipe: dip_fast.Recipe) -> None:
-    """Patches are looked for in the next picture, and those found are estimated together: two pictures off, and twice."""
+    """Patches are looked for in the next picture, and all that are found are estimated: two pictures off, twice."""
     y = frames(6)
     changed = y.clone()
     changed[0] = 1 - changed[0]
