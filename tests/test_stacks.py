@@ -12,7 +12,16 @@ from test_masked import NOISE, RECIPE, SIGMA, clean
 from torch import Tensor
 
 import dip_fast
-from dip_fast.fitting import Fit, MaskedPrediction, NoiseModel, fit, masked_prediction, measure_noise, prepare
+from dip_fast.fitting import (
+    Fit,
+    MaskedPrediction,
+    NoiseModel,
+    fit,
+    masked_prediction,
+    measure_noise,
+    prepare,
+    similar_patches,
+)
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.fitting.masked import MASKS_OF_SEVERAL
@@ -107,8 +116,11 @@ def test_noise_of_a_picture_and_its_copies_is_one() -> None:
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, UNREFINED], ids=["refined", "not refined"])
-def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(recipe: dip_fast.Recipe) -> None:
+def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(
+    recipe: dip_fast.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Patches are looked for in the next picture, and all that are found are estimated: two pictures off, twice."""
+    monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 1)
     y = frames(6)
     changed = y.clone()
     changed[0] = 1 - changed[0]
@@ -122,6 +134,7 @@ def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(re
 def test_answer_of_the_first_picture_is_that_of_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its masks are those that it has alone; a network that learns nothing makes the same of it."""
     monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 0)
+    monkeypatch.setattr("dip_fast.fitting.similar_patches.ALIKE_IN_STACKS", similar_patches.ALIKE)
     y = frames(3)
     objective, alone = made(y), made(y[:1])
     assert alone.learned == pytest.approx(3 * objective.learned)  # of the noise of more samples a network learns less

@@ -71,6 +71,10 @@ def test_readme(dip, monkeypatch):
     with Image.open("whole.png") as whole:
         for name in ("photo.png", "holed.png", "small.png", "blurred.png", "photo.jpg", "dark.png", "flash.png"):
             whole.crop((0, 0, 56, 40)).convert("RGB").save(name)
+    for folder in ("photos", "frames"):
+        Path(folder).mkdir()
+        for name in ("1.png", "2.png"):
+            shutil.copy("photo.png", Path(folder, name))
     mask = Image.new("L", (56, 40), 255)
     mask.paste(0, (8, 8, 20, 16))
     mask.save("mask.png")
@@ -92,11 +96,15 @@ def test_readme(dip, monkeypatch):
         if arguments[0] == "run":
             few = ["--threads", "1", "--quiet"] + ["--overwrite"] * ("--resume" not in arguments)
             arguments += few
+        elif arguments[0] in {"stack", "compare"}:
+            arguments += ["--iterations", "3", "--threads", "1", "--quiet"]
+        elif arguments[0] == "batch":
+            arguments += ["--dry-run"]  # it starts processes, which make all steps
         ended = dip(*arguments)
         if "cuda" in arguments and ended.code == 2:
             assert "--device cuda: " in ended.err  # why not, on this machine
         else:
             assert ended.code == 0, (arguments, ended.err)
-    assert {"run", "replay", "report", "ui"} == set(verbs)
+    assert {"run", "stack", "compare", "batch", "replay", "report", "ui"} == set(verbs)
     assert len(served) == 1
     assert len(code) >= 2

@@ -13,9 +13,10 @@ from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.pieces import pieces
 
 SIDE = 5  # of a patch, in pixels
-ALIKE = 24  # patches of a group
+ALIKE, ALIKE_IN_STACKS = 24, 40  # patches of a group: more where there are several pictures
 REACH = 13  # pixels that they are looked for around the first
-NEIGHBOURS = 1  # pictures before and after, as in films and volumes, that they are looked for in
+NEIGHBOURS = 2  # pictures before and after, as in films and volumes, that they are looked for in
+NEAR = 6  # pixels that they are looked for around the same place there
 STRIDE = 3  # pixels between the first patches of groups
 GROUPS = 1024  # at a time
 FAR = 1e3  # what no sample of the picture is near
@@ -108,10 +109,16 @@ def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
     height, width = x.shape[2:]
     rows, columns = ((length - SIDE) // STRIDE + 1 for length in (height, width))
     others = range(max(n - NEIGHBOURS, 0), min(n + NEIGHBOURS + 1, len(x)))
-    reach = range(-REACH, REACH + 1)
-    shifts = [(0, 0, 0), *(shift for shift in itertools.product((k - n for k in others), reach, reach) if any(shift))]
+    shifts = [(0, 0, 0)]
+    for k in others:
+        far = REACH if k == n else NEAR
+        reach = range(-far, far + 1)
+        shifts += [
+            (k - n, down, right) for down, right in itertools.product(reach, reach) if (k, down, right) != (n, 0, 0)
+        ]
     around = pad(x[others.start : others.stop], (REACH,) * 4, value=FAR)
-    alike = min(ALIKE, (min(height, REACH + SIDE) - SIDE + 1) * (min(width, REACH + SIDE) - SIDE + 1))
+    places = (min(height, REACH + SIDE) - SIDE + 1) * (min(width, REACH + SIDE) - SIDE + 1)  # at a corner
+    alike = min(ALIKE if len(x) == 1 else ALIKE_IN_STACKS, places)
     steps = torch.tensor([(k * height + down) * width + right for k, down, right in shifts], device=x.device)
     across = torch.arange(columns, device=x.device) * STRIDE
     strip = max(1, GROUPS // columns)
