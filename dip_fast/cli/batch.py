@@ -40,7 +40,7 @@ class Shard(click.ParamType[tuple[int, int]]):
         return int(found[1]), int(found[2])
 
 
-@click.command(cls=Restoring)
+@click.command(cls=Restoring, short_help="Restore many pictures, and go on where it was stopped.")
 @click.argument("sources", nargs=-1, type=click.Path())
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for all results.")
 @click.option("--recursive", is_flag=True, help="Look into the folders of a folder too.")

@@ -16,7 +16,7 @@ from dip_fast.names import BENCH_ENGINES, PRECISIONS
 from dip_fast.presets import PRESETS
 
 
-@click.command(cls=Lists)
+@click.command(cls=Lists, short_help="Compare the engines: time of a step, and peak memory.")
 @click.option(
     "--sizes",
     type=click.IntRange(min=16),

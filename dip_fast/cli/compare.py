@@ -39,7 +39,7 @@ class _List(click.ParamType[tuple[Any, ...]]):
         return tuple(dict.fromkeys(self.kind.convert(part.strip(), param, ctx) for part in parts))
 
 
-@click.command(cls=Restoring)
+@click.command(cls=Restoring, short_help="Restore a picture with several presets or seeds.")
 @click.argument("picture", type=click.Path(path_type=Path))
 @click.option(
     "--presets",

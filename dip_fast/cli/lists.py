@@ -14,7 +14,7 @@ from dip_fast.presets import PRESETS
 from dip_fast.tasks import TASKS
 
 
-@click.command()
+@click.command(short_help="List the formats of model files.")
 @json_option
 def formats(as_json: bool) -> None:
     """List the formats of model files: suffix, where they run, what replays them."""
@@ -28,7 +28,7 @@ def formats(as_json: bool) -> None:
         show(f"{name}: {fact['suffix']}, on {fact['device']}; replayed by {fact['replayed_by']}")
 
 
-@click.command()
+@click.command(short_help="List the presets, with what they cost and reach.")
 @json_option
 def presets(as_json: bool) -> None:
     """List the presets, with what they cost and reach."""
@@ -44,7 +44,7 @@ def presets(as_json: bool) -> None:
         show(f"    network {shown['network']}, {shown['iterations']} steps; {shown['cost']}")
 
 
-@click.command()
+@click.command(short_help="List the tasks, and what each takes.")
 @json_option
 def tasks(as_json: bool) -> None:
     """List the tasks, with the files and the options that each takes."""
@@ -68,7 +68,7 @@ def tasks(as_json: bool) -> None:
             show(f"    --{option.replace('_', '-')}  {text}")
 
 
-@click.command()
+@click.command(short_help="Print what a bug report needs.")
 @json_option
 def info(as_json: bool) -> None:
     """Print what a bug report needs: versions, CPU, what is built, GPUs."""

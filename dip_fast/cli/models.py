@@ -23,7 +23,7 @@ def model_formats() -> Mapping[str, Any]:
     return FORMATS
 
 
-@click.command()
+@click.command(short_help="Write a run's fitted network in another format.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--format", "format_", type=Named(model_formats), required=True, help="See dip-fast formats.")
 @click.option(
@@ -69,7 +69,7 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="Draw the picture of a model file again.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o",

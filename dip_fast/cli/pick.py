@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dip_fast.runs.picking import Choices
 
 
-@click.command()
+@click.command(short_help="Pick another answer of a run that is over.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--step", type=click.IntRange(min=1), metavar="N", help="Answer of an earlier step.  [default: as it is]")
 @click.option(

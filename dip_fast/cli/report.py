@@ -12,7 +12,7 @@ from dip_fast.cli.parameters import debug_option, json_option
 from dip_fast.cli.signals import importing
 
 
-@click.command()
+@click.command(short_help="Write the report of a run, or of many.")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option(
     "--inputs",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dip_fast.runs.record import Summary
 
 
-@click.command(cls=Restoring)
+@click.command(cls=Restoring, short_help="Restore one picture.")
 @click.argument("picture", type=click.Path(allow_dash=True))  # so that a shell completes it
 @click.option(
     "-o",

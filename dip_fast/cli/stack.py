@@ -26,7 +26,7 @@ _SHARED = (
 )
 
 
-@click.command(cls=Restoring)
+@click.command(cls=Restoring, short_help="Denoise frames or planes with one network.")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @click.option(

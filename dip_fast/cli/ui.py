@@ -13,7 +13,7 @@ from dip_fast.cli.signals import importing
 from dip_fast.errors import UsageError
 
 
-@click.command()
+@click.command(short_help="Open a page in the browser to restore pictures.")
 @click.argument("place", metavar="[PICTURE|FOLDER]", type=click.Path(path_type=Path), default=".")
 @click.option(
     "--out",
