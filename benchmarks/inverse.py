@@ -4,6 +4,7 @@
     python benchmarks/inverse.py --deblur F16.png --halve --presets quick --check
     python benchmarks/inverse.py --jpeg House.png F16.png --presets quick --check
     python benchmarks/inverse.py --inpaint barbara.png --presets default best --check
+    python benchmarks/inverse.py --scratches chelsea.png --presets quick default --check
 
 - ``--superres``: a folder of pictures ``set5_2.png`` with their reduced copies ``set5_2_x4.png``, which are enlarged.
   Compared in brightness (Y of BT.601, from 16 to 235) without as many pixels at each edge as the scale; beside bicubic
@@ -16,6 +17,8 @@
   decoded picture.
 - ``--inpaint``: clean pictures that lack a part ``--missing`` of their pixels, those where
   ``numpy.random.default_rng(0).random`` is less; beside diffusion from the known pixels.
+- ``--scratches``: clean pictures under straight lines of 1 to 3 pixels that cover a tenth of them; beside biharmonic
+  inpainting by scikit-image.
 
 `dip-fast run` restores each in a process of its own.  PSNR is in dB at data range 1, over all channels but for
 ``--superres``.  ``--check`` exits with 1 and names the bars that are missed; see `BARS`.
@@ -48,6 +51,7 @@ from dip_fast.presets import PRESETS
 
 LUMA = np.array([65.481, 128.553, 24.966]) / 255
 BALANCES = np.logspace(-5, 0, 21)  # of Wiener's filter
+SCRATCHED = 0.1  # of the pixels
 ROUNDS = (2, 5, 10, 20, 40, 80, 160)  # of Richardson and Lucy's
 Row = dict[str, Any]
 
@@ -127,6 +131,7 @@ BARS = (
     Bar("set14 x4", 0.8, of_mean=True),
     Bar("blur 1.6, sigma 2", 1.0),
     Bar("JPEG quality 10", 1.0),
+    Bar("scratches", 1.0),
     Bar("50% missing", 31.5, picture="barbara", preset="default"),
     Bar("50% missing", 32.5, picture="barbara", preset="best"),
 )
@@ -139,6 +144,7 @@ def main() -> None:
     parser.add_argument("--deblur", nargs="+", type=Path, default=[], metavar="PICTURE")
     parser.add_argument("--jpeg", nargs="+", type=Path, default=[], metavar="PICTURE")
     parser.add_argument("--inpaint", nargs="+", type=Path, default=[], metavar="PICTURE")
+    parser.add_argument("--scratches", nargs="+", type=Path, default=[], metavar="PICTURE")
     parser.add_argument("--missing", type=float, default=0.5, help="part of the pixels that inpainting has to fill in")
     parser.add_argument("--halve", action="store_true", help="halve the pictures by averaging first, but for superres")
     parser.add_argument("--scale", type=int, default=4)
@@ -156,7 +162,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [measure(case, options) for case in chosen_cases(options)]
     if not rows:
-        parser.error("give pictures: --superres, --deblur, --jpeg or --inpaint")
+        parser.error("give pictures: --superres, --deblur, --jpeg, --inpaint or --scratches")
     if options.json:
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         facts = (date, measured_commit(), machine(options.threads), typed("benchmarks/inverse.py", *sys.argv[1:]))
@@ -185,7 +191,14 @@ def chosen_cases(options: argparse.Namespace) -> Iterator[Case]:
     for path in options.jpeg:
         yield compressed(path.stem, clean_picture(path, options), options.quality)
     for path in options.inpaint:
-        yield holed(path.stem, clean_picture(path, options), options.missing)
+        clean = clean_picture(path, options)
+        known = np.random.default_rng(0).random(clean.shape[:2]) >= options.missing
+        yield holed(f"{options.missing:.0%} missing", path.stem, clean, known, "diffusion", diffused)
+    for path in options.scratches:
+        clean = clean_picture(path, options)
+        yield holed(
+            "scratches", path.stem, clean, unscratched(clean.shape[0], clean.shape[1]), "biharmonic", biharmonic
+        )
 
 
 def clean_picture(path: Path, options: argparse.Namespace) -> np.ndarray:
@@ -240,19 +253,49 @@ def compressed(name: str, clean: np.ndarray, quality: int) -> Case:
     return Case(f"JPEG quality {quality}", name, file.getvalue(), ".jpg", arguments, clean, {"decoded": decoded})
 
 
-def holed(name: str, clean: np.ndarray, missing: float) -> Case:
-    """Blank a part of the pixels, each by itself."""
-    from dip_fast.guides.diffusion import fill
+def holed(
+    group: str,
+    name: str,
+    clean: np.ndarray,
+    known: np.ndarray,
+    method: str,
+    fill: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Case:
+    """Blank the pixels that are not known, and fill them in by a classical method."""
     from dip_fast.pictures import raster
 
-    known = np.random.default_rng(0).random(clean.shape[:2]) >= missing
     picture = np.where(known[..., None], clean, 0).astype(np.float32)
     file, mask = (
         raster.encode_png(np.rint(255 * picture).astype(np.uint8)),
         raster.encode_png(255 * known[..., None].astype(np.uint8)),
     )
-    others = {"diffusion": fill(picture, known)}
-    return Case(f"{missing:.0%} missing", name, file, ".png", ["--task", "inpaint"], clean, others, mask=mask)
+    others = {method: fill(picture, known)}
+    return Case(group, name, file, ".png", ["--task", "inpaint"], clean, others, mask=mask)
+
+
+def unscratched(height: int, width: int) -> np.ndarray:
+    """Draw lines over a picture until a tenth of it is covered: bool, True where it is not."""
+    import cv2
+
+    drawn, numbers = np.zeros((height, width), np.uint8), np.random.default_rng(0)
+    while drawn.mean() < SCRATCHED:
+        first, last = ([int(numbers.integers(side)) for side in (width, height)] for _ in range(2))
+        cv2.line(drawn, first, last, color=(1,), thickness=int(numbers.integers(1, 4)))
+    return drawn == 0
+
+
+def diffused(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill in by diffusion from the known pixels."""
+    from dip_fast.guides.diffusion import fill
+
+    return fill(picture, known)
+
+
+def biharmonic(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill in by scikit-image's biharmonic equation."""
+    from skimage.restoration import inpaint_biharmonic
+
+    return inpaint_biharmonic(picture, ~known, channel_axis=-1)
 
 
 def wiener(picture: np.ndarray, kernel: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -81,7 +81,8 @@ def test_table_has_means_of_groups(script):
 
 def test_pixels_are_missing_where_the_mask_says(script):
     clean = np.random.default_rng(1).random((32, 40, 3)).astype(np.float32)
-    case = script.holed("noise", clean, 0.5)
+    known = np.random.default_rng(0).random(clean.shape[:2]) >= 0.5
+    case = script.holed("50% missing", "noise", clean, known, "diffusion", script.diffused)
     with Image.open(io.BytesIO(case.file)) as picture, Image.open(io.BytesIO(case.mask)) as mask:
         known = np.asarray(mask) == 255
         shown = np.asarray(picture) / 255
@@ -102,3 +103,12 @@ def test_bar_of_one_picture_is_about_its_own_figure(script):
     assert [met for _, met in script.check(rows)] == [False]
     rows[0]["presets"]["default"]["psnr"] = 31.5
     assert [met for _, met in script.check(rows)] == [True]
+
+
+def test_scratches_cover_a_tenth_and_are_filled_in(script):
+    rows, columns = np.mgrid[:48, :56] / 10
+    clean = np.stack([0.5 + 0.3 * np.sin(rows + columns)] * 3, 2).astype(np.float32)
+    known = script.unscratched(48, 56)
+    assert 0.85 < known.mean() < 0.9
+    case = script.holed("scratches", "waves", clean, known, "biharmonic", script.biharmonic)
+    assert case.psnr(case.others["biharmonic"]) > case.psnr(np.where(known[..., None], clean, 0)) + 20
