@@ -56,6 +56,24 @@ def test_batch_and_the_same_command_again(dip, scripted):
     assert dry.out.decode().splitlines()[-1] == "0 to restore, 2 done, 1 other files ignored"
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--preview", "1,2,3"], "--preview 1,2,3: name left, top"),
+        (["--preview", "0,0,8,8"], "--preview 0,0,8,8 must have at least 16x16"),
+        (["--preset", "fast", "--stop", "auto"], "--stop auto: the steps"),
+    ],
+)
+def test_what_is_wrong_for_all_is_refused_before_anything_is_written(dip, scripted, more, option, words):
+    """A wrong preview made every picture bad and kept the batch; a dry run took any settings."""
+    scripted()
+    ended = dip("batch", "in", "-o", "out", *option, *more)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not Path("out").exists()
+
+
 def test_dry_run_writes_nothing(dip, scripted, place):
     scripted()
     ended = dip("batch", "in", "-o", "out", "--dry-run")

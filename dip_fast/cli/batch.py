@@ -175,6 +175,10 @@ def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:
     from dip_fast.runs.batch import control
 
     found = control.planned(asked)
+    if asked.cluster is None:  # whose nodes may have other devices
+        with importing():
+            from dip_fast.runs.batch import work
+        work.check(asked.settings)
     if as_json:
         rows = [found.rows[name] for name in sorted(found.rows)]
         show(json.dumps({"waiting": [item.name for item in found.items], "rows": rows, "ignored": found.ignored}))
