@@ -140,8 +140,9 @@ def planned(batch: Batch) -> Plan:
     Raises
     ------
     UsageError
-        If there are no pictures, or the folder is of a batch with other settings.
+        If there are no pictures, or the folder is of a batch with other settings or holds another manifest.
     """
+    manifest.check(batch.manifest)
     files = plan.find(batch.sources, batch.out, recursive=batch.recursive)
     root = agree(batch.out, batch.settings, files.root)
     items = plan.shard(plan.items(files, batch.out, batch.settings, root), batch.shard)
@@ -194,6 +195,8 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
 def status(folder: Path) -> Result:
     """Write the manifest of a folder again, from the records of the runs in it.
 
+    What has no run yet is taken from the manifests that are there.
+
     Raises
     ------
     UsageError
@@ -202,6 +205,7 @@ def status(folder: Path) -> Result:
     rows = manifest.rebuilt(folder) if folder.is_dir() else []
     if not rows:
         raise UsageError("{} holds no runs; name the folder of a batch", Argument("status", str(folder)))
+    manifest.check(folder / manifest.MANIFEST)
     manifest.write(folder / manifest.MANIFEST, rows)
     return Result(rows, 0, False, False, folder / manifest.MANIFEST, None)
 
@@ -225,15 +229,20 @@ class _Keeper:
         self.batch, self.rows, self.skipped, self.emit = batch, found.rows, found.skipped, emit
         self._items = {item.name: item for item in found.items}
         self._root, self._is_begun, self._written = found.root, False, 0.0
+        self._in_hand: set[str] = set()
 
     def take(self, event: dict[str, Any]) -> None:
         """Follow an event, and hand it on."""
-        if event["event"] == "started" and not self._is_begun:  # only now it is known that the settings are good
-            keep(self.batch.out, self.batch.settings, self._root)
-            self._is_begun = True
+        if event["event"] == "started":
+            self._in_hand.add(event["picture"])
+            if not self._is_begun:  # only now it is known that the settings are good
+                keep(self.batch.out, self.batch.settings, self._root)
+                self.write()  # so that it is known what waits, whatever happens
+                self._is_begun = True
         elif event["event"] == "picture":
             name, status = event["picture"], event["status"]
             item = self._items[name]
+            self._in_hand.discard(name)
             if status == "failed":
                 from dip_fast.runs.batch import work  # here, since it imports torch
 
@@ -255,6 +264,8 @@ class _Keeper:
 
     def result(self, driver: Driver | None) -> Result:
         """Write what a batch leaves."""
+        for name in self._in_hand:  # of a batch that was ended at once
+            self.rows[name] = manifest.row(name, Path(self._items[name].folder))
         self.write()
         return Result(
             rows=self.sorted(),
