@@ -386,6 +386,6 @@ def test_python_function(two, monkeypatch):
     events = []
     done = dip_fast.batch("in", "out", threads=1, iterations=4, export=(), on_event=events.append)
     assert [row["status"] for row in done] == ["done", "done"]
-    assert events[0] == {"event": "batch", "pictures": 2, "waiting": 2, "done": 0, "ignored": []}
+    assert events[0] == {"event": "batch", "pictures": 2, "waiting": 2, "done": 0, "ignored": [], "faults": []}
     with pytest.raises(UsageError, match="mask is of all pictures and mask_suffix of each"):
         interface.batch("in", "out", mask="m.png", mask_suffix="_mask")

@@ -86,6 +86,8 @@ class Plan:
         A row of the manifest for each picture.
     skipped : int
         How many pictures are done already.
+    faults : list of str
+        Names of those that nothing is done about as things are; their rows say why.
     root : str
         The folder that names are relative to.
     ignored : list of str
@@ -95,6 +97,7 @@ class Plan:
     items: list[Item]
     rows: dict[str, Row]
     skipped: int
+    faults: list[str]
     root: str
     ignored: list[str] = field(default_factory=list)
 
@@ -146,7 +149,7 @@ def planned(batch: Batch) -> Plan:
     files = plan.find(batch.sources, batch.out, recursive=batch.recursive)
     root = agree(batch.out, batch.settings, files.root)
     items = plan.shard(plan.items(files, batch.out, batch.settings, root), batch.shard)
-    waiting, rows, skipped = [], {}, 0
+    waiting, rows, skipped, faults = [], {}, 0, []
     for item in items:
         standing, error = plan.standing(item, batch.settings)
         rows[item.name] = manifest.row(item.name, Path(item.folder))
@@ -154,8 +157,9 @@ def planned(batch: Batch) -> Plan:
             waiting.append(item)
         else:
             skipped += standing == "done"
+            faults += [item.name] if standing != "done" else []
             rows[item.name] |= {"status": standing, "error": error}
-    return Plan(waiting, rows, skipped, root, files.ignored)
+    return Plan(waiting, rows, skipped, sorted(faults), root, files.ignored)
 
 
 def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = None) -> Result:
@@ -179,7 +183,14 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
     with _made(batch.out), _locked(batch):
         found = planned(batch)
         counts = {"pictures": len(found.rows), "waiting": len(found.items), "done": found.skipped}
-        emit({"event": "batch", **counts, "ignored": found.ignored})
+        faults = [
+            {"picture": name, "status": found.rows[name]["status"], "error": found.rows[name]["error"]}
+            for name in found.faults
+        ]
+        emit({"event": "batch", **counts, "ignored": found.ignored, "faults": faults})
+        if batch.settings.reference is not None and (lacking := sum(item.reference is None for item in found.items)):
+            text = f"{lacking} of {len(found.items)} pictures have none of their name in {batch.settings.reference}"
+            emit({"event": "note", "text": f"{text}, and get no PSNR"})
         keeper = _Keeper(batch, found, emit)
         if not found.items:
             return keeper.result(None)
