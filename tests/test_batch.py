@@ -307,6 +307,19 @@ def test_what_was_ended_at_once_is_unfinished_in_the_manifest(two):
     assert keeper.result(None).counts == {"unfinished": 1, "waiting": 1}
 
 
+def test_an_index_of_another_program_is_replaced_where_asked(two):
+    """It was kept, and the advice to overwrite it led nowhere."""
+    Path("out").mkdir()
+    Path("out/index.html").write_text("mine")
+    result, events, _ = carried_out(batch())
+    assert result.index is None
+    assert "is no index of this program" in events[-1]["text"]
+    assert Path("out/index.html").read_text() == "mine"
+    changed(two[0])
+    result, _, _ = carried_out(batch(overwrite=True))
+    assert result.index == Path("out/index.html")
+
+
 def test_a_manifest_of_another_program_is_left_alone(two):
     """It was replaced."""
     Path("out").mkdir()

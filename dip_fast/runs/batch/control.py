@@ -294,7 +294,7 @@ class _Keeper:
         from dip_fast.runs import rewriting  # here, since it imports torch
 
         try:
-            return rewriting.rewrite(self.batch.out, lambda line: None)
+            return rewriting.rewrite(self.batch.out, lambda line: None, overwrite=self.batch.settings.overwrite)
         except DipFastError as error:
             self.emit({"event": "note", "text": str(error)})
             return None
