@@ -296,6 +296,53 @@ def test_ctrl_c_twice_ends_it_at_once(two):
     assert result.counts == {"interrupted": 1, "waiting": 2}
 
 
+def test_what_was_ended_at_once_is_unfinished_in_the_manifest(two):
+    """The manifest had what was in hand as waiting."""
+    asked = batch()
+    keeper = control._Keeper(asked, control.planned(asked), lambda event: None)
+    Path("out/b.png").mkdir(parents=True)
+    keeper.take({"event": "started", "picture": "b.png"})
+    assert [row["status"] for row in csv.DictReader(asked.manifest.read_text().splitlines())] == ["waiting", "waiting"]
+    Path("out/b.png/run.json").write_text('{"status": "running"}')
+    assert keeper.result(None).counts == {"unfinished": 1, "waiting": 1}
+
+
+def test_an_index_of_another_program_is_replaced_where_asked(two):
+    """It was kept, and the advice to overwrite it led nowhere."""
+    Path("out").mkdir()
+    Path("out/index.html").write_text("mine")
+    result, events, _ = carried_out(batch())
+    assert result.index is None
+    assert "is no index of this program" in events[-1]["text"]
+    assert Path("out/index.html").read_text() == "mine"
+    changed(two[0])
+    result, _, _ = carried_out(batch(overwrite=True))
+    assert result.index == Path("out/index.html")
+
+
+def test_a_manifest_of_another_program_is_left_alone(two):
+    """It was replaced."""
+    Path("out").mkdir()
+    Path("out/manifest.csv").write_text("mine")
+    for refused in (lambda: carried_out(batch()), lambda: control.planned(batch(overwrite=True))):
+        with pytest.raises(UsageError, match=r"out/manifest.csv is no manifest of a batch; move it away"):
+            refused()
+    Path("out/a.png").mkdir()
+    Path("out/a.png/run.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no manifest"):
+        control.status(Path("out"))
+    assert Path("out/manifest.csv").read_text() == "mine"
+
+
+def test_status_knows_what_has_not_begun(two):
+    """It named the runs there are, and lost the rows of all other pictures."""
+    picture("in/c.png")
+    first, _, _ = carried_out(batch(workers=1), [None, interrupt])
+    assert first.counts == {"done": 1, "interrupted": 1, "waiting": 1}
+    for _ in range(2):
+        assert control.status(Path("out")).counts == {"done": 1, "waiting": 2}
+
+
 def test_second_driver_is_refused(two):
     def second():
         with pytest.raises(BusyError, match="another batch is at work in out"):
@@ -352,6 +399,6 @@ def test_python_function(two, monkeypatch):
     events = []
     done = dip_fast.batch("in", "out", threads=1, iterations=4, export=(), on_event=events.append)
     assert [row["status"] for row in done] == ["done", "done"]
-    assert events[0] == {"event": "batch", "pictures": 2, "waiting": 2, "done": 0, "ignored": []}
+    assert events[0] == {"event": "batch", "pictures": 2, "waiting": 2, "done": 0, "ignored": [], "faults": []}
     with pytest.raises(UsageError, match="mask is of all pictures and mask_suffix of each"):
         interface.batch("in", "out", mask="m.png", mask_suffix="_mask")

@@ -56,6 +56,47 @@ def test_batch_and_the_same_command_again(dip, scripted):
     assert dry.out.decode().splitlines()[-1] == "0 to restore, 2 done, 1 other files ignored"
 
 
+@pytest.mark.usefixtures("small")
+def test_what_stands_in_the_way_is_named_again(dip, scripted):
+    """Only a count was printed of pictures that had been bad before or are blocked, and not which."""
+    scripted()
+    Path("in/bad.png").write_bytes(b"no picture")
+    assert dip("batch", "in", "-o", "out", *SHORT).code == 3
+    picture("in/0.png", seed=9)
+    ended = dip("batch", "in", "-o", "out", *SHORT)
+    assert ended.code == 3
+    assert "0 pictures to restore, 1 are done, 2 cannot be restored" in ended.err
+    assert "blocked: 0.png: out/0.png holds the run of another picture" in ended.err
+    assert "bad: bad.png: cannot read" in ended.err
+    assert ended.out.decode().splitlines()[0] == "1 bad, 1 blocked, 1 done (1 before)"
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--preview", "1,2,3"], "--preview 1,2,3: name left, top"),
+        (["--preview", "0,0,8,8"], "--preview 0,0,8,8 must have at least 16x16"),
+        (["--preset", "fast", "--stop", "auto"], "--stop auto: the steps"),
+    ],
+)
+def test_what_is_wrong_for_all_is_refused_before_anything_is_written(dip, scripted, more, option, words):
+    """A wrong preview made every picture bad and kept the batch; a dry run took any settings."""
+    scripted()
+    ended = dip("batch", "in", "-o", "out", *option, *more)
+    assert ended.code == 2
+    assert words in ended.err
+    assert not Path("out").exists()
+
+
+def test_pictures_without_a_reference_are_counted(dip, scripted):
+    """Nothing was said of them, not even where the folder was a wrong one."""
+    scripted("done", "done")
+    picture("clean/0.png")
+    ended = dip("batch", "in", "-o", "out", "--reference", "clean", *SHORT)
+    assert "1 of 2 pictures have none of their name in clean, and get no PSNR" in ended.err
+
+
 def test_dry_run_writes_nothing(dip, scripted, place):
     scripted()
     ended = dip("batch", "in", "-o", "out", "--dry-run")
@@ -80,7 +121,7 @@ def test_events_are_lines_of_json(dip, scripted):
 def test_a_log_says_how_far_it_is(capsys, monkeypatch):
     monkeypatch.setattr(cli, "SECONDS_BETWEEN_LINES", -1.0)
     shower = cli.Shower(quiet=False, verbose=False, json_events=False)
-    shower({"event": "batch", "waiting": 3, "done": 0, "ignored": []})
+    shower({"event": "batch", "waiting": 3, "done": 0, "ignored": [], "faults": []})
     shower(
         {"event": "picture", "picture": "a.png", "status": "failed", "error": "why", "done": 1, "seconds_left": None}
     )
@@ -132,6 +173,8 @@ def test_giving_up_ends_with_3(dip, scripted):
         (["none", "-o", "out"], "there is no picture none"),
         (["in", "--status", "out"], "--status looks at a batch"),
         (["--status", "in"], "in holds no runs"),
+        (["in", "-o", "in"], "--out in holds the pictures"),
+        (["in", "-o", "out", "--mask-suffix", ""], "--mask-suffix is empty"),
     ],
 )
 def test_wrong_usage(dip, scripted, arguments, words):

@@ -9,7 +9,7 @@ from batch_cases import batch, picture
 
 from dip_fast.errors import UsageError
 from dip_fast.runs.batch import control, plan
-from dip_fast.runs.batch.settings import Settings, keep
+from dip_fast.runs.batch.settings import Settings, file_hash, keep
 
 
 def names(*sources, out="out", recursive=False):
@@ -134,3 +134,32 @@ def test_key_depends_on_what_a_result_does(place):
     assert key != settings.key({})
     assert key != Settings({"seed": 2}).key({"mask": "moved.png"})
     assert settings.key({"kernel": "gaussian:1"}) != settings.key({"kernel": "gaussian:2"})
+
+
+def test_a_pipe_is_never_waited_for(place):
+    """A batch with a pipe among its pictures, which it had recorded as bad, hung for ever the second time."""
+    with pytest.raises(OSError, match="no regular file"):
+        file_hash(os.devnull)
+    os.mkfifo("pipe.png")
+    with pytest.raises(OSError, match="no regular file"):
+        file_hash("pipe.png")
+
+
+@pytest.mark.parametrize("out", ["in", "in/", "link"])
+def test_the_folder_of_the_pictures_is_not_that_of_the_batch(place, out):
+    """Each run's folder has the path of its picture, and every picture failed, three times."""
+    picture("in/a.png")
+    picture("in/sub/b.png")
+    Path("link").symlink_to("in")
+    for sources in ("in", "in/*.png"):
+        with pytest.raises(UsageError, match="holds the pictures; choose another folder"):
+            control.planned(batch(sources, out=out))
+    assert list(items(out="in/restored")) == ["a.png", "sub/b.png"]
+
+
+def test_masks_alone_are_refused(place):
+    picture("in/a_mask.png")
+    with pytest.raises(UsageError, match="no picture: all names end with mask_suffix='_mask'"):
+        items(mask_suffix="_mask")
+    with pytest.raises(UsageError, match="mask_suffix is empty"):
+        items(mask_suffix="")

@@ -65,3 +65,25 @@ def test_what_cannot_be_compared_is_refused_before_the_first_fit(dip, picture):
         assert word in ended.err
     assert Path("mine/comparison.csv").read_text() == "mine"
     assert not Path("runs").exists()
+
+
+def test_a_wrong_reference_leaves_no_folder(dip, picture):
+    """An empty comparison was left of it."""
+    Image.fromarray(pixels(20, 20, 3)).save("small.png")
+    ended = dip("compare", picture, "--presets", "fast", "--reference", "small.png")
+    assert ended.code == 2
+    assert "the reference small.png is 20x20 and the picture 32x24" in ended.err
+    assert not Path("runs").exists()
+
+
+def test_another_picture_of_the_same_name_never_replaces_a_comparison(dip, small, picture):
+    """With another preset, its table and sheet took the place of the first one's."""
+    assert dip("compare", picture, "--presets", "fast", *SHORT).code == 0
+    before = {path: path.read_bytes() for path in Path("runs/photo-compared").glob("comparison.*")}
+    Path("other").mkdir()
+    Image.fromarray(pixels(24, 32, 3, seed=5)).save("other/photo.png")
+    ended = dip("compare", "other/photo.png", "--presets", "quick", *SHORT)
+    assert ended.code == 2
+    assert "runs/photo-compared holds the comparison of another picture; choose another --out" in ended.err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not Path("runs/photo-compared/quick").exists()

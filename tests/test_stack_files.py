@@ -153,6 +153,16 @@ def test_a_pattern_names_its_files(place):
     assert open_stack([place / "in" / "f_%d.png"]).results == ["f_0001.png", "f_0002.png", "f_03.png"]
 
 
+def test_missing_numbers_of_a_pattern_are_named(place):
+    """A film with holes was restored without a word."""
+    files(place / "in", [f"f_{number}.png" for number in (1, 2, 4, 8)])
+    assert open_stack([place / "in" / "f_%d.png"]).notes == ["There is no file with the number 3, 5 to 7."]
+    assert not open_stack([place / "in"]).notes
+    files(place / "many", [f"f_{number:02}.png" for number in range(1, 15, 2)])
+    (note,) = open_stack([place / "many" / "f_%02d.png"]).notes
+    assert note == "There is no file with the number 2, 4, 6, 8, 10 and 1 more gaps."
+
+
 def test_results_of_lossy_files_are_lossless(place):
     files(place / "in", ["a.jpg", "b.jpg"])
     stack = open_stack([place / "in"])
@@ -196,10 +206,11 @@ def test_what_is_no_stack_is_refused_in_a_line(place):
     assert "holds one picture" in refused(place / "in" / "a.png")
     assert "holds one picture" in refused(place / "one.tif")
     assert "the result a.png" in refused(place / "twice")
-    assert "b.png is 30x30, 1 channels of uint8 and a.png 18x21" in refused(place / "sizes")
+    assert "b.png is 30x30, 1 channel of uint8 and a.png 18x21" in refused(place / "sizes")
     assert "names no picture" in refused(place / "empty")
     assert "names no picture" in refused(place / "f_%04d.png")
-    assert "no such file" in refused(place / "nothing.tif")
+    assert "no such file; check the path" in refused(place / "nothing.tif")
+    assert "leave out the quotes, or name the folder" in refused(place / "in" / "*.png")
     assert "pictures of 2 kinds" in refused(place / "kinds.tif")
     assert "NaN or infinite" in refused(place / "nan.tif")
 

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Shard(click.ParamType[tuple[int, int]]):
         """Parse the two numbers."""
         found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value) if isinstance(value, str) else None
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            self.fail(f"{value!r} must be a part and the number of parts, from 1/100 to 100/100", param, ctx)
+            self.fail(f"{value!r} must be a part and the number of parts, such as from 1/100 to 100/100", param, ctx)
         return int(found[1]), int(found[2])
 
 
@@ -175,6 +176,10 @@ def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:
     from dip_fast.runs.batch import control
 
     found = control.planned(asked)
+    if asked.cluster is None:  # whose nodes may have other devices
+        with importing():
+            from dip_fast.runs.batch import work
+        work.check(asked.settings)
     if as_json:
         rows = [found.rows[name] for name in sorted(found.rows)]
         show(json.dumps({"waiting": [item.name for item in found.items], "rows": rows, "ignored": found.ignored}))
@@ -213,8 +218,7 @@ def _report(result: Result, *, quiet: bool, as_json: bool, json_events: bool) ->
     elif as_json:
         show(json.dumps(_facts(result)))
     elif not quiet:
-        before = f", {result.skipped} of them before" if result.skipped else ""
-        show(_words(result.counts) + before)
+        show(_words(result.counts, result.skipped))
         show(f"manifest: {result.manifest}" + ("" if result.index is None else f"\nindex: {result.index}"))
     if result.is_stopped:
         say("dip-fast: stopped by the user; the same command goes on")
@@ -237,18 +241,21 @@ def _facts(result: Result) -> dict[str, Any]:
     }
 
 
-def _words(counts: dict[str, int]) -> str:
-    """Write how many pictures there are of each status."""
-    return ", ".join(f"{count} {status}" for status, count in counts.items()) or "no pictures"
+def _words(counts: dict[str, int], before: int = 0) -> str:
+    """Write how many pictures there are of each status, and how many of them were done before."""
+    words = {status: f"{count} {status}" for status, count in counts.items()}
+    if before:
+        words["done"] += f" ({before} before)"
+    return ", ".join(words.values()) or "no pictures"
 
 
-def _name_faults(rows: list[Row]) -> None:
+def _name_faults(rows: list[Row], put: Callable[[str], None] = show) -> None:
     """Name some of the pictures that failed."""
     failed = [row for row in rows if row["error"] is not None]
     for row in failed[:SHOWN]:
-        show(f"{row['status']}: {row['path']}: {row['error']}")
+        put(f"{row['status']}: {row['path']}: {row['error']}")
     if len(failed) > SHOWN:
-        show(f"... and {len(failed) - SHOWN} more")
+        put(f"... and {len(failed) - SHOWN} more")
 
 
 class Shower:
@@ -284,7 +291,7 @@ class Shower:
                 self._say(f"again: {event['picture']}: {event['error']}")
             elif kind == "stopping" and event["signals"] == 1:
                 self._say("stopping: what is under way ends with a checkpoint; once more to end it at once")
-            elif kind == "note" and self.verbose:
+            elif kind == "note" and (self.verbose or "picture" not in event):
                 self._say(f"{event['picture']}: {event['text']}" if "picture" in event else event["text"])
             self._line_by_line()
 
@@ -296,8 +303,10 @@ class Shower:
     def _begin(self, event: dict[str, Any]) -> None:
         self.total = event["waiting"]
         done = f", {event['done']} are done" if event["done"] else ""
+        faults = f", {len(event['faults'])} cannot be restored" if event["faults"] else ""
         ignored = f", {len(event['ignored'])} other files ignored" if event["ignored"] else ""
-        self._say(f"{event['waiting']} pictures to restore{done}{ignored}")
+        self._say(f"{event['waiting']} pictures to restore{done}{faults}{ignored}")
+        _name_faults([{"path": fault["picture"], **fault} for fault in event["faults"]], self._say)
         _name_ignored(event["ignored"], verbose=self.verbose)
         if self.total and sys.stderr.isatty():
             from tqdm import tqdm

@@ -36,13 +36,17 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes | None:
     OSError, ValueError
         As `open`.
     """
-    # Without O_NONBLOCK, to open a pipe would be to wait for its writer; it means nothing to a regular file.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise UsageError("it is a device or a pipe, not a regular file; save its content as a file")
         # No more than was there when it was opened: what grows meanwhile is cut short, and its reader finds that.
         return file.read(found.st_size) if found.st_size <= limit else None
+
+
+def at_once(path: str, flags: int) -> int:
+    """Open a file without a wait, as the opener of `open`: to open a pipe would be to wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)  # which means nothing to a regular file
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import glob
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from dip_fast.pictures.kind import Kind
 OPENERS: dict[str, Callable[[Path, bool], Stack]] = {"tiff": lazily("dip_fast.pictures.tiff_stacks:TiffStack")}
 _BESIDE = ("contact_sheet.png",)  # what lies in a folder of results and is none
 MOST = 10_000  # pictures of a stack
+MOST_GAPS = 5  # that are named
 _NUMBER = re.compile(r"%(0\d+)?d")
 
 
@@ -39,7 +42,7 @@ class Stack(abc.ABC):
     described : str
         The axes, for a user.
     notes : list of str
-        What is not kept, a sentence each.
+        What is not kept or is missing, a sentence each.
     kind : Kind
         Of each of them, but for the range, which is that of what is restored together.
     """
@@ -116,7 +119,9 @@ def open_stack(sources: Sequence[Path], *, keep_metadata: bool = False) -> Stack
 
     paths, name = _files(sources)
     if len(paths) > 1:
-        return Files(paths, name, keep_metadata)
+        stack = Files(paths, name, keep_metadata)
+        stack.notes += _gaps(paths, name)
+        return stack
     with paths[0].open("rb") if is_there(paths[0]) and paths[0].is_file() else _refused(paths[0]) as file:
         format_ = formats.recognised(file.read(2**12), str(paths[0]))
     for key, opener in OPENERS.items():
@@ -126,7 +131,8 @@ def open_stack(sources: Sequence[Path], *, keep_metadata: bool = False) -> Stack
 
 
 def _refused(path: Path) -> BinaryIO:
-    raise UsageError(f"cannot read {one_line(str(path))}: there is no such file; check the path")
+    what_to_do = "leave out the quotes, or name the folder" if glob.has_magic(path.name) else "check the path"
+    raise UsageError(f"cannot read {one_line(str(path))}: there is no such file; {what_to_do}")
 
 
 def _files(sources: Sequence[Path]) -> tuple[list[Path], str]:
@@ -149,13 +155,29 @@ def _files(sources: Sequence[Path]) -> tuple[list[Path], str]:
 
 def _numbered(pattern: Path) -> list[Path]:
     """Find the files of a pattern as ffmpeg has it."""
-    (place,) = list(_NUMBER.finditer(pattern.name))[:1]
-    before, after = pattern.name[: place.start()], pattern.name[place.end() :]
-    digits = rf"\d{{{int(place[1])},}}" if place[1] else r"\d+"
-    wanted = re.compile(re.escape(before) + digits + re.escape(after))
+    wanted = _wanted(pattern.name)
     if not is_there(pattern.parent):
         return []
     return [path for path in pattern.parent.iterdir() if wanted.fullmatch(path.name) and path.is_file()]
+
+
+def _wanted(pattern: str) -> re.Pattern[str]:
+    """Translate a pattern; the number is a group."""
+    (place,) = list(_NUMBER.finditer(pattern))[:1]
+    digits = rf"(\d{{{int(place[1])},}})" if place[1] else r"(\d+)"
+    return re.compile(re.escape(pattern[: place.start()]) + digits + re.escape(pattern[place.end() :]))
+
+
+def _gaps(paths: Sequence[Path], pattern: str) -> list[str]:
+    """Note the numbers that are missing between the first and the last file of a pattern."""
+    if not _NUMBER.search(pattern):
+        return []
+    matches = [_wanted(pattern).fullmatch(path.name) for path in paths]
+    numbers = sorted(int(match[1]) for match in matches if match is not None)
+    gaps = [(low + 1, high - 1) for low, high in itertools.pairwise(numbers) if high > low + 1]
+    texts = [str(first) if first == last else f"{first} to {last}" for first, last in gaps]
+    more = f" and {len(texts) - MOST_GAPS} more gaps" if len(texts) > MOST_GAPS else ""
+    return [f"There is no file with the number {', '.join(texts[:MOST_GAPS])}{more}."] if texts else []
 
 
 def _naturally(name: str) -> list[tuple[int, str]]:
@@ -173,4 +195,9 @@ def _facts_of(kind: Kind) -> tuple[tuple[int, ...], str, str | None]:
 
 def _in_words(facts: tuple[tuple[int, ...], str, str | None]) -> str:
     (height, width, channels), dtype, alpha = facts
-    return f"{width}x{height}, {channels} channels of {dtype}{'' if alpha is None else ' and alpha'}"
+    return f"{width}x{height}, {in_channels(channels, dtype)}{'' if alpha is None else ' and alpha'}"
+
+
+def in_channels(channels: int, dtype: str) -> str:
+    """Describe the samples of a picture, for a user."""
+    return f"{channels} channel{'' if channels == 1 else 's'} of {dtype}"

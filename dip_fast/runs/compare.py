@@ -20,6 +20,7 @@ from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Say
 from dip_fast.runs.job import complete
 from dip_fast.runs.material import Material, Request, in_range, read
+from dip_fast.runs.places import found, run_folders
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.run import run
 from dip_fast.tasks import TASKS
@@ -100,21 +101,21 @@ def compare(ways: Mapping[str, Request], folder: Path, say: Say) -> Comparison:
     """
     if not ways:
         raise UsageError("name what to compare: {} or {}", Argument("presets"), Argument("seeds"))
-    for request in ways.values():
-        complete(request.asked, request.inputs)  # what cannot be is found before the first fit
-    _check(folder)
+    # What cannot be is found before the first fit, and before anything is written.
+    jobs = [complete(request.asked, request.inputs) for request in ways.values()]
+    first = next(iter(ways.values()))
+    material = read(first, jobs[0], TASKS[jobs[0].task])
+    _check(folder, first)
     rows: list[Row] = []
     problems: list[str] = []
     crops: list[tuple[str, list[np.ndarray]]] = []
     windows: list[views.Window] = []
-    material: Material | None = None
     summary: Summary | None = None
     for number, (name, request) in enumerate(ways.items(), 1):
         say(f"{number} of {len(ways)}: {name}")
         begun = is_there(folder / name / NAME) and not request.overwrite
         summary = run(_with(request, folder / name, resume=begun), say)
         job = Record.load(folder / name).settings
-        material = material or read(request, job, TASKS[job.task])
         image = _image(summary, material)
         if not windows:
             looks = views.collect(material.data.image, image, reference=material.reference)
@@ -126,7 +127,6 @@ def compare(ways: Mapping[str, Request], folder: Path, say: Say) -> Comparison:
         _write(folder, rows)
         if summary.stop_reason == "interrupted":
             break
-    assert material is not None, "there is a way"
     assert summary is not None, "there is a way"
     if material.reference is not None and material.reference.shape == image.shape:
         crops.append(("reference", _cut(reporting.shown(material.reference), windows)))
@@ -155,8 +155,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield "  ".join(line).rstrip()
 
 
-def _check(folder: Path) -> None:
-    """Refuse a folder in which something else lies, and make it."""
+def _check(folder: Path, request: Request) -> None:
+    """Refuse a folder in which something else lies, or another picture's comparison, and make it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = sorted(path.name for path in folder.iterdir())
@@ -164,6 +164,12 @@ def _check(folder: Path) -> None:
         raise UsageError("cannot use {}: {}; choose another {}", folder, error.strerror, Argument("out")) from error
     if held and ROWS not in held:
         raise UsageError("{} exists, and holds no comparison; choose another {}", folder, Argument("out"))
+    records = [found(path) or {} for path in run_folders(folder)]
+    if not request.overwrite and any(record.get("file") not in (None, request.file) for record in records):
+        raise UsageError(
+            "{} holds the comparison of another picture; choose another {}, or replace its runs with {}",
+            *(folder, Argument("out"), Argument("overwrite", True)),
+        )
     if not held:
         _write(folder, [])
 

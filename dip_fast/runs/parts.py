@@ -32,6 +32,18 @@ class Part:
     region: str | None = None
     max_size: int | None = None
 
+    def check(self) -> None:
+        """Refuse what is a part of no picture.
+
+        Raises
+        ------
+        UsageError
+        """
+        if self.region not in (None, "center"):
+            self._numbers()
+        if self.max_size is not None and self.max_size < MIN_SIDE:
+            raise UsageError("{} must be at least {}", Argument("max_size", self.max_size), MIN_SIDE)
+
     def facts(self) -> dict[str, Any]:
         """Return what the record of a run says of it."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -106,21 +118,26 @@ class Part:
             high, wide = min(CENTRE, height), min(CENTRE, width)
             left, top = (width - wide) // 2, (height - high) // 2
         else:
-            numbers = _REGION.fullmatch(self.region.replace(" ", ""))
-            if numbers is None:
-                raise UsageError(
-                    "{}: name left, top, width and height in pixels, as 100,50,256,256, or center",
-                    Argument("preview", self.region),
-                )
-            left, top, wide, high = (int(number) for number in numbers.groups())
+            left, top, wide, high = self._numbers()
         if left + wide > width or top + high > height:
             raise UsageError(
                 "{} reaches over the edge of the picture of {}x{} pixels; name a smaller one",
                 *(Argument("preview", self.region), width, height),
             )
+        return slice(top, top + high), slice(left, left + wide)
+
+    def _numbers(self) -> tuple[int, int, int, int]:
+        """Read left, top, width and height of the region."""
+        numbers = _REGION.fullmatch((self.region or "").replace(" ", ""))
+        if numbers is None:
+            raise UsageError(
+                "{}: name left, top, width and height in pixels, as 100,50,256,256, or center",
+                Argument("preview", self.region),
+            )
+        left, top, wide, high = (int(number) for number in numbers.groups())
         if min(wide, high) < MIN_SIDE:
             raise UsageError("{} must have at least {}x{} pixels", Argument("preview", self.region), MIN_SIDE, MIN_SIDE)
-        return slice(top, top + high), slice(left, left + wide)
+        return left, top, wide, high
 
     def _reduced(self, height: int, width: int) -> tuple[int, int]:
         longest = max(height, width)

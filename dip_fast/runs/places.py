@@ -69,7 +69,8 @@ def described(folder: Path) -> str:
         state = {"done": "finished", "interrupted": "stopped", "running": "unfinished"}.get(
             document["status"], "failed"
         )
-        result = f": {Path(summary['result']).name} of step {summary['best_step']}" if summary else ""
+        has_file = summary and summary["result"] != summary.get("folder")  # that of a stack may be the folder itself
+        result = f": {Path(summary['result']).name} of step {summary['best_step']}" if has_file else ""
         return one_line(f"the {state} run of {picture}{result}")[:200]
     except typed.DAMAGE:
         return "a run"

@@ -86,6 +86,8 @@ class Plan:
         A row of the manifest for each picture.
     skipped : int
         How many pictures are done already.
+    faults : list of str
+        Names of those that nothing is done about as things are; their rows say why.
     root : str
         The folder that names are relative to.
     ignored : list of str
@@ -95,6 +97,7 @@ class Plan:
     items: list[Item]
     rows: dict[str, Row]
     skipped: int
+    faults: list[str]
     root: str
     ignored: list[str] = field(default_factory=list)
 
@@ -140,12 +143,13 @@ def planned(batch: Batch) -> Plan:
     Raises
     ------
     UsageError
-        If there are no pictures, or the folder is of a batch with other settings.
+        If there are no pictures, or the folder is of a batch with other settings or holds another manifest.
     """
+    manifest.check(batch.manifest)
     files = plan.find(batch.sources, batch.out, recursive=batch.recursive)
     root = agree(batch.out, batch.settings, files.root)
     items = plan.shard(plan.items(files, batch.out, batch.settings, root), batch.shard)
-    waiting, rows, skipped = [], {}, 0
+    waiting, rows, skipped, faults = [], {}, 0, []
     for item in items:
         standing, error = plan.standing(item, batch.settings)
         rows[item.name] = manifest.row(item.name, Path(item.folder))
@@ -153,8 +157,9 @@ def planned(batch: Batch) -> Plan:
             waiting.append(item)
         else:
             skipped += standing == "done"
+            faults += [item.name] if standing != "done" else []
             rows[item.name] |= {"status": standing, "error": error}
-    return Plan(waiting, rows, skipped, root, files.ignored)
+    return Plan(waiting, rows, skipped, sorted(faults), root, files.ignored)
 
 
 def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = None) -> Result:
@@ -178,7 +183,14 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
     with _made(batch.out), _locked(batch):
         found = planned(batch)
         counts = {"pictures": len(found.rows), "waiting": len(found.items), "done": found.skipped}
-        emit({"event": "batch", **counts, "ignored": found.ignored})
+        faults = [
+            {"picture": name, "status": found.rows[name]["status"], "error": found.rows[name]["error"]}
+            for name in found.faults
+        ]
+        emit({"event": "batch", **counts, "ignored": found.ignored, "faults": faults})
+        if batch.settings.reference is not None and (lacking := sum(item.reference is None for item in found.items)):
+            text = f"{lacking} of {len(found.items)} pictures have none of their name in {batch.settings.reference}"
+            emit({"event": "note", "text": f"{text}, and get no PSNR"})
         keeper = _Keeper(batch, found, emit)
         if not found.items:
             return keeper.result(None)
@@ -194,6 +206,8 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
 def status(folder: Path) -> Result:
     """Write the manifest of a folder again, from the records of the runs in it.
 
+    What has no run yet is taken from the manifests that are there.
+
     Raises
     ------
     UsageError
@@ -202,6 +216,7 @@ def status(folder: Path) -> Result:
     rows = manifest.rebuilt(folder) if folder.is_dir() else []
     if not rows:
         raise UsageError("{} holds no runs; name the folder of a batch", Argument("status", str(folder)))
+    manifest.check(folder / manifest.MANIFEST)
     manifest.write(folder / manifest.MANIFEST, rows)
     return Result(rows, 0, False, False, folder / manifest.MANIFEST, None)
 
@@ -225,15 +240,20 @@ class _Keeper:
         self.batch, self.rows, self.skipped, self.emit = batch, found.rows, found.skipped, emit
         self._items = {item.name: item for item in found.items}
         self._root, self._is_begun, self._written = found.root, False, 0.0
+        self._in_hand: set[str] = set()
 
     def take(self, event: dict[str, Any]) -> None:
         """Follow an event, and hand it on."""
-        if event["event"] == "started" and not self._is_begun:  # only now it is known that the settings are good
-            keep(self.batch.out, self.batch.settings, self._root)
-            self._is_begun = True
+        if event["event"] == "started":
+            self._in_hand.add(event["picture"])
+            if not self._is_begun:  # only now it is known that the settings are good
+                keep(self.batch.out, self.batch.settings, self._root)
+                self.write()  # so that it is known what waits, whatever happens
+                self._is_begun = True
         elif event["event"] == "picture":
             name, status = event["picture"], event["status"]
             item = self._items[name]
+            self._in_hand.discard(name)
             if status == "failed":
                 from dip_fast.runs.batch import work  # here, since it imports torch
 
@@ -255,6 +275,8 @@ class _Keeper:
 
     def result(self, driver: Driver | None) -> Result:
         """Write what a batch leaves."""
+        for name in self._in_hand:  # of a batch that was ended at once
+            self.rows[name] = manifest.row(name, Path(self._items[name].folder))
         self.write()
         return Result(
             rows=self.sorted(),
@@ -272,7 +294,7 @@ class _Keeper:
         from dip_fast.runs import rewriting  # here, since it imports torch
 
         try:
-            return rewriting.rewrite(self.batch.out, lambda line: None)
+            return rewriting.rewrite(self.batch.out, lambda line: None, overwrite=self.batch.settings.overwrite)
         except DipFastError as error:
             self.emit({"event": "note", "text": str(error)})
             return None

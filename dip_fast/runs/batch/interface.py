@@ -43,6 +43,8 @@ def settings(workers: int | None, on: Cluster | None = None, **options: Any) -> 
     if "mask" in inputs and "mask_suffix" in given:
         both = Argument("mask"), Argument("mask_suffix")
         raise UsageError("{} is of all pictures and {} of each; leave out one of the two", *both)
+    if given.get("mask_suffix") == "":
+        raise UsageError("{} is empty; give what the names of masks have more, as _mask", Argument("mask_suffix"))
     default = threads_each(workers or 1) if on is None else THREADS
     if (threads := given.pop("threads", None) or default) is not None:
         given["threads"] = threads

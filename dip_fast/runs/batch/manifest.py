@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dip_fast.errors import UsageError
 from dip_fast.pictures import write_atomically
+from dip_fast.pictures.files import is_there, read_regular
 from dip_fast.runs.places import found, run_folders
 
 MANIFEST = "manifest.csv"
+MAX_BYTES = 2**30  # of one
 COLUMNS = (
     "path",
     "status",
@@ -78,8 +82,33 @@ def _mapping(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def rebuilt(folder: Path) -> list[Row]:
-    """Read the rows of all run folders below a folder, in the order of their names."""
-    return [row(path.relative_to(folder).as_posix(), path) for path in run_folders(folder)]
+    """Read the rows of all run folders below a folder, and of what waits by its manifests, in order."""
+    rows = {name: row(name, path) for path in run_folders(folder) if (name := path.relative_to(folder).as_posix())}
+    waiting = {name: {**dict.fromkeys(COLUMNS), "path": name, "status": "waiting"} for name in _named(folder)}
+    return [each for _, each in sorted((waiting | rows).items())]
+
+
+def _named(folder: Path) -> Iterator[str]:
+    """Name the pictures in the manifests of a folder, those of jobs of an array among them."""
+    for path in folder.glob("manifest*.csv"):
+        with contextlib.suppress(OSError, UsageError, csv.Error):  # it is a view, and worth no error
+            text = (read_regular(path, MAX_BYTES) or b"").decode("utf-8", "surrogateescape")
+            yield from (line["path"] for line in csv.DictReader(io.StringIO(text, newline="")) if line.get("path"))
+
+
+def check(path: Path) -> None:
+    """Refuse to replace a file that is no manifest.
+
+    Raises
+    ------
+    UsageError
+    """
+    if not is_there(path):
+        return
+    with contextlib.suppress(OSError, UsageError):
+        if (read_regular(path, MAX_BYTES) or b"").startswith(",".join(COLUMNS[:2]).encode()):
+            return
+    raise UsageError("{} is no manifest of a batch; move it away, or choose another folder", path)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.pictures.files import is_there
+from dip_fast.pictures.files import at_once, is_there
 from dip_fast.pictures.formats import FORMATS
 from dip_fast.pictures.reading import check_header
 from dip_fast.runs.batch.settings import Settings, file_hash
@@ -150,14 +150,20 @@ def items(files: Found, out: Path, settings: Settings, root: str) -> list[Item]:
     Raises
     ------
     UsageError
-        If the folder of references is none.
+        If the folder of references is none, the folder of the batch is that of the pictures, or all of them are masks.
     """
     if any(os.path.commonpath([root, path]) != root for path in files.pictures):
         root = files.root
+    if os.path.realpath(out) == os.path.realpath(root):  # each run's folder would have the path of its picture
+        raise UsageError("{} holds the pictures; choose another folder, which may lie in it", Argument("out", str(out)))
     references = None if settings.reference is None else Path(settings.reference)
     if references is not None and not (is_there(references) and references.is_dir()):
         raise UsageError("{} is no folder; name one of clean pictures", Argument("reference", str(references)))
     pictures, masks = _without_masks(files.pictures, settings.mask_suffix)
+    if not pictures:
+        raise UsageError(
+            "there are masks and no picture: all names end with {}", Argument("mask_suffix", settings.mask_suffix)
+        )
     planned = []
     for path in pictures:
         name = os.path.relpath(path, root)
@@ -207,7 +213,7 @@ def _reference(path: Path) -> str | None:
 def _pixels(path: str) -> int:
     """Read how large a picture is from the start of its file, or take it from the file's length."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=at_once) as file:
             length = os.fstat(file.fileno()).st_size
             head = file.read(HEADER)
     except OSError:

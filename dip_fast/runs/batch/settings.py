@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.pictures import write_atomically
-from dip_fast.pictures.files import is_there, one_line, read_regular
+from dip_fast.pictures.files import at_once, is_there, one_line, read_regular
 from dip_fast.runs import typed
 
 NAME = "batch.json"  # in the folder of a batch
@@ -106,8 +108,16 @@ def _file_hash(path: str) -> str:
 
 
 def file_hash(path: str) -> str:
-    """Hash a file's content, a piece after the other."""
-    with Path(path).open("rb") as file:
+    """Hash a file's content, a piece after the other.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is a device or a pipe, which may have no end.
+    """
+    with open(path, "rb", opener=at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no regular file")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -139,8 +149,8 @@ def agree(folder: Path, settings: Settings, root: str) -> str:
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             raise UsageError(
-                "the batch in {} was started {}; give the same, replace its runs with {}, or choose another {}",
-                *(folder, f"with {name}={theirs[name]!r}" if name in theirs else f"without {name}"),
+                "the batch in {} was started {} {}; give the same, replace its runs with {}, or choose another {}",
+                *(folder, *(("with", Argument(name, theirs[name])) if name in theirs else ("without", Argument(name)))),
                 *(Argument("overwrite", True), Argument("out")),
             )
     return str(stored["root"])

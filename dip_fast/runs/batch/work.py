@@ -50,6 +50,7 @@ def check(settings: Settings) -> None:
     """
     given = {*settings.inputs, *(["mask"] if settings.mask_suffix is not None else [])}
     complete(settings.asked, given)
+    Part(settings.preview, settings.max_size).check()
 
 
 def perform(settings: Settings, item: Item, say: Say, emit: Emit | None = None) -> Outcome:

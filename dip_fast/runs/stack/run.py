@@ -19,7 +19,7 @@ from dip_fast.device.memory import available_bytes
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.pictures.files import is_there, one_line
-from dip_fast.pictures.stacks import Stack, open_stack
+from dip_fast.pictures.stacks import Stack, in_channels, open_stack
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints, estimate
 from dip_fast.runs.checkpoints import CHECKPOINT
@@ -333,8 +333,8 @@ def _first_lines(work: Work) -> Iterator[str]:
     stack, job, record = work.stack, work.job, work.record
     kind = stack.kind
     yield (
-        f"{one_line(stack.name)}: {stack.described}, {kind.width}x{kind.height}, {kind.channels} channels of "
-        f"{kind.dtype}; preset {job.preset}, seed {job.seed}"
+        f"{one_line(stack.name)}: {stack.described}, {kind.width}x{kind.height}, "
+        f"{in_channels(kind.channels, kind.dtype)}; preset {job.preset}, seed {job.seed}"
     )
     yield from stack.notes
     scenes = [str(chunk["first"] + 1) for chunk in record.chunks if chunk["why"] == "scene"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.models.packing import digest
-from dip_fast.pictures.stacks import Stack
+from dip_fast.pictures.stacks import Stack, in_channels
 
 BLOCK = 8  # pixels: sides of the blocks whose means are compared, so that noise hardly counts
 QUANTILES = 64
@@ -90,7 +90,7 @@ def check_reference(reference: Stack, stack: Stack) -> None:
     """Refuse a ground truth of other pictures."""
     kinds = [(each.count, each.kind.size, each.kind.channels, each.kind.dtype) for each in (reference, stack)]
     if kinds[0] != kinds[1]:
-        texts = [f"{n} pictures of {size[1]}x{size[0]}, {c} channels of {dtype}" for n, size, c, dtype in kinds]
+        texts = [f"{n} pictures of {size[1]}x{size[0]}, {in_channels(c, dtype)}" for n, size, c, dtype in kinds]
         raise UsageError(f"the reference {reference.name} has {texts[0]}, and {stack.name} {texts[1]}; give such a one")
 
 
