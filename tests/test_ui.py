@@ -258,6 +258,7 @@ def test_run_of_the_command_line_is_shown_and_its_answer_picked(client, desk, di
     state = client.get("runs/noisy").json()
     assert state["choices"]["steps"] == [10, 20, 25]
     assert state["summary"]["best_step"] == 25
+    assert (state["has_input"], state["can_resume"]) == (True, False)
     for what in ("input", "result", "answer"):
         assert client.get(f"runs/noisy/look/{what}").headers["content-type"] == "image/png"
     report = client.get("runs/noisy/file/report")
@@ -271,6 +272,7 @@ def test_run_of_the_command_line_is_shown_and_its_answer_picked(client, desk, di
     damaged = record("runs/noisy") | {"files": {"picture": str(desk.root.parent / "private.png")}}
     Path("runs/noisy/run.json").write_text(json.dumps(damaged))
     assert client.get("runs/noisy/look/input").status_code == 422
+    assert client.get("runs/noisy").json()["has_input"] is False  # so that the page shows no blend with nothing
 
 
 def test_damaged_folders_are_listed_as_failed(client, desk):
@@ -295,10 +297,31 @@ def test_child_is_found_again_by_another_server_and_stopped(desk):
         if second.state("noisy")["status"] != "starting":
             break
         time.sleep(0.02)
-    assert second.state("noisy")["status"] == "failed"
+    assert second.state("noisy")["status"] not in jobs.AT_WORK
     facts["pid"] = os.getpid()
     (desk.own / "jobs/noisy.json").write_text(json.dumps(facts))
     second.stop("noisy")  # this process lives on
+
+
+@pytest.mark.parametrize(
+    ("log", "status"), [("dip-fast: stopped by the user\n", "stopped"), ("", "stopped"), ("dip-fast: no\n", "failed")]
+)
+def test_job_that_was_ended_before_its_record_has_not_failed(client, desk, log, status):
+    (desk.own / "jobs/early.json").write_text('{"pid": 0}')
+    (desk.own / "jobs/early.log").write_text(log)
+    state = client.get("runs/early").json()
+    assert (state["status"], state["can_resume"]) == (status, False)
+
+
+def test_run_of_a_terminal_is_not_stopped_in_silence(client, desk, monkeypatch):
+    folder = desk.runs / "noisy"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"status": "running"}')
+    monkeypatch.setattr(jobs, "_is_locked", lambda folder: True)
+    answer = client.post("runs/noisy/stop")
+    assert answer.status_code == 422
+    assert "Ctrl-C" in answer.json()["error"]
+    assert "at work" in client.post("runs/noisy/resume").json()["error"]
 
 
 def test_last_event_of_a_long_file_is_found(desk):

@@ -20,6 +20,7 @@ from dip_fast.errors import UsageError
 from dip_fast.pictures import write_atomically
 from dip_fast.pictures.formats import FORMATS
 from dip_fast.pictures.raster import decode_png, encode_png
+from dip_fast.runs.record import Record
 from dip_fast.runs.reporting import preview
 
 HERE, DROPPED = "here", "dropped"  # the first part of a picture's address
@@ -94,6 +95,20 @@ class Desk:
         if place == DROPPED:
             return self.inside(self.own / DROPPED, name)
         raise UsageError("there is no such picture")
+
+    def input(self, record: Record) -> Path:
+        """Find the picture that a run restores, if it lies in the folder, or was dropped.
+
+        Raises
+        ------
+        UsageError
+            If it does not, or is gone.
+        """
+        path = Path(record.files.get("picture", "")).absolute()
+        for root in (self.root, self.own / DROPPED):
+            if path.is_relative_to(root):
+                return self.inside(root, str(path.relative_to(root)))
+        raise UsageError("the picture lies outside the folder")
 
     @staticmethod
     def inside(root: Path, name: str) -> Path:

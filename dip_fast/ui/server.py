@@ -201,11 +201,7 @@ class Pages:
 
     def _input(self, folder: Path) -> bytes:
         """Show the picture that a run restores, if it lies in the folder, or was dropped."""
-        path = Path(_record(folder).files.get("picture", "")).absolute()
-        for root in (self.desk.root, self.desk.own / desk.DROPPED):
-            if path.is_relative_to(root):
-                return desk.shown(Desk.inside(root, str(path.relative_to(root))))
-        raise UsageError("the picture lies outside the folder")
+        return desk.shown(self.desk.input(_record(folder)))
 
     async def file(self, request: Request) -> Response:
         """Give a file of a run away: its report, its result, its model."""
