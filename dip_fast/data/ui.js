@@ -248,16 +248,15 @@ function showRun(state) {
 }
 
 function showChoices(state, base) {
-  const { step, strength, first, steps, why } = state.choices;
+  const { step, strength, first, steps, why, no_blend: noBlend } = state.choices;
   part("step").replaceChildren(...steps.map((each) => option(each, `${each}${each === first ? ", chosen by the fit" : ""}`)));
   part("step").value = step;
   part("step").disabled = steps.length < 2;
   part("strength").value = Math.round(100 * strength);
-  const filling = state.task === "inpaint" || state.task === "superres";
-  part("strength").disabled = filling;
+  part("strength").disabled = Boolean(noBlend);
   part("pick-why").textContent = [
     why && `There are no earlier steps: ${why}.`,
-    filling && "There is no strength: the input holds nothing where the result was filled in, or has another size.",
+    noBlend && `There is no strength: ${noBlend}.`,
   ].filter(Boolean).join(" ");
   part("link-result").href = `${base}/file/result`;
   part("link-model").hidden = !state.summary.models.some((model) => model.format === "onnx");

@@ -214,8 +214,8 @@ class Jobs:
             if found["has_result"] and record.summary is not None:
                 choices = asdict(picking.choices(folder))
                 found |= {"summary": asdict(record.summary), "choices": choices}
-            # Of superres it has another size, and is not laid over the result.
-            found["has_input"] = record.settings.task != "superres" and self.desk.input(record).is_file()
+            # One of another size is not laid over the result.
+            found["has_input"] = record.settings.options.get("scale", 1) == 1 and self.desk.input(record).is_file()
         return found
 
     def _error(self, name: str) -> str:
