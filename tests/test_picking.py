@@ -162,6 +162,21 @@ def test_input_that_cannot_be_blended_is_refused(dip, noisy, from_random_input, 
     assert reason in listed
 
 
+def test_fit_that_goes_on_says_that_a_picked_answer_gives_way(dip, noisy, run):
+    first = files(run)["result.png"]
+    assert dip("pick", str(run), "--step", "20", "--strength", "0.5").code == 0
+    again = ("run", noisy, *ONE, "--iterations", "45", "--snapshot-every", "20", "--resume")
+    picked = files(run)["result.png"]
+    assert "nothing is left" in dip(*again).err
+    assert files(run)["result.png"] == picked
+    (run / "model.onnx").unlink()
+    outcome = dip(*again)
+    assert outcome.code == 0
+    assert "dip-fast pick ... --step 20 --strength 0.5 makes it again" in outcome.err
+    assert files(run)["result.png"] == first
+    assert_draws(run, dip)
+
+
 def test_files_of_export_are_named_that_draw_the_answer_before(dip, run):
     assert dip("export", str(run), "--format", "onnx", "--fp16").code == 0
     before = files(run)["model-fp16.onnx"]
