@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_cases import ONE, record, texture, write
+from run_cases import ONE, read, record, texture, write
 
 from dip_fast.errors import UsageError
 
@@ -273,6 +273,16 @@ def test_run_of_the_command_line_is_shown_and_its_answer_picked(client, desk, di
     Path("runs/noisy/run.json").write_text(json.dumps(damaged))
     assert client.get("runs/noisy/look/input").status_code == 422
     assert client.get("runs/noisy").json()["has_input"] is False  # so that the page shows no blend with nothing
+
+
+def test_input_of_a_preview_is_the_part_that_was_restored(client, desk, dip, small, from_random_input):
+    """The page lays it over the result."""
+    image = texture(20, 30)
+    write(str(desk.root / "whole.png"), image)
+    preview = ("--preview", "8,2,18,16", "--out", "runs/part")
+    assert dip("run", desk.root / "whole.png", *ONE, "--quiet", "--iterations", "3", *preview).code == 0
+    Path("shown.png").write_bytes(client.get("runs/part/look/input").content)
+    np.testing.assert_array_equal(read(Path("shown.png")), image[2:18, 8:26])
 
 
 def test_damaged_folders_are_listed_as_failed(client, desk):

@@ -20,6 +20,7 @@ from dip_fast.errors import UsageError
 from dip_fast.pictures import write_atomically
 from dip_fast.pictures.formats import FORMATS
 from dip_fast.pictures.raster import decode_png, encode_png
+from dip_fast.runs.parts import Part
 from dip_fast.runs.record import Record
 from dip_fast.runs.reporting import preview
 
@@ -189,9 +190,9 @@ class Desk:
         return kept
 
 
-def shown(path: Path) -> bytes:
-    """Encode a picture as an 8-bit PNG file of the same size, which every browser shows."""
-    return preview(pictures.read_picture(path, missing=True).image)
+def shown(path: Path, part: Part | None = None, page: int | None = None) -> bytes:
+    """Encode a picture, or a part of it, as an 8-bit PNG file of the same size, which every browser shows."""
+    return preview((part or Part()).of(pictures.read_picture(path, missing=True, page=page)).image)
 
 
 @lru_cache(maxsize=64)
