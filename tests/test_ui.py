@@ -233,6 +233,11 @@ def test_orders_of_what_is_not_offered_are_refused(client, started, order):
     assert started == []
 
 
+def test_too_many_steps_are_refused_with_the_most(client, started):
+    order = {"picture": "here/noisy.png", "task": "denoise", "iterations": 10**12}
+    assert "from 1 to 1000000000" in client.post("runs", json=order).json()["error"]
+
+
 def test_order_becomes_one_command(client, desk, started):
     order = {"picture": "here/noisy.png", "task": "denoise", "preset": "quick", "iterations": 40}
     for name in ("noisy", "noisy-2"):
