@@ -81,7 +81,7 @@ def test_first_answer_comes_back(dip, run):
 
 def test_choices_are_listed(dip, run):
     found = json.loads(dip("pick", str(run), "--json").out)
-    assert found == {"step": 45, "strength": 1.0, "first": 45, "steps": [10, 20, 30, 40, 45], "why": ""}
+    assert found == {"step": 45, "strength": 1.0, "first": 45, "steps": [10, 20, 30, 40, 45], "why": "", "no_blend": ""}
     assert b"45 (the first answer)" in dip("pick", str(run)).out
 
 
@@ -157,6 +157,34 @@ def test_input_that_cannot_be_blended_is_refused(dip, noisy, from_random_input, 
     outcome = dip("pick", "runs/noisy", "--strength", "0.5")
     assert outcome.code == 2
     assert reason in outcome.err
+    listed = dip("pick", "runs/noisy").out.decode()
+    assert "strength: 1 alone" in listed
+    assert reason in listed
+
+
+def test_fit_that_goes_on_says_that_a_picked_answer_gives_way(dip, noisy, run):
+    first = files(run)["result.png"]
+    assert dip("pick", str(run), "--step", "20", "--strength", "0.5").code == 0
+    again = ("run", noisy, *ONE, "--iterations", "45", "--snapshot-every", "20", "--resume")
+    picked = files(run)["result.png"]
+    assert "nothing is left" in dip(*again).err
+    assert files(run)["result.png"] == picked
+    (run / "model.onnx").unlink()
+    outcome = dip(*again)
+    assert outcome.code == 0
+    assert "dip-fast pick ... --step 20 --strength 0.5 makes it again" in outcome.err
+    assert files(run)["result.png"] == first
+    assert_draws(run, dip)
+
+
+def test_files_of_export_are_named_that_draw_the_answer_before(dip, run):
+    assert dip("export", str(run), "--format", "onnx", "--fp16").code == 0
+    before = files(run)["model-fp16.onnx"]
+    outcome = dip("pick", str(run), "--strength", "0.5")
+    assert outcome.code == 0
+    assert "model-fp16.onnx stays as it is" in outcome.err
+    assert "model.onnx stays" not in outcome.err
+    assert files(run)["model-fp16.onnx"] == before
 
 
 def test_samples_that_were_set_aside_stay_as_they_were(dip, from_random_input):

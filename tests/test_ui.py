@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_cases import ONE, record, texture, write
+from run_cases import ONE, read, record, texture, write
 
 from dip_fast.errors import UsageError
 
@@ -233,6 +233,11 @@ def test_orders_of_what_is_not_offered_are_refused(client, started, order):
     assert started == []
 
 
+def test_too_many_steps_are_refused_with_the_most(client, started):
+    order = {"picture": "here/noisy.png", "task": "denoise", "iterations": 10**12}
+    assert "from 1 to 1000000000" in client.post("runs", json=order).json()["error"]
+
+
 def test_order_becomes_one_command(client, desk, started):
     order = {"picture": "here/noisy.png", "task": "denoise", "preset": "quick", "iterations": 40}
     for name in ("noisy", "noisy-2"):
@@ -258,6 +263,7 @@ def test_run_of_the_command_line_is_shown_and_its_answer_picked(client, desk, di
     state = client.get("runs/noisy").json()
     assert state["choices"]["steps"] == [10, 20, 25]
     assert state["summary"]["best_step"] == 25
+    assert (state["has_input"], state["can_resume"]) == (True, False)
     for what in ("input", "result", "answer"):
         assert client.get(f"runs/noisy/look/{what}").headers["content-type"] == "image/png"
     report = client.get("runs/noisy/file/report")
@@ -271,6 +277,17 @@ def test_run_of_the_command_line_is_shown_and_its_answer_picked(client, desk, di
     damaged = record("runs/noisy") | {"files": {"picture": str(desk.root.parent / "private.png")}}
     Path("runs/noisy/run.json").write_text(json.dumps(damaged))
     assert client.get("runs/noisy/look/input").status_code == 422
+    assert client.get("runs/noisy").json()["has_input"] is False  # so that the page shows no blend with nothing
+
+
+def test_input_of_a_preview_is_the_part_that_was_restored(client, desk, dip, small, from_random_input):
+    """The page lays it over the result."""
+    image = texture(20, 30)
+    write(str(desk.root / "whole.png"), image)
+    preview = ("--preview", "8,2,18,16", "--out", "runs/part")
+    assert dip("run", desk.root / "whole.png", *ONE, "--quiet", "--iterations", "3", *preview).code == 0
+    Path("shown.png").write_bytes(client.get("runs/part/look/input").content)
+    np.testing.assert_array_equal(read(Path("shown.png")), image[2:18, 8:26])
 
 
 def test_damaged_folders_are_listed_as_failed(client, desk):
@@ -295,10 +312,31 @@ def test_child_is_found_again_by_another_server_and_stopped(desk):
         if second.state("noisy")["status"] != "starting":
             break
         time.sleep(0.02)
-    assert second.state("noisy")["status"] == "failed"
+    assert second.state("noisy")["status"] not in jobs.AT_WORK
     facts["pid"] = os.getpid()
     (desk.own / "jobs/noisy.json").write_text(json.dumps(facts))
     second.stop("noisy")  # this process lives on
+
+
+@pytest.mark.parametrize(
+    ("log", "status"), [("dip-fast: stopped by the user\n", "stopped"), ("", "stopped"), ("dip-fast: no\n", "failed")]
+)
+def test_job_that_was_ended_before_its_record_has_not_failed(client, desk, log, status):
+    (desk.own / "jobs/early.json").write_text('{"pid": 0}')
+    (desk.own / "jobs/early.log").write_text(log)
+    state = client.get("runs/early").json()
+    assert (state["status"], state["can_resume"]) == (status, False)
+
+
+def test_run_of_a_terminal_is_not_stopped_in_silence(client, desk, monkeypatch):
+    folder = desk.runs / "noisy"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"status": "running"}')
+    monkeypatch.setattr(jobs, "_is_locked", lambda folder: True)
+    answer = client.post("runs/noisy/stop")
+    assert answer.status_code == 422
+    assert "Ctrl-C" in answer.json()["error"]
+    assert "at work" in client.post("runs/noisy/resume").json()["error"]
 
 
 def test_last_event_of_a_long_file_is_found(desk):

@@ -233,6 +233,46 @@ def test_mask_is_painted_loaded_and_filled_in(show, server):
     assert page.locator("#strength").is_disabled()
 
 
+def test_picture_that_cannot_be_read_says_why_and_is_not_started(show, server, said):
+    whole = (server.folder / "photos" / "small.png").read_bytes()
+    (server.folder / "photos" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    page = show("#picture/here%2Fcut.png")
+    until(page, "document.getElementById('said').textContent.includes('damaged or cut short')")
+    assert page.locator("#start").is_disabled()
+    assert page.locator("#size").inner_text() == ""
+    page.locator("#file").set_input_files(server.folder / "photos" / "small.png")
+    until(page, "document.getElementById('size').textContent.includes('96x64')")
+    assert page.locator("#start").is_enabled()
+    said.clear()
+
+
+def test_mask_that_cannot_be_read_or_was_let_go(show, server):
+    (server.folder / "text.png").write_text("no picture")
+    page = show()
+    order(page, task="inpaint")
+    until(page, "paint.width === 96")
+    page.locator("#mask-file").set_input_files(server.folder / "text.png")
+    until(page, "document.getElementById('said').textContent.includes('save it as a PNG')")
+    page.locator("#mask-file").set_input_files([])
+    until(page, "document.getElementById('said').textContent === ''")
+    page.locator("#mask-file").set_input_files(server.folder / "text.png")
+    with page.expect_file_chooser():  # the same file, once it was changed, is another choice
+        page.locator("#mask-file").click()
+    assert page.locator("#mask-file").input_value() == ""
+
+
+def test_answer_that_is_being_written_is_not_called_unwritten(show, server):
+    page = show()
+    order(page, task="denoise", preset="quick", steps="30")
+    begin(page)
+    wait_for(page, "Done")
+    page.route("**/pick", lambda route: (page.wait_for_timeout(200), route.continue_()))
+    page.locator("#strength").fill("50")
+    page.evaluate("document.getElementById('export').click(); preview()")  # as each look at the folder does
+    assert page.locator("#shown").inner_text() == "Writing ..."
+    until(page, "document.getElementById('shown').textContent.includes('as it is in the folder')")
+
+
 def test_mask_of_another_tab_is_not_taken(show, said):
     one, other = show(), show()
     for page in (one, other):

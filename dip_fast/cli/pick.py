@@ -65,5 +65,6 @@ def pick(
 def _described(found: Choices) -> str:
     """List what there is to pick, in words."""
     steps = ", ".join(f"{step} (the first answer)" if step == found.first else str(step) for step in found.steps)
+    strength = f"strength: 1 alone; {found.no_blend}" if found.no_blend else "strength: from 0 to 1"
     lines = [f"now: step {found.step}, strength {found.strength:g}", f"steps: {steps}"]
-    return "\n".join([*lines, *([f"no others: {found.why}"] if found.why else []), "strength: from 0 to 1"])
+    return "\n".join([*lines, *([f"no others: {found.why}"] if found.why else []), strength])

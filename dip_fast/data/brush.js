@@ -77,5 +77,11 @@ function ready() {
   part("clear").addEventListener("click", () => paint.all(() => 0));
   part("invert").addEventListener("click", () => paint.all((i) => 1 - paint.bits[i]));
   part("whole").addEventListener("change", () => part("board").classList.toggle("whole", part("whole").checked));
-  part("mask-file").addEventListener("change", guarded(async (event) => paint.load(event.target.files[0], false)));
+  part("mask-file").addEventListener("change", guarded(async (event) => {
+    const [file] = event.target.files;
+    if (file) await paint.load(file, false);
+  }));
+  for (const field of document.querySelectorAll("[type=file]")) {  // a file that was changed can be chosen once more
+    field.addEventListener("click", () => { field.value = ""; });
+  }
 }

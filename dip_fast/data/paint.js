@@ -98,7 +98,12 @@ const paint = {
 
   // Reads a file in which black is to be filled in.
   async load(blob, asFirst) {
-    const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    let bitmap;
+    try {
+      bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+    } catch {
+      throw new Error("the mask cannot be read here; save it as a PNG file");
+    }
     if (bitmap.width !== this.width || bitmap.height !== this.height) {
       throw new Error(`the mask is ${bitmap.width}x${bitmap.height} and the picture ${this.width}x${this.height}`);
     }

@@ -56,6 +56,7 @@ const openFolder = guarded(async (folder) => {
   if (folder) entries.unshift(entry("../", () => openFolder(folder.split("/").slice(0, -1).join("/"))));
   const pictures = found.pictures.map((name) => entry(name, () => go(`here/${inside(name)}`)));
   part("folder").replaceChildren(...entries, ...pictures);
+  part("folder-empty").hidden = pictures.length > 0;
 });
 
 const drop = guarded(async (file) => {
@@ -73,9 +74,19 @@ const openPicture = guarded(async (picture) => {
   part("name").textContent = picture.split("/").pop();
   part("size").textContent = "reading ...";
   part("order").hidden = false;
+  part("start").disabled = true;
+  now.mask = "";
   const image = part("picture");
+  image.removeAttribute("src");
+  try {
+    await costs();  // first, since it says why a picture cannot be read; no browser does
+  } catch (error) {
+    if (picture === now.picture) part("size").textContent = "";
+    throw error;
+  }
+  if (picture !== now.picture) return;
+  part("start").disabled = false;
   image.src = `picture?${of(picture)}`;
-  await costs();
   await image.decode();
   if (picture !== now.picture) return;
   part("radius").max = Math.max(100, Math.round(image.naturalWidth / 10));
@@ -83,7 +94,6 @@ const openPicture = guarded(async (picture) => {
   paint.open(part("mask"), image.naturalWidth, image.naturalHeight);
   const draft = await ask(`mask?${of(picture)}`);
   if (picture !== now.picture) return;
-  now.mask = "";
   if (draft.status === 200) {
     await paint.load(await draft.blob(), true);
     paint.changed();  // to know which state it is that is on the disk
@@ -91,7 +101,7 @@ const openPicture = guarded(async (picture) => {
   filled();
 });
 
-const costs = guarded(async () => {
+async function costs() {
   if (!now.picture) return;
   const found = await json(`costs?${of(now.picture)}&task=${part("task").value}`);
   part("size").textContent = `${found.width}x${found.height} pixels`;
@@ -105,7 +115,7 @@ const costs = guarded(async () => {
   part("preset").value = before;
   if (part("preset").selectedIndex < 0) part("preset").value = "";
   cost();
-});
+}
 
 const cost = () => { part("cost").textContent = part("preset").selectedOptions[0]?.dataset.text || ""; };
 
@@ -132,7 +142,7 @@ function showTask() {
     label.append(...(entry.kind === "bool" ? [field, help] : [`${entry.name} `, field, help]));
     return label;
   }));
-  costs();
+  guarded(costs)();
 }
 
 function options() {
@@ -209,15 +219,16 @@ function showRun(state) {
   part("run-facts").textContent = `${state.picture}: ${state.task}${state.preset ? `, preset ${state.preset}` : ""}`;
   let text = words[state.status];
   if (state.status === "running" && progress) {
-    text = `${progress.stage}, ${Math.floor(100 * progress.done / progress.total)}%`;
-    if (progress.seconds_left !== null) text += `, ${duration(progress.seconds_left)} left`;
+    const over = progress.done >= progress.total;
+    text = over ? "Writing the result ..." : `${progress.stage}, ${Math.floor(100 * progress.done / progress.total)}%`;
+    if (progress.seconds_left !== null && !over) text += `, ${duration(progress.seconds_left)} left`;
     if (progress.estimated_psnr !== null) text += `, about ${progress.estimated_psnr.toFixed(1)} dB`;
   }
   part("run-status").textContent = state.error ? `${text}: ${state.error}` : text;
   part("progress").hidden = !atWork;
   if (progress) part("progress").value = progress.done / progress.total;
   part("stop").hidden = !atWork;
-  part("resume").hidden = !["interrupted", "stopped"].includes(state.status);
+  part("resume").hidden = !state.can_resume;
   part("notes").replaceChildren(...state.notes.map((note) => {
     const item = document.createElement("li");
     item.textContent = note;
@@ -225,29 +236,30 @@ function showRun(state) {
   }));
   part("pick").hidden = !summary;
   const there = Boolean(summary) || state.snapshots.length > 0;
-  part("stage").hidden = part("at-label").hidden = !there;
+  part("stage").hidden = !there;
+  part("at-label").hidden = !there || !state.has_input;
   if (summary && (fresh || first)) showChoices(state, base);
   if (!summary && there) {
     const step = state.snapshots.at(-1);
     part("shown").textContent = `The estimate at step ${step}.`;
-    look.show(`${base}/look/input`, `${base}/look/${step}`, 1, `estimate at step ${step}`);
+    look.show(state.has_input && `${base}/look/input`, `${base}/look/${step}`, 1, `estimate at step ${step}`);
   } else if (summary) preview();
   else part("shown").textContent = "";
 }
 
 function showChoices(state, base) {
-  const { step, strength, first, steps, why } = state.choices;
+  const { step, strength, first, steps, why, no_blend: noBlend } = state.choices;
   part("step").replaceChildren(...steps.map((each) => option(each, `${each}${each === first ? ", chosen by the fit" : ""}`)));
   part("step").value = step;
   part("step").disabled = steps.length < 2;
   part("strength").value = Math.round(100 * strength);
-  const filling = state.task === "inpaint" || state.task === "superres";
-  part("strength").disabled = filling;
+  part("strength").disabled = Boolean(noBlend);
   part("pick-why").textContent = [
     why && `There are no earlier steps: ${why}.`,
-    filling && "There is no strength: the input holds nothing where the result was filled in, or has another size.",
+    noBlend && `There is no strength: ${noBlend}.`,
   ].filter(Boolean).join(" ");
   part("link-result").href = `${base}/file/result`;
+  part("link-model").hidden = !state.summary.models.some((model) => model.format === "onnx");
   part("link-model").href = `${base}/file/model`;
   part("link-report").href = `${base}/file/report`;
 }
@@ -256,8 +268,13 @@ function preview() {
   const state = now.state, base = `runs/${encodeURIComponent(state.name)}`, strength = Number(part("strength").value);
   const step = Number(part("step").value), { summary, snapshots } = state;
   part("strength-shown").textContent = `${strength}%`;
+  if (part("export").disabled) {
+    part("shown").textContent = "Writing ...";
+    return;
+  }
   const near = snapshots.filter((each) => each <= step).at(-1);
-  const input = state.task === "superres" ? "" : `${base}/look/input`;
+  const input = state.has_input && `${base}/look/input`;
+  const unseen = strength < 100 && !input ? " The input is elsewhere, so the answer is shown without it." : "";
   if (step === summary.best_step || near === undefined) {
     look.show(input, `${base}/look/answer?${summary.sha256}`, input ? strength / 100 : 1, "result");
     part("shown").textContent = step === summary.best_step && strength === Math.round(100 * summary.strength)
@@ -266,12 +283,13 @@ function preview() {
     look.show(input, `${base}/look/${near}`, input ? strength / 100 : 1, `drawing at step ${near}`);
     part("shown").textContent = `What the network drew at step ${near}; the answer, an average, has less noise. Not written yet.`;
   }
+  part("shown").textContent += unseen;
 }
 
 const pick = guarded(async () => {
   part("export").disabled = true;
-  part("shown").textContent = "Writing ...";
   try {
+    preview();
     const order = { step: Number(part("step").value) };
     if (!part("strength").disabled) order.strength = Number(part("strength").value) / 100;
     await post(`runs/${encodeURIComponent(now.run)}/pick`, order);

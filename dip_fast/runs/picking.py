@@ -14,6 +14,7 @@ import torch
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models import fitted
+from dip_fast.models.formats import FORMATS
 from dip_fast.models.model import IN_FOLDER
 from dip_fast.pictures import Kind
 from dip_fast.pictures.files import is_there, read_regular
@@ -26,7 +27,6 @@ from dip_fast.runs.job import start
 from dip_fast.runs.material import Material
 from dip_fast.runs.record import NAME, Record, Summary, UnreadableError
 from dip_fast.runs.rewriting import history, material_of
-from dip_fast.tasks import TASKS
 
 MAX_RESULT_BYTES = 2**34
 
@@ -45,6 +45,8 @@ class Choices:
         All whose averages are there.
     why : str
         Why there is none but the first, where that is so.
+    no_blend : str
+        Why there is no strength but 1, where that is so.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Choices:
     first: int
     steps: list[int]
     why: str = ""
+    no_blend: str = ""
 
 
 def choices(path: Path) -> Choices:
@@ -112,7 +115,7 @@ def pick(
             _require_untouched(path, summary)
         material = material_of(record, inputs)
         kind, extras = finish.result_kind(record, material)
-        samples = _samples(record, material, kind) if strength < 1 else None
+        samples = _samples(material, kind) if strength < 1 else None
         threads = min(record.settings.threads, os.cpu_count() or 1)
         torch.set_num_threads(threads)
         table = history(path / "history.csv")
@@ -139,6 +142,7 @@ def pick(
             say("this is the first answer again, but for rounding: it was drawn by other versions or another machine")
         for name in record.copies:
             say(f"{name} stays as it is; the new result is {chosen.result}")
+        _name_older(path, chosen, say)
         return chosen
 
 
@@ -164,7 +168,12 @@ def _choices(record: Record, folder: Folder) -> Choices:
         kept, why = [], "its networks learn from hidden samples, and draw no whole picture before the end"
     elif not kept:
         why = "no earlier state was kept: the fit was shorter, or had --snapshot-every 0"
-    return Choices(summary.best_step, summary.strength, first, sorted({first, *kept}), why)
+    no_blend = ""
+    if record.settings.task == "inpaint":
+        no_blend = "where the result was filled in, the input holds nothing"
+    elif record.settings.options.get("scale", 1) != 1:
+        no_blend = "the input has another size than the result"
+    return Choices(summary.best_step, summary.strength, first, sorted({first, *kept}), why, no_blend)
 
 
 def _check(found: Choices, step: int, strength: float) -> None:
@@ -174,6 +183,17 @@ def _check(found: Choices, step: int, strength: float) -> None:
         raise UsageError("{}: {}{}; pick one of these", Argument("step", step), found.why and f"{found.why}; ", there)
     if not 0 <= strength <= 1:
         raise UsageError("{} must be from 0, the input, to 1, the answer of the fit", Argument("strength", strength))
+    if strength < 1 and found.no_blend:
+        raise UsageError("{}: {}; leave it out", Argument("strength", strength), found.no_blend)
+
+
+def _name_older(path: Path, chosen: Summary, say: Say) -> None:
+    """Name the model files that `dip-fast export` wrote of the answer before: they draw that one."""
+    suffixes = {entry.suffix for entry in FORMATS.values()}
+    written = {Path(model["path"]).name for model in chosen.models}
+    for file in sorted(path.glob("model*")):
+        if file.suffix in suffixes and file.name not in written:
+            say(f"{file.name} stays as it is, of the answer before; dip-fast export ... --overwrite replaces it")
 
 
 def _require_untouched(path: Path, summary: Summary) -> None:
@@ -203,13 +223,11 @@ def _model(path: Path, summary: Summary, kind: Kind) -> fitted.FittedModel:
     return model
 
 
-def _samples(record: Record, material: Material, kind: Kind) -> np.ndarray:
+def _samples(material: Material, kind: Kind) -> np.ndarray:
     """Find what of the input a result can be blended with."""
-    picture, strength = material.picture, Argument("strength")
+    picture = material.picture
     if (picture.size, picture.channels) != (kind.size, kind.channels):
-        raise UsageError("{}: the input has another size, or other channels, than the result; leave it out", strength)
-    if TASKS[record.settings.task].known(material.data) is not None:
-        raise UsageError("{}: where the result was filled in, the input holds nothing; leave it out", strength)
+        raise UsageError("{}: the input has other channels than the result; leave it out", Argument("strength"))
     return kind.to_samples(picture.image)
 
 

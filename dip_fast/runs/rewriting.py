@@ -126,11 +126,8 @@ def material_of(record: Record, inputs: Path | None) -> Material:
             "the picture came from standard input; save it as stdin in a folder, and name that by {}",
             Argument("inputs"),
         )
-    facts = record.inputs["picture"]
-    if not typed.conforms(facts, PictureFacts):
-        raise UsageError("{} is damaged, or not of this version; there is no report without it", NAME)
-    part = Part(facts.get("region"), facts.get("max_size"))
-    request = Request(source=picture, asked={}, inputs=found, reference=reference, part=part, page=facts.get("page"))
+    part, page = part_of(record)
+    request = Request(source=picture, asked={}, inputs=found, reference=reference, part=part, page=page)
     job, moved = record.settings, Argument("inputs")
     try:
         material = read(request, job, TASKS[job.task])
@@ -143,6 +140,20 @@ def material_of(record: Record, inputs: Path | None) -> Material:
                 *(facts["name"], name, moved),
             )
     return material
+
+
+def part_of(record: Record) -> tuple[Part, int | None]:
+    """Find which part and which page of its picture a run restores.
+
+    Raises
+    ------
+    UsageError
+        If the record does not say it.
+    """
+    facts = record.inputs.get("picture", {})
+    if not typed.conforms(facts, PictureFacts):
+        raise UsageError("{} is damaged, or not of this version; there is no report without it", NAME)
+    return Part(facts.get("region"), facts.get("max_size")), facts.get("page")
 
 
 def _files(record: Record, inputs: Path | None) -> dict[str, Path]:

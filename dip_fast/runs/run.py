@@ -105,10 +105,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
                 say(line)
             for line in estimate.lines(estimate.seconds(job, size) if stored is None else None, needed, disk):
                 say(line)
-            if stored is not None:
-                say(f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again")
-                if stored.versions != record.versions:
-                    say(f"the run was started with {stored.versions}, which may make a difference")
+            for line in () if stored is None else _resumed_lines(stored, record, fit):
+                say(line)
             progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose, emit=emit)
             with _failures(folder, record, fit):
                 _fit(fit, folder, record, progress)
@@ -186,6 +184,17 @@ def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tu
         f"{job.task}, preset {job.preset}, seed {job.seed}",
         *picture.notes,
     )
+
+
+def _resumed_lines(stored: Record, record: Record, fit: Fit) -> Iterator[str]:
+    """Say from where a run goes on, and what becomes of what was there."""
+    yield f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again"
+    if stored.versions != record.versions:
+        yield f"the run was started with {stored.versions}, which may make a difference"
+    first, summary = stored.first, stored.summary
+    if first and summary and (first.best_step, 1) != (summary.best_step, summary.strength):
+        picked = f"--step {summary.best_step} --strength {summary.strength:g}"
+        yield f"the answer that was picked gives way to that of the fit; dip-fast pick ... {picked} makes it again"
 
 
 def _done(stored: Record, request: Request) -> Summary | None:

@@ -20,6 +20,8 @@ from dip_fast.errors import UsageError
 from dip_fast.pictures import write_atomically
 from dip_fast.pictures.formats import FORMATS
 from dip_fast.pictures.raster import decode_png, encode_png
+from dip_fast.runs.parts import Part
+from dip_fast.runs.record import Record
 from dip_fast.runs.reporting import preview
 
 HERE, DROPPED = "here", "dropped"  # the first part of a picture's address
@@ -94,6 +96,20 @@ class Desk:
         if place == DROPPED:
             return self.inside(self.own / DROPPED, name)
         raise UsageError("there is no such picture")
+
+    def input(self, record: Record) -> Path:
+        """Find the picture that a run restores, if it lies in the folder, or was dropped.
+
+        Raises
+        ------
+        UsageError
+            If it does not, or is gone.
+        """
+        path = Path(record.files.get("picture", "")).absolute()
+        for root in (self.root, self.own / DROPPED):
+            if path.is_relative_to(root):
+                return self.inside(root, str(path.relative_to(root)))
+        raise UsageError("the picture lies outside the folder")
 
     @staticmethod
     def inside(root: Path, name: str) -> Path:
@@ -174,9 +190,9 @@ class Desk:
         return kept
 
 
-def shown(path: Path) -> bytes:
-    """Encode a picture as an 8-bit PNG file of the same size, which every browser shows."""
-    return preview(pictures.read_picture(path, missing=True).image)
+def shown(path: Path, part: Part | None = None, page: int | None = None) -> bytes:
+    """Encode a picture, or a part of it, as an 8-bit PNG file of the same size, which every browser shows."""
+    return preview((part or Part()).of(pictures.read_picture(path, missing=True, page=page)).image)
 
 
 @lru_cache(maxsize=64)

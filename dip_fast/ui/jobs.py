@@ -33,6 +33,8 @@ TAIL = 2**16  # bytes of the events that are read for the last one
 MAX_RUNS = 500  # that are listed
 PROGRAM = (sys.executable, "-m", "dip_fast")
 _children: list[subprocess.Popen[bytes]] = []  # to take note of their ends alone
+AT_WORK = ("starting", "running")
+STOPPED = "stopped by the user"  # as the command line says it
 STATES = ("starting", "running", "done", "interrupted", "failed", "stopped")
 
 
@@ -88,7 +90,7 @@ class Jobs:
             If it is at work, or has no record.
         """
         folder = self.folder(name)
-        if self._process(name) is not None:
+        if self.brief(name)["status"] in AT_WORK:
             raise UsageError("this run is at work")
         try:
             record = Record.load(folder)
@@ -98,12 +100,20 @@ class Jobs:
         self._launch(name, [*PROGRAM, *words, "--json-events"], self._facts(name))
 
     def stop(self, name: str) -> None:
-        """End a run after its step, with what there is by then."""
+        """End a run after its step, with what there is by then.
+
+        Raises
+        ------
+        UsageError
+            If it is at work, but was not started here.
+        """
         self.folder(name)
         process = self._process(name)
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGINT)
+        elif self.brief(name)["status"] in AT_WORK:
+            raise UsageError("this run was started in a terminal; Ctrl-C stops it there")
 
     def pick(self, name: str, step: int | None, strength: float | None) -> None:
         """Write another answer of a run; it takes as long as it takes.
@@ -167,6 +177,8 @@ class Jobs:
             status = "running" if self._events(name)[1] is not None else "starting"
         elif status == "running":
             status = "running" if _is_locked(self.desk.runs / name) else "stopped"
+        elif not self._is_run(name) and self._error(name) in ("", STOPPED):
+            status = "stopped"
         elif status not in STATES:
             status = "failed"
         settings = document.get("settings")
@@ -178,6 +190,7 @@ class Jobs:
             "task": str(settings.get("task") or facts.get("task", "")),
             "preset": str(settings.get("preset") or facts.get("preset", "")),
             "has_result": isinstance(summary, dict) and not at_work,
+            "can_resume": bool(document) and status in ("interrupted", "stopped"),
         }
 
     def state(self, name: str) -> dict[str, Any]:
@@ -185,23 +198,30 @@ class Jobs:
         folder = self.folder(name)
         found = self.brief(name)
         notes, last = self._events(name)
-        log = self._file(name, ".log")
-        error = _last_line(log.read_bytes()) if log.exists() and found["status"] in ("failed", "stopped") else ""
+        error = self._error(name) if found["status"] in ("failed", "stopped") else ""
         snapshots = [path.stem.removeprefix("iter_") for path in sorted(folder.glob("snapshots/iter_*.png"))]
         found |= {
             "notes": notes,
             "progress": last,
             "error": error or (places.found(folder) or {}).get("error", ""),
             "snapshots": [int(step) for step in snapshots if step.isdecimal()],
+            "has_input": False,
             "summary": None,
             "choices": None,
         }
-        if found["has_result"]:
-            with contextlib.suppress(UsageError, UnreadableError):
-                summary = Record.load(folder).summary
-                found["summary"] = None if summary is None else asdict(summary)
-                found["choices"] = asdict(picking.choices(folder))
+        with contextlib.suppress(FileNotFoundError, UnreadableError, UsageError):
+            record = Record.load(folder)
+            if found["has_result"] and record.summary is not None:
+                choices = asdict(picking.choices(folder))
+                found |= {"summary": asdict(record.summary), "choices": choices}
+            # One of another size is not laid over the result.
+            found["has_input"] = record.settings.options.get("scale", 1) == 1 and self.desk.input(record).is_file()
         return found
+
+    def _error(self, name: str) -> str:
+        """Read what a job said last."""
+        log = self._file(name, ".log")
+        return _last_line(log.read_bytes()) if log.exists() else ""
 
     def _events(self, name: str) -> tuple[list[str], dict[str, Any] | None]:
         """Read the notes and the last progress of a job."""

@@ -72,7 +72,7 @@ def words(order: dict[str, Any], mask: Path | None) -> list[str]:
         found.append(f"--preset={preset}")
     if iterations is not None:
         if type(iterations) is not int or not 0 < iterations <= job.MOST_ITERATIONS:
-            raise UsageError("steps must be a number from 1 on")
+            raise UsageError("steps must be a number from 1 to {}", job.MOST_ITERATIONS)
         found.append(f"--iterations={iterations}")
     found.append(f"--snapshot-every={_snapshot_every(preset, iterations)}")
     given = order.get("options", {})

@@ -24,6 +24,7 @@ from dip_fast.models.model import open_model
 from dip_fast.runs import report
 from dip_fast.runs.record import Record, Summary, UnreadableError
 from dip_fast.runs.reporting import preview
+from dip_fast.runs.rewriting import part_of
 from dip_fast.ui import desk, guard, orders
 from dip_fast.ui.desk import Desk
 from dip_fast.ui.jobs import Jobs
@@ -201,11 +202,8 @@ class Pages:
 
     def _input(self, folder: Path) -> bytes:
         """Show the picture that a run restores, if it lies in the folder, or was dropped."""
-        path = Path(_record(folder).files.get("picture", "")).absolute()
-        for root in (self.desk.root, self.desk.own / desk.DROPPED):
-            if path.is_relative_to(root):
-                return desk.shown(Desk.inside(root, str(path.relative_to(root))))
-        raise UsageError("the picture lies outside the folder")
+        record = _record(folder)
+        return desk.shown(self.desk.input(record), *part_of(record))
 
     async def file(self, request: Request) -> Response:
         """Give a file of a run away: its report, its result, its model."""
