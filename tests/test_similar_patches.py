@@ -124,6 +124,12 @@ def test_the_bits_are_those_of_any_number_of_threads() -> None:
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("size", [(5, 40), (6, 7), (64, 50), (300, 40), (40, 300), (256, 256)])
+def test_it_can_be_interrupted_as_often_as_it_says(size: tuple[int, int]) -> None:
+    y, x = estimates(*size, channels=1)
+    assert len(list(similar_patches.estimate(y, x, NOISE))) == similar_patches.passes(size)
+
+
 def test_pictures_of_one_scene_help_each_other() -> None:
     """Patches are looked for in the neighbours too: three frames that move are estimated better than each alone."""
     generator = torch.Generator().manual_seed(0)

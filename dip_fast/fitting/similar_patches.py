@@ -18,13 +18,14 @@ REACH = 13  # pixels that they are looked for around the first
 NEIGHBOURS = 2  # pictures before and after, as in films and volumes, that they are looked for in
 NEAR = 6  # pixels that they are looked for around the same place there
 STRIDE = 3  # pixels between the first patches of groups
-GROUPS = 1024  # at a time
+GROUPS = 1024  # at a time: a strip of the picture
+STRIPS = 8  # that nothing interrupts
 FAR = 1e3  # what no sample of the picture is near
 UNIT = 2.0**-32  # of sums: those of whole numbers do not depend on their order, hence not on threads or device
 
 
 def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
-    """Estimate pictures once more, by the patches that are alike in a first estimate; yield after each.
+    """Estimate pictures once more, by the patches that are alike in a first estimate.
 
     The patches of a group, as vectors of all their samples, are taken for draws of one normal distribution, whose mean
     m and covariance C are those of the first estimate's.  With noise of the covariance N, the best estimate of a noisy
@@ -60,7 +61,18 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, T
 
 def passes(size: tuple[int, int]) -> int:
     """Count how often `estimate` yields for a picture of this height and width."""
-    return len(list(pieces(size, REACH + SIDE))) if min(size) > SIDE else 0
+    count = 0
+    for seen, _, _ in pieces(size, REACH + SIDE):
+        sides = [place.stop - place.start for place in seen[1:]]
+        if min(sides) > SIDE:
+            rows, columns = (-(-(side - SIDE) // STRIDE) + 1 for side in sides)
+            count += -(-rows // (_rows_of_strip(columns) * STRIPS))
+    return count
+
+
+def _rows_of_strip(columns: int) -> int:
+    """Choose how many rows of groups are looked at at a time."""
+    return max(1, GROUPS // columns)
 
 
 def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
@@ -75,13 +87,14 @@ def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, 
     square = torch.arange(SIDE, device=y.device)
     inside = (square[:, None] * y.shape[3] + square).flatten()
     for n in range(len(y)):
-        for corners in _groups(x, n):
+        for number, corners in enumerate(_groups(x, n)):
+            if number % STRIPS == 0:
+                yield
             places = (corners[..., None] + inside).flatten()
             shape = (*corners.shape, SIDE * SIDE * channels)
             restored = _restored(samples[places].view(shape), estimates[places].view(shape), noise)
             sums.index_add_(0, places, (restored.view(-1, channels) / UNIT).round().long())
             count += places.bincount(minlength=len(count))
-        yield
     mean = (sums.double() * UNIT / count[:, None]).to(y)
     return mean.view(len(y), *y.shape[2:], channels).movedim(3, 1)[..., :height, :width]
 
@@ -121,7 +134,7 @@ def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
     alike = min(ALIKE if len(x) == 1 else ALIKE_IN_STACKS, places)
     steps = torch.tensor([(k * height + down) * width + right for k, down, right in shifts], device=x.device)
     across = torch.arange(columns, device=x.device) * STRIDE
-    strip = max(1, GROUPS // columns)
+    strip = _rows_of_strip(columns)
     for first in range(0, rows, strip):
         count = min(strip, rows - first)
         top, high = first * STRIDE, (count - 1) * STRIDE + SIDE
