@@ -155,12 +155,15 @@ class MaskedPrediction(Objective):
     @property
     def _draws_refined(self) -> bool:
         """Whether the picture is drawn once more after the refinement: not where nothing is fitted to it."""
-        return self.polish_steps > 0 and self.block == 1 and not (self.is_large and self.pictures == 1)
+        return self.polish_steps > 0 and self._looks_for_similar
 
     @property
     def _looks_for_similar(self) -> bool:
-        """Whether patches are estimated once more from those that are like them: where the noise is white."""
-        return self.block == 1
+        """Whether patches are estimated once more from those that are like them, where the noise is white.
+
+        The frozen network that draws a single large picture shows a tenth of what that gains.
+        """
+        return self.block == 1 and not (self.is_large and self.pictures == 1)
 
     @property
     def polish_steps(self) -> int:
@@ -169,18 +172,18 @@ class MaskedPrediction(Objective):
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and refine."""
-        y, x, predicted, estimated = torch.empty_like(self.y), torch.empty_like(self.y), [], []
+        x, y, predicted, estimated = torch.empty_like(self.y), [], [], []
         networks = self._networks(draw)
         for n in range(self.pictures):
             A = yield from self._predict(networks, n, self.masks)
-            picture = slice(n, n + 1)
-            x[picture], y[picture], psnr_of_prediction, psnr = self._combine(n, A)
+            x[n : n + 1], samples, psnr_of_prediction, psnr = self._combine(n, A)
+            y += [samples] if self._looks_for_similar else []
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
         self.predicted_psnr = sum(predicted) / self.pictures
         self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
         if self._looks_for_similar:
-            x = yield from similar_patches.estimate(y, x, self.noise)
+            x = yield from similar_patches.estimate(torch.cat(y), x, self.noise)
         if not self.polish_steps:
             return x
         if self.block > 1:  # fresh noise would be white, and this is not
@@ -193,9 +196,7 @@ class MaskedPrediction(Objective):
         for n in range(self.pictures):
             refined = yield from self._draw_whole(draw, n)
             x[n : n + 1] = (x[n : n + 1] + refined) / 2
-        if self._looks_for_similar:
-            x = yield from similar_patches.estimate(y, x, self.noise)
-        return x
+        return (yield from similar_patches.estimate(torch.cat(y), x, self.noise))
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
         """Make functions that draw with each of the networks that were fitted."""
