@@ -20,6 +20,7 @@ NOT_SCRIPTS = {
     "figure_tables.py",
     "mutations.py",
     "other_models.py",
+    "inverse_cases.py",
     "yardsticks.py",
 }  # modules that scripts share
 

@@ -18,6 +18,7 @@ REACH = 13  # pixels that they are looked for around the first
 NEIGHBOURS = 2  # pictures before and after, as in films and volumes, that they are looked for in
 NEAR = 6  # pixels that they are looked for around the same place there
 STRIDE = 3  # pixels between the first patches of groups
+LEAST_VARIANCE = 1e-8  # of noise: a hundredth of what the rounding to 8 bits has
 GROUPS = 1024  # at a time: a strip of the picture
 STRIPS = 8  # that nothing interrupts
 FAR = 1e3  # what no sample of the picture is near
@@ -100,13 +101,14 @@ def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, 
 
 
 def _restored(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
-    """Estimate patches from noisy ones y and first estimates x, all ``(groups, patches, samples)``."""
+    """Estimate patches from noisy ones y and first estimates x, all ``(groups, patches, samples)``, in float64."""
+    y, x = y.double(), x.double()  # what has next to no noise makes matrices that are singular in float32
     mean = x.mean(1, keepdim=True)
-    own = noise.variance_at_mean(mean).clamp(min=1e-8)
+    own = noise.variance_at_mean(mean).clamp(min=LEAST_VARIANCE)
     Q = (x - mean) / own.sqrt()
     both = Q @ torch.cat((Q, (y - mean) / own.sqrt()), dim=1).transpose(1, 2)
     k = Q.shape[1]
-    inverse = torch.linalg.cholesky(both[..., :k] + (k - 1) * torch.eye(k, device=y.device))
+    inverse = torch.linalg.cholesky(both[..., :k] + (k - 1) * torch.eye(k, dtype=y.dtype, device=y.device))
     weights = torch.cholesky_solve(both[..., k:], inverse)
     return mean + weights.transpose(1, 2) @ Q * own.sqrt()
 
