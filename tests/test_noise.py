@@ -1,10 +1,12 @@
 """The noise of a picture: the model of what clipping does, and its measurement."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dip_fast.fitting import NoiseModel, measure_noise
@@ -179,3 +181,12 @@ def test_texture_everywhere_is_not_taken_for_noise(sigma: float) -> None:
     texture = 0.5 + 0.1 * torch.sin(2.1 * rows) * torch.sin(1.9 * columns) + 0.1 * torch.sin(1.3 * rows + 2.3 * columns)
     y = noisy(texture[None, None].double(), NoiseModel((sigma / 255) ** 2))
     assert 255 * measure_noise(y).deviation == pytest.approx(sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_noise_that_is_cut_off_in_places_is_not_measured_too_low(seed: int) -> None:
+    """The example: an eighth of its samples lie at the ends, and patches beside them have less noise."""
+    with Image.open(Path(__file__).parents[1] / "examples" / "clean.png") as image:
+        clean = np.asarray(image.convert("RGB")) / 255
+    y = (clean + np.random.default_rng(seed).normal(0, 25 / 255, clean.shape)).clip(0, 1)
+    assert 255 * measure_noise(torch.from_numpy(y).movedim(2, 0)[None]).deviation == pytest.approx(25, rel=0.025)

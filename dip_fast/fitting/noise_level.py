@@ -20,6 +20,7 @@ ROUNDS = 3
 ROUNDING = 1e-7  # magnitudes that differ by less are one
 PATCH_SAMPLES = 108  # of a patch, about: 6x6 of three channels
 PATCHES = 2**15  # are enough
+FEWEST_PATCHES = 40  # for each sample of one: the eigenvalues of few scatter, and the smallest are chosen
 # Less than a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25 levels, up
 # to 2.7 where texture is as fine; 3 to 6, or no noise at the finest scale, for six pictures of cameras.
 FINEST, COARSER = 1 / 255, 2.9
@@ -173,7 +174,7 @@ def _share_of_patches(windows: list[Tensor], known: list[Tensor] | list[None], n
     """
     side = max(2, math.isqrt(PATCH_SAMPLES // windows[0].shape[1]))
     patches = torch.cat([_patches(*window, side, noise, len(windows)) for window in zip(windows, known, strict=True)])
-    if len(patches) < 10 * patches.shape[1]:
+    if len(patches) < FEWEST_PATCHES * patches.shape[1]:
         return 1.0
     eigenvalues = torch.linalg.eigvalsh(patches.T.cov())
     while len(eigenvalues) > 1 and eigenvalues.mean() > eigenvalues.median():
@@ -187,13 +188,13 @@ def _patches(y: Tensor, known: Tensor | None, side: int, noise: NoiseModel, wind
     if min(y.shape[2:]) < side:
         return y.new_empty((0, y.shape[1] * side * side), dtype=torch.float64)
     stride = max(1, math.isqrt(y[0, 0].numel() * windows // PATCHES))
-    patches = unfold(y.double(), side, stride=stride)[0].T
-    level, reach = patches.mean(1), 2 * noise.deviation
-    inner = torch.ones_like(level, dtype=torch.bool)
+    patches, levels = (unfold(image, side, stride=stride)[0].T for image in (y.double(), blur(y.double(), 2.0)))
+    reach = 2 * noise.deviation
+    inner = torch.ones(len(patches), dtype=torch.bool, device=y.device)
     if noise.low:
-        inner &= level > reach
+        inner &= levels.amin(1) > reach
     if noise.high:
-        inner &= level < 1 - reach
+        inner &= levels.amax(1) < 1 - reach
     if known is not None:
         inner &= unfold(known.expand_as(y).double(), side, stride=stride)[0].T.amin(1) == 1
     return patches[inner]
