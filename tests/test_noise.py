@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dip_fast.fitting import NoiseModel, measure_noise
+from dip_fast.fitting import NoiseModel, measure_noise, noise_level
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.error_map import error_map
 from dip_fast.fitting.noise_level import correlated_noise, is_correlated
@@ -190,3 +190,19 @@ def test_noise_that_is_cut_off_in_places_is_not_measured_too_low(seed: int) -> N
         clean = np.asarray(image.convert("RGB")) / 255
     y = (clean + np.random.default_rng(seed).normal(0, 25 / 255, clean.shape)).clip(0, 1)
     assert 255 * measure_noise(torch.from_numpy(y).movedim(2, 0)[None]).deviation == pytest.approx(25, rel=0.025)
+
+
+@pytest.mark.parametrize("sigma", [5, 25])
+def test_noise_that_all_channels_share_is_not_missed(sigma: float) -> None:
+    """A gray picture saved in colour: its channels together hold no noise in many directions."""
+    gray = noisy(picture(), NoiseModel((sigma / 255) ** 2))[:, :1]
+    alone, shared = (measure_noise(y).deviation for y in (gray, gray.expand(1, 3, -1, -1)))
+    assert 255 * alone == pytest.approx(sigma, rel=0.05)
+    assert shared == pytest.approx(alone, rel=0.01)
+
+
+def test_a_dead_channel_does_not_make_the_noise_of_patches_less() -> None:
+    y = noisy(picture(256, 256), NoiseModel((10 / 255) ** 2))
+    y[:, 2] = 0.5
+    with_dead = noise_level._share_of_patches([y.double()], [None], NoiseModel((10 / 255) ** 2))
+    assert with_dead == pytest.approx(1, abs=0.05)

@@ -18,8 +18,9 @@ LEVELS = 8
 FEWEST = 200  # squares of a level: the deviation is known to 5%
 ROUNDS = 3
 ROUNDING = 1e-7  # magnitudes that differ by less are one
-PATCH_SAMPLES = 108  # of a patch, about: 6x6 of three channels
+PATCH = 8  # side of a patch, in pixels
 PATCHES = 2**15  # are enough
+LEAST_EIGENVALUE = 0.4  # of their mean
 FEWEST_PATCHES = 40  # for each sample of one: the eigenvalues of few scatter, and the smallest are chosen
 # Less than a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25 levels, up
 # to 2.7 where texture is as fine; 3 to 6, or no noise at the finest scale, for six pictures of cameras.
@@ -33,8 +34,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     magnitude over 0.6745 is the deviation of a Gaussian.  It is taken over the squares around which the smoothed
     picture varies least, which hold the least texture, at levels where no noise is cut off at an end of the range.
 
-    Where there is texture everywhere that is too much.  Larger patches, of all channels together, have directions in
-    which the picture varies less: the smallest eigenvalues of their covariance.  Where those say less, they are right.
+    Where there is texture everywhere that is too much.  Larger patches have directions in which the picture varies
+    less: the smallest eigenvalues of their covariance.  Where those say less, they are right.
 
     Parameters
     ----------
@@ -167,28 +168,44 @@ def _deviation(detail: Tensor) -> float:
 
 
 def _share_of_patches(windows: list[Tensor], known: list[Tensor] | list[None], noise: NoiseModel) -> float:
-    """Compute the noise that patches hold over that of a model; 1 where it is more, or patches are few.
+    """Compute the noise that patches hold over that of a model; 1 where it is more, or patches do not tell.
 
     The eigenvalues of white noise lie around its variance, those of the picture above: as long as the mean of the
-    eigenvalues is above their median, the largest is the picture's.
+    eigenvalues is above their median, the largest is the picture's.  Where those that are left differ much, the noise
+    is not white.  Channels are looked at one by one: of texture and noise that all have in common, as in a gray
+    picture, together they would show nothing.
     """
-    side = max(2, math.isqrt(PATCH_SAMPLES // windows[0].shape[1]))
-    patches = torch.cat([_patches(*window, side, noise, len(windows)) for window in zip(windows, known, strict=True)])
-    if len(patches) < FEWEST_PATCHES * patches.shape[1]:
-        return 1.0
-    eigenvalues = torch.linalg.eigvalsh(patches.T.cov())
-    while len(eigenvalues) > 1 and eigenvalues.mean() > eigenvalues.median():
-        eigenvalues = eigenvalues[:-1]
-    expected = float(noise.variance_at_mean(patches.mean(1)).mean())  # some samples are cut off in any case
-    return min(1.0, max(0.0, float(eigenvalues.mean())) / max(expected, 1e-12))
+    found = expected = 0.0
+    for channel in range(windows[0].shape[1]):
+        of_channel = slice(channel, channel + 1)
+        patches = torch.cat(
+            [
+                _patches(
+                    window[:, of_channel],
+                    None if seen is None else seen.expand_as(window)[:, of_channel],
+                    noise,
+                    len(windows),
+                )
+                for window, seen in zip(windows, known, strict=True)
+            ]
+        )
+        if len(patches) < FEWEST_PATCHES * patches.shape[1]:
+            continue
+        eigenvalues = torch.linalg.eigvalsh(patches.T.cov())
+        while len(eigenvalues) > 1 and eigenvalues.mean() > eigenvalues.median():
+            eigenvalues = eigenvalues[:-1]
+        if eigenvalues[0] > LEAST_EIGENVALUE * eigenvalues.mean():
+            found += float(eigenvalues.mean())
+            expected += float(noise.variance_at_mean(patches.mean(1)).mean())  # some samples are cut off in any case
+    return min(1.0, found / expected) if expected else 1.0
 
 
-def _patches(y: Tensor, known: Tensor | None, side: int, noise: NoiseModel, windows: int) -> Tensor:
-    """Cut known patches out of a picture where its noise is hardly cut off, ``(patches, samples)``, in float64."""
-    if min(y.shape[2:]) < side:
-        return y.new_empty((0, y.shape[1] * side * side), dtype=torch.float64)
-    stride = max(1, math.isqrt(y[0, 0].numel() * windows // PATCHES))
-    patches, levels = (unfold(image, side, stride=stride)[0].T for image in (y.double(), blur(y.double(), 2.0)))
+def _patches(y: Tensor, known: Tensor | None, noise: NoiseModel, windows: int) -> Tensor:
+    """Cut known patches out of a channel where its noise is hardly cut off, ``(patches, samples)``, in float64."""
+    if min(y.shape[2:]) < PATCH:
+        return y.new_empty((0, PATCH * PATCH), dtype=torch.float64)
+    stride = max(1, math.isqrt(y.numel() * windows // PATCHES))
+    patches, levels = (unfold(image, PATCH, stride=stride)[0].T for image in (y.double(), blur(y.double(), 2.0)))
     reach = 2 * noise.deviation
     inner = torch.ones(len(patches), dtype=torch.bool, device=y.device)
     if noise.low:
@@ -196,7 +213,7 @@ def _patches(y: Tensor, known: Tensor | None, side: int, noise: NoiseModel, wind
     if noise.high:
         inner &= levels.amax(1) < 1 - reach
     if known is not None:
-        inner &= unfold(known.expand_as(y).double(), side, stride=stride)[0].T.amin(1) == 1
+        inner &= unfold(known.double(), PATCH, stride=stride)[0].T.amin(1) == 1
     return patches[inner]
 
 
