@@ -1,5 +1,7 @@
 """Stacks of pictures as files: read one by one, and written with the axes and all that was said of them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -221,3 +223,9 @@ def test_a_stack_that_is_cut_short_is_refused(place):
         data = (place / "a.tif").read_bytes()
         (place / "a.tif").write_bytes(data[: len(data) // 3])
         assert "get an intact copy" in refused(place / "a.tif")
+
+
+def test_a_file_that_is_no_picture_is_named(place):
+    Path("bad.png").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"cannot read bad\.png: it is not a PNG"):
+        stacks.open_stack([Path("bad.png")])

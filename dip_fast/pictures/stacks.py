@@ -115,6 +115,7 @@ def open_stack(sources: Sequence[Path], *, keep_metadata: bool = False) -> Stack
     UsageError
         If there are no such files, or they hold one picture.
     """
+    from dip_fast.pictures import reading
     from dip_fast.pictures.sequences import Sequence as Files
 
     paths, name = _files(sources)
@@ -122,7 +123,8 @@ def open_stack(sources: Sequence[Path], *, keep_metadata: bool = False) -> Stack
         stack = Files(paths, name, keep_metadata)
         stack.notes += _gaps(paths, name)
         return stack
-    with paths[0].open("rb") if is_there(paths[0]) and paths[0].is_file() else _refused(paths[0]) as file:
+    opened = paths[0].open("rb") if is_there(paths[0]) and paths[0].is_file() else _refused(paths[0])
+    with reading.naming(str(paths[0])), opened as file:
         format_ = formats.recognised(file.read(2**12), str(paths[0]))
     for key, opener in OPENERS.items():
         if format_ is formats.FORMATS[key]:

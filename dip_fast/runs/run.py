@@ -187,7 +187,7 @@ def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tu
 
 
 def _resumed_lines(stored: Record, record: Record, fit: Fit) -> Iterator[str]:
-    """Say from where a run goes on, and what becomes of what was there."""
+    """Log from where a run goes on, and what becomes of what was there."""
     yield f"resumed after step {fit.steps}" if fit.steps else "there is no checkpoint yet: starting again"
     if stored.versions != record.versions:
         yield f"the run was started with {stored.versions}, which may make a difference"

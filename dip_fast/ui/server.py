@@ -206,7 +206,7 @@ class Pages:
         return desk.shown(self.desk.input(record), *part_of(record))
 
     async def file(self, request: Request) -> Response:
-        """Give a file of a run away: its report, its result, its model."""
+        """Send a file of a run: its report, its result, its model."""
         folder, what = self.jobs.folder(request.path_params["name"]), request.path_params["what"]
         if what == "report":
             path = Desk.inside(folder, report.NAME)
