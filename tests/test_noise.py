@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dip_fast.fitting import NoiseModel, measure_noise, noise_level
+from dip_fast.fitting import NoiseModel, measure_noise
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.error_map import error_map
 from dip_fast.fitting.noise_level import correlated_noise, is_correlated
@@ -168,10 +168,10 @@ def test_correlated_noise_is_measured_where_the_residual_is_least() -> None:
 
 @pytest.mark.parametrize("sigma", [2, 5])
 def test_noise_of_few_levels_is_measured_within_a_step_of_eight_bits(sigma: float) -> None:
-    """The median of samples of 8 bits is a multiple of half a level: 5.2 for 5."""
+    """The median of samples of 8 bits was a multiple of half a level: 5.2 for 5."""
     y = (255 * noisy(picture(), NoiseModel((sigma / 255) ** 2))).round() / 255
     true = (sigma**2 + 1 / 12) ** 0.5
-    assert 255 * measure_noise(y).deviation == pytest.approx(true, rel=0.02)
+    assert 255 * measure_noise(y).deviation == pytest.approx(true, rel=0.025)
 
 
 @pytest.mark.parametrize("sigma", [5, 10])
@@ -201,8 +201,27 @@ def test_noise_that_all_channels_share_is_not_missed(sigma: float) -> None:
     assert shared == pytest.approx(alone, rel=0.01)
 
 
-def test_a_dead_channel_does_not_make_the_noise_of_patches_less() -> None:
+def test_a_dead_channel_does_not_make_the_noise_less() -> None:
     y = noisy(picture(256, 256), NoiseModel((10 / 255) ** 2))
     y[:, 2] = 0.5
-    with_dead = noise_level._share_of_patches([y.double()], [None], NoiseModel((10 / 255) ** 2))
-    assert with_dead == pytest.approx(1, abs=0.05)
+    assert 255 * measure_noise(y).deviation == pytest.approx(10, rel=0.05)
+
+
+@pytest.mark.parametrize("sigma", [5, 25])
+def test_noise_of_few_patches_is_not_measured_too_low(sigma: float) -> None:
+    """The least of 63 bands that scatter were 8% too low at 64x64: one half of the picture chooses for the other."""
+    found = [
+        255 * measure_noise(noisy(torch.full((1, 1, 64, 64), 0.5), NoiseModel((sigma / 255) ** 2), seed)).deviation
+        for seed in range(8)
+    ]
+    assert sum(found) / 8 == pytest.approx(sigma, rel=0.03)
+
+
+@pytest.mark.parametrize("shown", [0.9, 0.5, 0.05])
+def test_noise_is_measured_where_few_pixels_are_known(shown: float) -> None:
+    """Patches of 8x8, 4x4 and 2x2 pixels that are all known; of 5% no four are, and all pixels count."""
+    clean = picture(256, 256)
+    known = torch.rand(clean.shape[2:], generator=torch.Generator().manual_seed(1)) < shown
+    y = torch.where(known, noisy(clean, NoiseModel((10 / 255) ** 2)), clean.mean())
+    measured = 255 * measure_noise(y, known=known.expand_as(y)).deviation
+    assert measured == pytest.approx(10, rel=0.15) if shown > 0.1 else measured > 0
