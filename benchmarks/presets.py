@@ -141,12 +141,11 @@ def timed_steps(fit: Fit, calls: int) -> dict[str, Any]:
     passes = fit.objective.passes
     drawing = statistics.median(common.seconds_of_calls(fit.draw, 2, 1)) if passes else 0.0
     steps = fit.options.iterations
-    polishing = fit.objective.polish_steps + fit.options.consolidation_steps
     return {
         **dict.fromkeys(("psnr_weights", "psnr_average", "psnr_result", "best_step")),
         "steps": steps,
         "step_seconds": step,
-        "fit_seconds": step * (steps + polishing) + drawing * passes,
+        "fit_seconds": step * (steps + fit.consolidation_steps) + drawing * passes,
     }
 
 

@@ -96,7 +96,7 @@ def serve(kind: str) -> None:
         recipe,
         network_options=recipe.network_options | {"down": 8, "up": 8, "skip": 2, "scales": 2},
         options=replace(recipe.options, iterations=1, consolidation=4),
-        masking=replace(recipe.masking, passes=1, refinement=1),
+        masking=replace(recipe.masking, passes=1),
     )
     PRESETS.register("tiny", replace(PRESETS["fast"], recipe=recipe))
     for line in sys.stdin:

@@ -101,18 +101,12 @@ class Masking:
         How far such a square may reach over the picture's edges, where the picture is mirrored.
     passes : int
         Masks whose predictions are averaged; of several pictures, `masked.MASKS_OF_SEVERAL` of each at most.
-    refinement : float
-        Steps in which the network learns to take fresh noise out of the estimate, as a part of the iterations.
-    refinement_learning_rate : float
-        The highest learning rate in these steps.
     """
 
     keep: float = 0.8
     crop: int = 512
     margin: int = 16
     passes: int = 64
-    refinement: float = 0.4
-    refinement_learning_rate: float = 0.015
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,7 @@ class Recipe:
     def least(self) -> Recipe:
         """Return a recipe of one step, for a picture in which there is nothing to fit."""
         options = replace(self.options, iterations=1, consolidation=0)
-        masking = None if self.masking is None else replace(self.masking, passes=1, refinement=0.0)
+        masking = None if self.masking is None else replace(self.masking, passes=1)
         return replace(self, options=options, masking=masking, full_size=0)
 
     def with_(self, **changes: Any) -> Recipe:
@@ -205,7 +199,7 @@ class Preset:
         return replace(self, recipe=self.recipe.with_(**changes))
 
 
-def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512, consolidation: int = 50) -> Preset:
+def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512, consolidation: int = 30) -> Preset:
     """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
     return Preset(
         Recipe(
@@ -225,6 +219,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
                 averaging=0.0,
                 stop="never",
                 consolidation=consolidation,
+                consolidation_learning_rate=0.02,
             ),
             masking=Masking(crop=crop, passes=passes),
             full_size=2**18 if crop == 512 else 0,  # smaller squares take the same time in any picture

@@ -107,7 +107,7 @@ def small(monkeypatch):
             recipe,
             network_options=recipe.network_options | tiny,
             options=replace(recipe.options, consolidation=8),
-            masking=recipe.masking and replace(recipe.masking, passes=2, refinement=4),
+            masking=recipe.masking and replace(recipe.masking, passes=2),
             **changes,
         )
         monkeypatch.setitem(PRESETS._entries, name, replace(PRESETS[name], recipe=recipe))

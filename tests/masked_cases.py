@@ -17,7 +17,7 @@ RECIPE = Recipe(
     FitOptions(
         iterations=40, learning_rate=0.02, warmup=5, decay="cosine", averaging=0.0, stop="never", consolidation=4
     ),
-    Masking(crop=32, margin=8, passes=9, refinement=0.15),
+    Masking(crop=32, margin=8, passes=9),
 )
 
 

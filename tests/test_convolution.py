@@ -75,10 +75,10 @@ def test_iterates_and_the_answer_are_the_middle_of_the_scene():
     objective = DeepImagePrior(problem, draw("uniform", 2, (64, 64), seed=0))
     assert (objective.size, objective.step_size, objective.scene) == ((16, 18), (24, 26), (24, 26))
     picture = torch.rand(1, 1, 16, 18)
-    polish = objective.drawing(picture)
+    drawing = objective.drawing(picture)
     x = torch.nn.functional.pad(picture, (4, 4, 4, 4), value=9.0)
-    assert polish.step_size == (24, 26)
-    assert float(polish.loss(x, polish.example(torch.tensor(1)))) == 0
+    assert drawing.step_size == (24, 26)
+    assert float(drawing.loss(x, drawing.example(torch.tensor(1)))) == 0
     torch.testing.assert_close(Identity(picture, border=(4, 4)).apply(x), picture)
 
 

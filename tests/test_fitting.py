@@ -12,8 +12,8 @@ from torch import Tensor
 from dip_fast.fitting import deep_image_prior, fit, masked_prediction, prepare
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.degradations import Identity, Mask, Operator
+from dip_fast.fitting.finishing import consolidation_rate
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import Polish
 from dip_fast.fitting.stopping import ALPHA, IGNORED_STEPS, MovingVariance, Variance
 from dip_fast.presets import PRESETS, FitOptions
 
@@ -150,8 +150,7 @@ def test_learning_rates() -> None:
     options = FitOptions(iterations=100, learning_rate=0.02, warmup=10, decay="cosine")
     rates = [options.learning_rate_at(step) for step in (1, 5, 51, 100)]
     assert rates == pytest.approx([0.002, 0.01 * (1 + math.cos(0.04 * math.pi)) / 2, 0.01, 4.93e-6], rel=1e-2)
-    polish = Polish(deep_image_prior(Identity(target()), TINY), 50, 0.1)
-    rates = [polish.rate_at(step) for step in (1, 5, 26, 50)]
+    rates = [consolidation_rate(done, 50, 0.1) for done in (0, 4, 25, 49)]
     assert rates == pytest.approx([0.02, 0.092, 0.05, 0.002])
     assert FitOptions(iterations=100, consolidation=50).consolidation_steps == 10
 

@@ -127,7 +127,7 @@ def test_state_is_a_copy() -> None:
 def test_interrupted_consolidation_is_made_anew() -> None:
     expected = fit(Identity(target()), TINY)
     run = prepare(Identity(target()), TINY)
-    run.run([lambda one: one.interrupt() if one.polish_steps == 1 else None])
+    run.run([lambda one: one.interrupt() if one.consolidated == 1 else None])
     state, interrupted = run.state(), run.result()
     assert interrupted.stop_reason == "interrupted"
     again = prepare(Identity(target()), TINY)

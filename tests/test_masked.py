@@ -13,7 +13,6 @@ import dip_fast
 from dip_fast.fitting import Fit, MaskedPrediction, fit, loop, masked, masked_prediction, prepare, start
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
-from dip_fast.fitting.refinement import Renoised
 from dip_fast.presets import PRESETS, Recipe
 from dip_fast.runs import checkpoints
 
@@ -93,7 +92,7 @@ def test_combination_takes_more_of_the_noisy_samples_where_the_prediction_is_wor
 
 def test_prediction_is_made_of_dropped_samples() -> None:
     y = noisy()
-    objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64, refinement=0.0)))
+    objective = masked_prediction(y, NOISE, replace(RECIPE, masking=replace(RECIPE.masking, passes=64)))
     work = objective.finish(lambda z: z[:, :3] + z[:, 3:], y)  # a network that draws kept samples 1 too bright
     assert [next(work) for _ in range(65)] == [None] * 65
     with pytest.raises(StopIteration) as end:
@@ -103,14 +102,14 @@ def test_prediction_is_made_of_dropped_samples() -> None:
 
 def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=300))
-    recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32, refinement=0.0))
+    recipe = replace(recipe, masking=replace(RECIPE.masking, passes=32))
     monkeypatch.setattr(masked, "LEARNED", 0.1)  # so small a network learns little of the noise
     monkeypatch.setattr(masked.MaskedPrediction, "_looks_for_similar", False)  # the estimate is that of x
     made_of = []
-    monkeypatch.setattr(Finishing, "_polish", lambda self, fit, polish, callbacks: made_of.append(polish.objective))
+    monkeypatch.setattr(Finishing, "_consolidate", lambda self, fit, picture, *more: made_of.append(picture))
     run = made(recipe=recipe, y=noisy(96, 96))
     run.run()
-    true = -10 * float((made_of[0].degradation.target - clean(96, 96)).square().mean().log10())
+    true = -10 * float((made_of[0] - clean(96, 96)).square().mean().log10())
     assert true > 20 + 6  # dB; the noisy picture has 20
     assert run.objective.estimated_psnr == pytest.approx(true, abs=0.5)
     estimated = run.history()["estimated_psnr"]
@@ -118,23 +117,11 @@ def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) ->
     assert estimated[-1] > estimated[20] + 3
 
 
-def test_refinement_adds_the_noise_of_the_picture() -> None:
-    y = noisy(64, 64)
-    objective = masked_prediction(y, NOISE, RECIPE)
-    renoised = Renoised(clean(64, 64), objective.z, (32, 32), 8, 0, NOISE)
-    examples = [renoised.example(torch.tensor(step)) for step in range(1, 33)]
-    difference = torch.cat([example.z[:, :3] - example.target for example in examples])
-    assert difference.std().item() == pytest.approx(SIGMA, rel=0.02)
-    assert abs(difference.mean().item()) < 0.002
-    assert all(bool((example.z[:, 3:] == 1).all()) for example in examples)
-    assert not torch.equal(difference[0], difference[1])
-
-
 # --- whole fits ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ["fused", "plain"])
-@pytest.mark.parametrize("stop", ["step 17", "pass 4", "polish 3", "polish 8"])
+@pytest.mark.parametrize("stop", ["step 17", "pass 4", "consolidation 2"])
 @pytest.mark.parametrize("between", [None, 7])
 def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_path) -> None:
     whole = made(engine)
@@ -143,7 +130,7 @@ def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_pa
 
     def interrupt(run: Fit) -> None:
         kind, number = stop.split()
-        if {"step": run.steps, "pass": run.passes, "polish": run.polish_steps}[kind] >= int(number):
+        if {"step": run.steps, "pass": run.passes, "consolidation": run.consolidated}[kind] >= int(number):
             run.interrupt()
 
     first = made(engine, between=between)
@@ -190,7 +177,7 @@ def test_each_of_several_networks_has_weights_and_learning_rates_of_its_own() ->
 
 @pytest.mark.usefixtures("three_networks")
 def test_prediction_is_the_mean_of_all_networks() -> None:
-    run = made(recipe=replace(RECIPE, masking=replace(RECIPE.masking, passes=24, refinement=0.0)))
+    run = made(recipe=replace(RECIPE, masking=replace(RECIPE.masking, passes=24)))
     while not run.stop_reason:
         run.step()
     drawn: list[int] = []

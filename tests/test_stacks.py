@@ -25,13 +25,10 @@ from dip_fast.fitting import (
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.fitting.masked import MASKS_OF_SEVERAL
-from dip_fast.fitting.refinement import Renoised
 from dip_fast.pictures.layout import Layout
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
 from dip_fast.runs.progress import steps_done, steps_in_all
-
-UNREFINED = replace(RECIPE, masking=replace(RECIPE.masking, refinement=0))
 
 
 def frames(count: int = 3, height: int = 37, width: int = 45, channels: int = 3) -> Tensor:
@@ -72,27 +69,19 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("refining", [False, True])
-def test_steps_see_squares_of_all_pictures(refining: bool) -> None:
+def test_steps_see_squares_of_all_pictures() -> None:
     y = torch.arange(4.0)[:, None, None, None].expand(4, 1, 40, 40).contiguous() / 4
-    prediction = made(y)
-    objective = Renoised(y, prediction.z, prediction.step_size, 8, 0, NOISE) if refining else prediction
+    objective = made(y)
     seen = [round(4 * objective.example(torch.tensor(step)).target.mean().item()) for step in range(1, 65)]
     assert sorted(set(seen)) == [0, 1, 2, 3]
     assert max(np.bincount(seen)) < 32
 
 
 def test_what_describes_a_picture_describes_one() -> None:
-    one, objective = made(frames(1)), made(frames(3))
+    one, objective = made(frames(3)[:1]), made(frames(3))
     assert (objective.size, objective.channels, objective.pictures) == ((37, 45), 3, 3)
     assert objective.z.size == (37, 45)
-    inputs = [z.tensor() for z in objective.inputs()]
-    for z, y in zip(inputs, frames(3), strict=True):
-        assert z.shape == (1, 6, 37, 45)
-        torch.testing.assert_close(z[0, :3], y.clamp(0, 1), atol=1e-5, rtol=0)
-        assert bool((z[0, 3:] == 1).all())
-    assert torch.equal(inputs[0], objective.z.tensor())
-    assert [z.size for z in one.inputs()] == [(37, 45)]
+    assert torch.equal(one.z.tensor(), objective.z.tensor())
 
 
 # --- the noise -----------------------------------------------------------------------------------------------------
@@ -115,18 +104,15 @@ def test_noise_of_a_picture_and_its_copies_is_one() -> None:
 # --- the pictures --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, UNREFINED], ids=["refined", "not refined"])
-def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(
-    recipe: dip_fast.Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Patches are looked for in the next picture, and all that are found are estimated: two pictures off, twice."""
+def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches are looked for in the next picture, and all that are found are estimated: two pictures off."""
     monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 1)
     y = frames(6)
     changed = y.clone()
     changed[0] = 1 - changed[0]
-    first, second = finished(made(y, recipe)), finished(made(changed, recipe))
+    first, second = finished(made(y)), finished(made(changed))
     assert first.shape == y.shape
-    assert torch.equal(first[5], second[5])
+    assert torch.equal(first[3:], second[3:])
     assert (first[0] - second[0]).abs().min() > 0
     assert not torch.equal(first[1], second[1])
 
@@ -158,15 +144,15 @@ def test_order_does_not_matter_where_nothing_is_drawn() -> None:
 
 def test_masks_of_several_pictures_differ() -> None:
     y = frames(1).repeat(2, 1, 1, 1)
-    pictures = finished(made(y, UNREFINED))
+    pictures = finished(made(y))
     assert not torch.equal(pictures[0], pictures[1])
 
 
 @pytest.mark.parametrize("masks", [4, 64])
 def test_several_pictures_take_fewer_masks_each(masks: int) -> None:
     recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=masks))
-    assert made(frames(1), recipe).passes == masks + 8 + 2
-    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 8 + 2)
+    assert made(frames(1), recipe).passes == masks + 1
+    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 1)
 
 
 def test_progress_ends_at_its_total() -> None:
@@ -190,7 +176,7 @@ def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
     monkeypatch.setattr(MaskedPrediction, "_looks_for_similar", False)
-    result = fit(made(frames(3), UNREFINED), UNREFINED, seed=3)
+    result = fit(made(frames(3)), RECIPE, seed=3)
     assert result.images.shape == (3, 37, 45, 3)
     for image, (x, _, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
         np.testing.assert_array_equal(image, x[0].permute(1, 2, 0).numpy())
@@ -205,7 +191,7 @@ def test_one_picture_of_a_fit_has_no_others() -> None:
 
 def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many steps for six frames as for one; without consolidation, which has hardly a step here."""
-    options, masking = replace(RECIPE.options, iterations=150), replace(RECIPE.masking, passes=32, refinement=0)
+    options, masking = replace(RECIPE.options, iterations=150), replace(RECIPE.masking, passes=32)
     recipe = replace(RECIPE, options=options, masking=masking)
     y, c = frames(6, 64, 64), clean(64, 64)
 
@@ -215,9 +201,7 @@ def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.Monkey
     images = fit(made(y, recipe), recipe, seed=3).images
     together = [psnr(torch.from_numpy(image).permute(2, 0, 1)) for image in images]
     single: list[Tensor] = []
-    monkeypatch.setattr(
-        Finishing, "_polish", lambda self, fit, polish, callbacks: single.append(polish.objective.degradation.target[0])
-    )
+    monkeypatch.setattr(Finishing, "_consolidate", lambda self, fit, picture, *more: single.append(picture[0]))
     for n in range(3):
         prepare(made(y[n : n + 1], recipe), recipe, seed=3).run()
     alone = [psnr(x) for x in single]
@@ -227,14 +211,14 @@ def test_steps_for_all_frames_are_as_good_as_for_each(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("engine", ["fused", "plain"])
-@pytest.mark.parametrize("stop", ["step 17", "pass 20", "polish 3", "pass 40"])
+@pytest.mark.parametrize("stop", ["step 17", "pass 20", "pass 30"])
 def test_resumed_bit_for_bit(engine: str, stop: str, tmp_path: Path) -> None:
     y = frames(3)
     expected = fit(made(y), RECIPE, seed=3, engine=engine)
     kind, number = stop.split()
 
     def interrupt(run: Fit) -> None:
-        if {"step": run.steps, "pass": run.passes, "polish": run.polish_steps}[kind] >= int(number):
+        if {"step": run.steps, "pass": run.passes}[kind] >= int(number):
             run.interrupt()
 
     first = prepare(made(y), RECIPE, seed=3, engine=engine)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dip_fast.errors import DipFastError
 from dip_fast.fitting import DeepImagePrior, Fit
 from dip_fast.fitting.degradations import Identity, Mask
-from dip_fast.fitting.steps import PolishSteps
+from dip_fast.fitting.steps import FurtherSteps
 from dip_fast.runs import checkpoints
 
 # --- any number of steps between two syncs ------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_callbacks_see_the_steps_they_ask_for(monkeypatch: pytest.MonkeyPatch) -
     def callback(name: str, every: int | None) -> Callable[[Fit], None]:
         def look(fit: Fit) -> None:
             assert len(fit.rows) == fit.steps == fit.rows[-1][0]
-            seen[name].append(fit.steps + fit.polish_steps)
+            seen[name].append(fit.steps + fit.consolidated)
 
         if every is not None:
             look.every = every  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_step_stays_on_its_device(
         reference=target(1),
         steps_between_syncs=1,
     )
-    for steps in (fit._steps, PolishSteps(fit.problem, fit._steps.parameters, OPTIONS)):
+    for steps in (fit._steps, FurtherSteps(fit.problem, fit._steps.parameters, OPTIONS)):
         assert {tensor.device.type for tensor in (*steps.changed(), steps.schedule)} == {"meta"}
         steps.step()
         with pytest.raises(RuntimeError, match="meta"):

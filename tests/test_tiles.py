@@ -136,7 +136,7 @@ def test_large_picture_is_drawn_in_tiles_by_a_frozen_network(monkeypatch: pytest
     monkeypatch.setattr(tiles, "SIDE", 96)
     height, width = 130, 150
     recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=200))
-    recipe = replace(recipe, masking=replace(RECIPE.masking, crop=64, refinement=1.0))
+    recipe = replace(recipe, masking=replace(RECIPE.masking, crop=64))
     run = prepare(masked_prediction(noisy(height, width), NOISE, recipe, seed=3), recipe, seed=3)
     drawn: list[tuple[int, ...]] = []
     run.network.register_forward_pre_hook(lambda module, args: drawn.append(tuple(args[0].shape[2:])))

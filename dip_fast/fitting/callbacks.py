@@ -1,7 +1,7 @@
 """When the callbacks of a fit are called, and one that shows its progress.
 
-A callback with an attribute ``every`` is called after each step, pass or step of polishing whose number is a multiple
-of it; with 0 whenever the host hears of the fit; without it after each.
+A callback with an attribute ``every`` is called after each step, pass or step of consolidation whose number is a
+multiple of it; with 0 whenever the host hears of the fit; without it after each.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def call_those_due(callbacks: Sequence[Callable[[Any], None]], fit: Fit, done: i
 
 
 def steps_done(fit: Fit) -> int:
-    """Count steps, passes of the estimate and steps of polishing alike."""
-    return fit.steps + fit.passes + fit.polish_steps
+    """Count steps, passes of the estimate and steps of consolidation alike."""
+    return fit.steps + fit.passes + fit.consolidated
 
 
 def steps_in_all(fit: Fit) -> int:
-    """Most steps, or all of them once that is known, with passes and steps of polishing."""
+    """Most steps, or all of them once that is known, with passes and steps of consolidation."""
     steps = fit.steps if fit.stop_reason else fit.options.iterations
-    return steps + fit.objective.passes + fit.objective.polish_steps + fit.consolidation_steps
+    return steps + fit.objective.passes + fit.consolidation_steps
 
 
 class Bar:

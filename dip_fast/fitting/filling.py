@@ -12,17 +12,16 @@ Y. Quan et al., "Self2Self with Dropout", CVPR 2020, section 4.4.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
 
 from dip_fast.fitting.blur import blur
-from dip_fast.fitting.masked import ORIENTATIONS, WINDOWS, MaskedPrediction
+from dip_fast.fitting.masked import ORIENTATIONS, MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import Example, Objective, Polish
+from dip_fast.fitting.objectives import Example
 from dip_fast.fitting.reductions import total
-from dip_fast.fitting.refinement import OnSquares
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
@@ -48,7 +47,7 @@ class MaskedFilling(MaskedPrediction):
     def __init__(
         self, y: Tensor, known: Tensor, masking: Masking, side: int, iterations: int, seed: int = 0, networks: int = 1
     ) -> None:
-        super().__init__(y, NoiseModel(0.0), masking, side, iterations, 0, seed=seed, networks=networks)
+        super().__init__(y, NoiseModel(0.0), masking, side, iterations, seed=seed, networks=networks)
         self.shown = known.to(y.dtype)
         density = float(self.shown.mean())
         self.holes = 1 - density
@@ -101,7 +100,7 @@ class MaskedFilling(MaskedPrediction):
         """One for each orientation and network: with all known pixels, and with some held out."""
         return 2 * self.networks * ORIENTATIONS
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
         """Draw the holes from all that is known, and held-out pixels to learn the error."""
         networks = self._networks(draw)
         drawn, _ = yield from self._drawn(networks, 1.0)
@@ -113,7 +112,7 @@ class MaskedFilling(MaskedPrediction):
             self.estimated_psnrs = (self.estimated_psnr,)
         return self.composite(drawn)
 
-    def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
+    def brief(self, draw: Callable[[Tensor], Tensor], passes: int, n: int = 0) -> Tensor:
         """Draw the holes in a few orientations."""
         work = self._drawn([draw], 1.0, min(passes, ORIENTATIONS))
         while True:
@@ -145,21 +144,6 @@ class MaskedFilling(MaskedPrediction):
         mask, known = masking.masked_window(self.shown, *view)
         return self._show(picture, mask[:, 1:] * known)
 
-    def windows(self) -> Iterator[Tensor]:
-        """Show squares with all that is known."""
-        for number in range(WINDOWS):
-            yield self._square(torch.tensor(-1 - number, device=self.y.device), 1.0).z
-
-    def drawing(self, picture: Tensor) -> Objective:
-        """Fit the network to a picture at the fixed input; to squares of it, where it is large."""
-        if not self.is_large:
-            return Objective.drawing(self, picture)
-        return _Filled(picture, self)
-
-    def inputs(self) -> Iterator[NetworkInput]:
-        """Show the picture."""
-        yield self.z
-
     def composite(self, x: Tensor) -> Tensor:
         """Put known pixels back."""
         return torch.where(self.shown > 0, self.y, x)
@@ -168,23 +152,3 @@ class MaskedFilling(MaskedPrediction):
     def kept(self) -> tuple[Tensor, Tensor] | None:
         """Known pixels, which the result keeps."""
         return self.shown > 0, self.y
-
-
-class _Filled(OnSquares):
-    """The mean squared error of what the network makes of squares of a picture with holes.
-
-    Parameters
-    ----------
-    x : Tensor
-        The picture with its holes filled.
-    filling : MaskedFilling
-    """
-
-    def __init__(self, x: Tensor, filling: MaskedFilling) -> None:
-        super().__init__(x, filling.z, filling.step_size, filling.margin, filling.seed)
-        self.filling = filling
-
-    def example(self, step: Tensor) -> Example:
-        """Show a square with all that is known, and the same square of the picture."""
-        _, target, number = self._square(self.x, step)
-        return Example(self.filling._square(number, 1.0).z, target)

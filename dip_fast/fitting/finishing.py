@@ -14,15 +14,14 @@ from torch import Tensor
 from dip_fast import networks
 from dip_fast.device.precision import products
 from dip_fast.fitting.callbacks import call_those_due
-from dip_fast.fitting.objectives import Polish
-from dip_fast.fitting.steps import PICTURE, PolishSteps
+from dip_fast.fitting.steps import PICTURE, FurtherSteps
 from dip_fast.networks import frozen
 from dip_fast.networks.network_input import NetworkInput
 
 if TYPE_CHECKING:
     from dip_fast.fitting.loop import Fit
 
-BRIEF_PASSES, BRIEF_STEPS, BRIEF_RATE = 16, 40, 0.01  # for an interrupted fit, whose network draws no answer yet
+BRIEF_PASSES, BRIEF_STEPS = 16, 20  # for an interrupted fit, whose network draws no answer yet
 
 
 class Finishing:
@@ -30,17 +29,20 @@ class Finishing:
 
     An average of weights draws a somewhat worse picture than the average of the iterates' pictures, or than what an
     objective without iterates makes of many drawings (`Objective.finish`).  So a few dozen steps of *consolidation* fit
-    the network, at the fixed input, to that picture: one network that draws it.  docs/notes/2026-11-presets.md has the
-    figures.  A large picture (`Objective.is_large`) is not drawn at once; its network is frozen in place of that.
+    the network, at a fixed input, to that picture: one network that draws it.  docs/notes/2026-11-presets.md and
+    docs/notes/masked.md have the figures.  A large picture (`Objective.is_large`) is not drawn at once: its network is
+    fitted to squares, and frozen.
 
     All of it starts from the averages alone, so what was interrupted is made anew when the fit is resumed.
 
     Attributes
     ----------
-    passes, polish_steps : int
-        Passes of the objective's estimate, and steps of `Polish` and consolidation, that are done.
+    passes, consolidated : int
+        Passes of the objective's estimate, and steps of consolidation, that are done.
     weights : dict of str to Tensor
-        The weights that were fitted further, by name; empty before.
+        The consolidated weights, by name; empty before.
+    z : NetworkInput or None
+        The fixed input that the answer is drawn from; None before.
     pictures : Tensor or None
         What the objective made, where it has several pictures.
     frozen : Network or None
@@ -49,8 +51,9 @@ class Finishing:
 
     def __init__(self) -> None:
         self.passes = 0
-        self.polish_steps = 0
+        self.consolidated = 0
         self.weights: dict[str, Tensor] = {}
+        self.z: NetworkInput | None = None
         self.pictures: Tensor | None = None
         self.frozen: networks.Network | None = None
 
@@ -64,35 +67,24 @@ class Finishing:
             started = time.perf_counter()
             try:
                 with fit.at_work():
-                    polish = next(work)
+                    next(work)
             except StopIteration as end:
-                if fit.objective.pictures > 1:
-                    self.pictures = end.value
-                if fit.consolidation_steps:
-                    drawing, rate = fit.objective.drawing(end.value), fit.options.consolidation_learning_rate
-                    self._polish(fit, Polish(drawing, fit.consolidation_steps, rate), callbacks)
-                self._freeze(fit)
+                self._consolidate(fit, end.value, fit.consolidation_steps, callbacks)
                 return
             fit.count_time(time.perf_counter() - started)
-            if polish is not None:
-                self._polish(fit, polish, callbacks)
-                continue
             self.passes += 1
             call_those_due(callbacks, fit, self.passes)
 
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
-        if fit.objective.draws_iterates:
-            return True
-        return self.frozen is not None if fit.objective.is_large else bool(self.weights)
+        return fit.objective.draws_iterates or self.z is not None or self.pictures is not None
 
     def in_brief(self, fit: Fit) -> None:
         """Make an answer in seconds, for a fit without iterates that was interrupted."""
-        if not self.weights:
-            with fit.at_work():
-                picture = fit.objective.brief(partial(self.image, fit), BRIEF_PASSES)
-            self._polish(fit, Polish(fit.objective.drawing(picture), BRIEF_STEPS, BRIEF_RATE))
-        self._freeze(fit)
+        with fit.at_work():
+            draw = partial(self.image, fit)
+            pictures = [fit.objective.brief(draw, BRIEF_PASSES, n) for n in range(fit.objective.pictures)]
+        self._consolidate(fit, torch.cat(pictures), BRIEF_STEPS)
 
     def draw(self, fit: Fit, z: NetworkInput) -> Tensor:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""
@@ -111,30 +103,37 @@ class Finishing:
         weights = fit.answer() if network is None or network == len(fit.fitted) else fit.fitted[network]
         return fit.problem.draw(z, weights, (z.shape[2], z.shape[3]))
 
-    def _freeze(self, fit: Fit) -> None:
-        """Freeze the network of a large picture."""
-        if fit.objective.is_large:
-            with fit.at_work():
-                self.frozen = frozen.freeze(fit.network, fit.answer(), fit.objective.windows())
-
-    def _polish(self, fit: Fit, polish: Polish, callbacks: Sequence[Callable[[Fit], None]] | None = None) -> None:
-        """Fit the weights to something else; if that is interrupted, they stay as they were.
+    def _consolidate(
+        self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None = None
+    ) -> None:
+        """Let the network draw the picture, if there is one; several are the answer as they are.
 
         Without callbacks nothing interrupts it.
         """
-        problem = replace(fit.problem, objective=polish.objective.to(fit.device))
-        steps = PolishSteps(problem, fit.answer(), fit.options)
-        first, done = self.polish_steps, 0
-        while done < polish.steps and not (fit.interrupted and callbacks is not None):
-            started = time.perf_counter()
-            numbers = range(done + 1, done + 1 + fit.steps_until_sync(callbacks or (), done, polish.steps))
+        if fit.objective.pictures > 1:
+            self.pictures = pictures
+            return
+        drawing, self.consolidated = fit.objective.drawing(pictures), 0
+        problem = replace(fit.problem, objective=drawing.to(fit.device))
+        further, highest = FurtherSteps(problem, fit.answer(), fit.options), fit.options.consolidation_learning_rate
+        while self.consolidated < steps and not (fit.interrupted and callbacks is not None):
+            started, done = time.perf_counter(), self.consolidated
+            numbers = range(done, done + fit.steps_until_sync(callbacks or (), done, steps))
             with fit.at_work():
-                steps.make([(polish.rate_at(step),) for step in numbers])
+                further.make([(consolidation_rate(number, steps, highest),) for number in numbers])
                 if fit.device.type == "cuda":
                     torch.cuda.synchronize(fit.device)
-            done += len(numbers)
-            self.polish_steps = first + done
+            self.consolidated += len(numbers)
             fit.count_time(time.perf_counter() - started, len(numbers))
-            call_those_due(callbacks or (), fit, done)
-        if done == polish.steps:
-            self.weights = steps.weights
+            call_those_due(callbacks or (), fit, self.consolidated)
+        if self.consolidated < steps:
+            return
+        self.weights, self.z = further.weights, drawing.z
+        if fit.objective.is_large:
+            with fit.at_work():
+                self.frozen = frozen.freeze(fit.network, fit.answer(), drawing.windows())
+
+
+def consolidation_rate(done: int, steps: int, highest: float) -> float:
+    """Learning rate of the next of some steps: it grows for five of them and falls to nothing, both linearly."""
+    return highest * min(1.0, (done + 1) / 5) * (1 - done / steps)

@@ -65,8 +65,8 @@ class Fit:
 
     Attributes
     ----------
-    steps, passes, polish_steps : int
-        Steps done; and after them, passes of the objective's estimate, and steps of `Polish` and consolidation.
+    steps, passes, consolidated : int
+        Steps done; and after them, passes of the objective's estimate, and steps of consolidation.
     stop_reason : str
         Why there are no more steps; empty while the fit goes on.
     interrupted : bool
@@ -131,7 +131,7 @@ class Fit:
     @property
     def z(self) -> NetworkInput:
         """The fixed input that the answer is drawn from."""
-        return self.objective.z
+        return self._finishing.z or self.objective.z
 
     @property
     def iterate(self) -> Tensor:
@@ -148,14 +148,13 @@ class Fit:
 
     @property
     def consolidation_steps(self) -> int:
-        """Steps that fit the network to its own picture, in the end: where there is one, which is not large."""
-        one = self.objective.pictures == 1 and not self.objective.is_large
-        return self.options.consolidation_steps if one else 0
+        """Steps that fit the network to its own picture, in the end: where there is one."""
+        return self.options.consolidation_steps if self.objective.pictures == 1 else 0
 
     @property
-    def polish_steps(self) -> int:
-        """Steps of `Polish` and consolidation that are done."""
-        return self._finishing.polish_steps
+    def consolidated(self) -> int:
+        """Steps of consolidation that are done."""
+        return self._finishing.consolidated
 
     @property
     def best_step(self) -> int:
@@ -271,19 +270,18 @@ class Fit:
         if keep:
             self.kept = self.state()
 
-    def draw(self, z: NetworkInput | None = None) -> Tensor:
-        """Draw the answer so far at the fixed input, or another picture's, ``(1, C, H, W)``, known pixels put back."""
+    def draw(self) -> Tensor:
+        """Draw the answer so far at the fixed input, ``(1, C, H, W)``, known pixels put back."""
         with self._threads:
-            return self.objective.composite(self._finishing.draw(self, z or self.objective.z))
+            return self.objective.composite(self._finishing.draw(self, self.z))
 
     def result(self) -> Result:
         """Draw the answer and load its weights into the network; the fit cannot go on afterwards."""
         self._steps.release()
-        image, several, kept = self.draw(), self._finishing.pictures, self.objective.kept
-        if several is None and self.objective.pictures > 1:  # it was interrupted
-            several = torch.cat([self.draw(z) for z in self.objective.inputs()])
+        several, kept = self._finishing.pictures, self.objective.kept
+        image = self.draw() if several is None else several[:1]
         self.network.load_state_dict(self.answer())
-        z = self.objective.z.surrounded(*self.network.input_size(*self.objective.scene))
+        z = self.z.surrounded(*self.network.input_size(*self.objective.scene))
         network, z = (self._finishing.frozen or self.network).settled(z)
         return Result(
             image=channels_last(image)[0],

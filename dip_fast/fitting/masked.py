@@ -29,20 +29,20 @@ from torch import Tensor
 
 from dip_fast.fitting import similar_patches
 from dip_fast.fitting.combining import combine, mean_variance
+from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import Example, Objective, Polish
+from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective
+from dip_fast.fitting.redrawing import Redrawn, whole
 from dip_fast.fitting.reductions import total
-from dip_fast.fitting.refinement import Renoised, Shown
 from dip_fast.fitting.results import psnr
-from dip_fast.networks import network_input
-from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
 
 CORRELATED = "noise is alike in neighbouring pixels: predicting squares of them"
-BRIDGING_RATE = 0.03  # the rate of the steps before it; no other was tried
 ORIENTATIONS = 8
-WINDOWS = 8  # that the statistics of a large picture are taken from
+# Side of the squares that a large picture is redrawn in: smaller ones differ more in their statistics, which are frozen
+# at their mean.  House, sigma 25, lost 0.1 dB in squares of 256 and 1.1 dB in squares of 128.
+SIDE = 512
 OVERLAP = 16  # pixels of a window next to its ends, which lack neighbours
 # How far a prediction follows its own sample's noise, which the weights learn in part: this times the steps, over the
 # pixels.  Measured with the truth, as steps times it: 297 after 200 steps and 428 after 400 (house, 256x256), 418 after
@@ -68,8 +68,8 @@ class MaskedPrediction(Objective):
     masking : Masking
     side : int
         Side of the squares; one that the network reads.
-    iterations, refinement : int
-        Steps of the fit, and of the refinement.
+    iterations : int
+        Steps of the fit.
     block : int
         Side of the squares of pixels that masks drop as a whole; 1 drops single samples.  Larger ones are for
         correlated noise, whose variance is then measured by what the prediction leaves.
@@ -99,14 +99,13 @@ class MaskedPrediction(Objective):
         masking: Masking,
         side: int,
         iterations: int,
-        refinement: int,
         block: int = 1,
         seed: int = 0,
         networks: int = 1,
         known: Tensor | None = None,
     ) -> None:
         height, width = y.shape[-2:]
-        super().__init__(whole(y[:1]), (height, width), y.shape[1])
+        super().__init__(whole(y[:1], y.shape[1]), (height, width), y.shape[1])
         self.y = y
         self.known = None if known is None else known.to(y.dtype)
         self.pictures = len(y)
@@ -115,7 +114,6 @@ class MaskedPrediction(Objective):
         self.block = block
         self.notes = (str(noise),) if block == 1 else (CORRELATED,)
         self.masking = masking
-        self.refinement = refinement
         self.networks = networks
         self.learned = min(LEARNED * iterations / networks / (len(y) * height * width), 0.1)
         self.step_size = (side, side)
@@ -148,54 +146,28 @@ class MaskedPrediction(Objective):
 
     @property
     def passes(self) -> int:
-        """One for each mask of a prediction, each orientation of a refined picture, and each of its estimates."""
-        estimates = (1 + self._draws_refined) * similar_patches.passes(self.size) if self._looks_for_similar else 0
-        return self.pictures * (self.masks + ORIENTATIONS * self._draws_refined + estimates)
-
-    @property
-    def _draws_refined(self) -> bool:
-        """Whether the picture is drawn once more after the refinement: not where nothing is fitted to it."""
-        return self.polish_steps > 0 and self._looks_for_similar
+        """One for each mask of a prediction, and for each part of the estimate from patches."""
+        return self.pictures * (self.masks + (similar_patches.passes(self.size) if self._looks_for_similar else 0))
 
     @property
     def _looks_for_similar(self) -> bool:
-        """Whether patches are estimated once more from those that are like them, where the noise is white.
+        """Whether patches are estimated once more from those that are like them: where the noise is white."""
+        return self.block == 1
 
-        The frozen network that draws a single large picture shows a tenth of what that gains.
-        """
-        return self.block == 1 and not (self.is_large and self.pictures == 1)
-
-    @property
-    def polish_steps(self) -> int:
-        """Steps of the refinement."""
-        return self.refinement
-
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
-        """Predict each picture, combine it with its noisy samples, and refine."""
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+        """Predict each picture, combine it with its noisy samples, and estimate patches from those like them."""
         x, y, predicted, estimated = torch.empty_like(self.y), [], [], []
         networks = self._networks(draw)
         for n in range(self.pictures):
-            A = yield from self._predict(networks, n, self.masks)
+            A = yield from self._predict(networks, n)
             x[n : n + 1], samples, psnr_of_prediction, psnr = self._combine(n, A)
             y += [samples] if self._looks_for_similar else []
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
         self.predicted_psnr = sum(predicted) / self.pictures
         self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
-        if self._looks_for_similar:
-            x = yield from similar_patches.estimate(torch.cat(y), x, self.noise)
-        if not self.polish_steps:
+        if not self._looks_for_similar:
             return x
-        if self.block > 1:  # fresh noise would be white, and this is not
-            yield Polish(self.drawing(x[:1]), self.polish_steps, BRIDGING_RATE)
-            return x
-        renoised = Renoised(x, self.z, self.step_size, self.margin, self.seed, self.noise)
-        yield Polish(renoised, self.polish_steps, self.masking.refinement_learning_rate)
-        if not self._draws_refined:
-            return x
-        for n in range(self.pictures):
-            refined = yield from self._draw_whole(draw, n)
-            x[n : n + 1] = (x[n : n + 1] + refined) / 2
         return (yield from similar_patches.estimate(torch.cat(y), x, self.noise))
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
@@ -208,38 +180,32 @@ class MaskedPrediction(Objective):
         noise = self.noise if self.block == 1 else correlated_noise(y, A)
         return combine(y, A, noise, self.learned)
 
-    def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
-        """Predict the first picture with few masks, and combine it with its noisy samples."""
-        work = self._predict([draw], 0, passes)
+    def brief(self, draw: Callable[[Tensor], Tensor], passes: int, n: int = 0) -> Tensor:
+        """Predict a picture with few masks, and combine it with its noisy samples."""
+        work = self._predict([draw], n, passes)
         while True:
             try:
                 next(work)
             except StopIteration as end:
-                return self._combine(0, end.value)[0]
+                return self._combine(n, end.value)[0]
 
     def drawing(self, picture: Tensor) -> Objective:
-        """Fit the network to a picture at the fixed input; to squares of it, where it is large."""
-        if not self.is_large:
-            return super().drawing(picture)
-        return Shown(picture, self.z, self.step_size, self.margin, self.seed, self.y[:1])
+        """Fit the network to a picture that is its own input, without holes; to squares of it, where it is large.
 
-    def inputs(self) -> Iterator[NetworkInput]:
-        """Show each noisy picture without holes."""
-        return map(whole, self.y.split(1))
-
-    def windows(self) -> Iterator[Tensor]:
-        """Show squares without holes."""
-        from dip_fast.ops import masking  # here, since it loads or builds the extension
-
-        for number in range(WINDOWS):
-            # Steps of its own, as in `_pass`.
-            step = torch.tensor(-1 - self.masks - number, device=self.y.device)
-            yield masking.masked_crop(self.y, self.step_size[0], self.margin, 1.0, 1, self.seed, step)[0]
+        At the noisy picture the network would have to learn by heart what the estimate says beyond it, and does not
+        come near in a hundred steps.
+        """
+        masks = self.z.channels - self.channels
+        if self.is_large:
+            side = SIDE if min(self.size) >= SIDE else self.step_size[0]
+            return Redrawn(picture, (side, side), self.margin, self.seed, masks)
+        return DeepImagePrior(Identity(picture), whole(picture, masks))
 
     def _predict(
-        self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int
+        self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int | None = None
     ) -> Generator[None, None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks, orientations and networks: A."""
+        masks = masks or self.masks
         predicted, seen = (torch.zeros_like(self.y[:1]) for _ in range(2))
         count = torch.zeros(self.y[:1].shape, dtype=torch.int16, device=self.y.device)
         for number in range(masks):
@@ -251,15 +217,6 @@ class MaskedPrediction(Objective):
             yield
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
         return torch.where(count > 0, predicted / count.clamp(min=1), seen / masks)
-
-    def _draw_whole(self, draw: Callable[[Tensor], Tensor], n: int) -> Generator[None, None, Tensor]:
-        """Average what the network draws of a noisy picture without holes over the orientations."""
-        drawn = torch.zeros_like(self.y[:1])
-        for number in range(ORIENTATIONS):
-            for place, image, _ in self._pass(draw, n, number, 1.0):
-                drawn[place] += image
-            yield
-        return drawn / ORIENTATIONS
 
     def _pass(
         self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float
@@ -313,9 +270,3 @@ def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int
         begin = min(max(start - overlap, -margin), max(length + margin - side, -margin))
         windows.append((begin, slice(max(start, 0), min(start + stride, length))))
     return windows
-
-
-def whole(y: Tensor) -> NetworkInput:
-    """Make the network input that shows a picture without holes: the picture, and a mask of ones."""
-    ones = Part(torch.ones(y.shape, dtype=torch.uint8), 1)
-    return network_input.joined(network_input.of_image(y.clamp(0, 1)), NetworkInput((ones,)))

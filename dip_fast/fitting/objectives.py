@@ -19,8 +19,7 @@ from dip_fast.device.modes import to_keep
 from dip_fast.fitting.degradations import Degradation, Identity
 from dip_fast.networks.network_input import NetworkInput
 
-# Pixels of a picture that is still drawn at once.  Larger ones lose what the consolidation gives, 0.1 dB at 512x512;
-# but it takes a second a megapixel and step, and a gigabyte a megapixel.
+# Pixels of a picture that is still drawn at once: a step on all of it takes a second and a gigabyte a megapixel.
 LARGEST_WHOLE = 2**20
 
 
@@ -37,26 +36,6 @@ class Example(NamedTuple):
 
     z: Tensor
     target: Tensor | None = None
-
-
-class Polish(NamedTuple):
-    """What the weights are fitted to once the steps of a fit are made.
-
-    Attributes
-    ----------
-    objective : Objective
-    steps : int
-    learning_rate : float
-        The highest: it grows for five steps and falls to nothing, both linearly.
-    """
-
-    objective: Objective
-    steps: int
-    learning_rate: float
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 1."""
-        return self.learning_rate * min(1.0, step / 5) * (1 - (step - 1) / self.steps)
 
 
 class Objective(ABC):
@@ -90,8 +69,8 @@ class Objective(ABC):
     seed : int
         Of what is random at each step.
     pictures : int
-        How many pictures of one size are fitted at once: those of `inputs`.  Where there is one, the answer is the
-        network at the fixed input z; where there are several, it is what `finish` makes.
+        How many pictures of one size are fitted at once.  Where there is one, the answer is what the network draws at
+        a fixed input; where there are several, it is what `finish` makes.
     networks : int
         How many networks are fitted one after another, each from first weights of its own in its share of the steps.
         `finish` can draw with each of them; the last one goes on to the answer.
@@ -164,28 +143,24 @@ class Objective(ABC):
         """Height and width of what the network draws for the answer: the picture with its border."""
         return self.size[0] + 2 * self.border[0], self.size[1] + 2 * self.border[1]
 
-    def inputs(self) -> Iterator[NetworkInput]:
-        """Make the fixed input of each picture."""
-        yield self.z
-
     @property
     def is_large(self) -> bool:
         """Whether the picture is so large that the answer is drawn in tiles, with statistics of `windows`."""
         return not self.draws_iterates and math.prod(self.size) > LARGEST_WHOLE
 
     def drawing(self, picture: Tensor) -> Objective:
-        """Make the objective that fits the network to a picture, ``(1, C, H, W)``, at the fixed input."""
+        """Make the objective that fits the network to a picture, ``(1, C, H, W)``, at the input of the answer."""
         return DeepImagePrior(Identity(picture, border=self.border), self.z)
 
     def windows(self) -> Iterator[Tensor]:
-        """Make network inputs of the size of a step, which stand for a picture that is large."""
-        raise TypeError(f"{type(self).__name__} draws no iterates and must define windows()")
+        """Make network inputs of the size of a step, which stand for a large picture that this is the `drawing` of."""
+        raise TypeError(f"{type(self).__name__} fits no squares and must define windows()")
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[Polish | None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
         """Make the picture that the answer is fitted to, or several, from the network as the steps have left it.
 
-        It yields None after each of its `passes`, so that the fit can show its progress or be interrupted; or what the
-        weights shall be fitted to before it goes on.  By default it has nothing to do.
+        It yields after each of its `passes`, so that the fit can show its progress or be interrupted.  By default it
+        has nothing to do.
 
         Parameters
         ----------
@@ -203,8 +178,8 @@ class Objective(ABC):
         yield from ()
         return average
 
-    def brief(self, draw: Callable[[Tensor], Tensor], passes: int) -> Tensor:
-        """Make a picture from a few drawings, where there are no iterates: to look at, or for an interrupted fit."""
+    def brief(self, draw: Callable[[Tensor], Tensor], passes: int, n: int = 0) -> Tensor:
+        """Make picture n from a few drawings, where there are no iterates: to look at, or for an interrupted fit."""
         raise TypeError(f"{type(self).__name__} draws no iterates and must define brief()")
 
     def psnr_of_loss(self, loss: float) -> float | None:
@@ -213,12 +188,7 @@ class Objective(ABC):
 
     @property
     def passes(self) -> int:
-        """How many times `finish` yields None."""
-        return 0
-
-    @property
-    def polish_steps(self) -> int:
-        """Steps that `finish` asks for."""
+        """How many times `finish` yields."""
         return 0
 
     def composite(self, x: Tensor) -> Tensor:

@@ -81,10 +81,9 @@ def masked_prediction(
     """
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
-    iterations = recipe.options.iterations
-    refinement = round(masking.refinement * iterations)
     side, several = _squares(y, recipe, masking)
-    return MaskedPrediction(y, noise, masking, side, iterations, refinement, block, streams(seed)[2], several, known)
+    iterations = recipe.options.iterations
+    return MaskedPrediction(y, noise, masking, side, iterations, block, streams(seed)[2], several, known)
 
 
 def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -> MaskedFilling:

@@ -346,7 +346,7 @@ class FitSteps(Steps):
             target.copy_(source)
 
 
-class PolishSteps(Steps):
+class FurtherSteps(Steps):
     """Steps that fit weights further, to another objective than those before, with moments of their own.
 
     A row of the schedule holds the learning rate.

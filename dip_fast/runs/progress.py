@@ -105,7 +105,7 @@ class Progress:
 
     def stage(self, fit: Fit) -> str:
         """Name what the fit does now."""
-        return "finishing" if fit.polish_steps or fit.passes else self.doing
+        return "finishing" if fit.consolidated or fit.passes else self.doing
 
     def event(self, fit: Fit, left: float | None) -> dict[str, Any]:
         """Describe the last step for another program; what is not known is None."""
