@@ -8,7 +8,8 @@
 # make test-replay   replay an ONNX file where there is no PyTorch
 # make test-gpu   the tests that need a GPU, skipped with the reason where there is none
 # make gpu-bars   all that a GPU has to tell (docs/gpu.md), within half an hour
-# make test-browser   look at the report, and use the page, in a browser; needs Debian's package chromium
+# make test-browser   look at the report, and use the page, in a browser; needs Debian's package chromium.  `make test` does
+#   so too where all that is there: .ci/install_browser.sh installs it
 # make wheel   build the source distribution and the wheel of a release in dist/ (docs/release.md)
 # make test-wheel   use that wheel in an environment of its own, where there is no compiler
 # make test-slow, make clean
@@ -77,7 +78,7 @@ test-models:
 # DIP_FAST_SCREENSHOTS=docs/images those in docs/ui.md.
 test-browser: .venv/installed
 	$(BIN)/pip install --quiet --requirement requirements/browser.txt
-	$(BIN)/pytest -rs -m "" tests/test_report_browser.py tests/test_ui_browser.py
+	$(BIN)/pytest -rs tests/test_report_browser.py tests/test_ui_browser.py
 
 # An environment as somebody has it who only replays.  Without torch the package installs as pure Python.
 test-replay:

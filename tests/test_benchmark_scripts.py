@@ -68,6 +68,10 @@ SCRIPTS = {
         "--presets quick hourglass --sizes 32 --rounds 2",
         ["quick 32x32: onnxruntime", "hourglass 32x32: onnxruntime"],
     ),
+    "report_page.py": (
+        "--height 300 --width 400 --rounds 1 --no-browser --check",
+        ["400x300 pixels: ", "written: ", "browser: not measured"],
+    ),
     "stack.py": (
         "clean.png --frames 3 --alone 1 --pan 2 --preset fast --iterations 2 --threads 1",
         ["3 frames of 28x32: ", "ratio", "| 2 | 2", "flicker, in 1/255: noisy "],

@@ -111,7 +111,7 @@ def test_log_begins_with_the_device_and_the_engine(dip, noisy):
         assert re.fullmatch(r"step \d+/3, [\d.e+]+ steps/s, loss .*, PSNR .*, \d\d:\d\d left", line)
     assert "variance" in verbose[-1]
     closing = restored.out.decode()
-    assert "result: runs/noisy/result.png" in closing
+    assert "result: runs/noisy/result.png\nreport: runs/noisy/report.html\n" in closing
     assert "PSNR" in closing
     assert "SSIM" in closing
 
@@ -151,6 +151,26 @@ def test_terminal_shows_a_bar(dip, noisy, monkeypatch):
     assert lines
     assert max(map(len, lines)) <= 80
     assert "engine fused" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("pick", "none"), ("report", "none"), ("export", "none", "--format", "pt2"), ("info",), ("ui", "none")],
+)
+def test_what_loads_long_is_seen_at_once(dip, monkeypatch, arguments):
+    """pick and report showed nothing for two seconds."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for shows in (True, False):
+        stream = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            patch.setattr("sys.stdout.isatty", lambda shows=shows: shows, raising=False)
+            dip(*arguments.split())
+        assert stream.getvalue().startswith("loading ...\r") == shows
 
 
 @pytest.mark.usefixtures("small")

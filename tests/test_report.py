@@ -1,83 +1,22 @@
 """The report of a run: one file that asks for nothing, shows what is there, and takes names for text."""
 
 import base64
-import hashlib
 import json
-import re
 import shlex
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from conftest import pixels
 from PIL import Image
-from run_cases import ONE, SHORT, after, record, texture, write
+from report_cases import HOSTILE, assert_asks_for_nothing, page
+from run_cases import SHORT, after, record, texture, write
 
 from dip_fast.runs import report, views
 from dip_fast.tasks import Baseline
 
 pytestmark = pytest.mark.usefixtures("place", "small", "from_random_input")
-HOSTILE = """<img src=x onerror=alert(1)>'"$(touch x).png"""
-VOID = ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "path", "line", "source", "wbr")
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the text, and the content of each tag that a test asks for."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words, self.inside = [], [], []
-        self.texts = {}
-        self.feed(text)
-        self.close()
-        assert not self.inside, f"{self.inside} are not closed"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes), list(self.inside)))
-        if tag not in VOID:
-            self.inside.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes), list(self.inside)))
-
-    def handle_endtag(self, tag):
-        assert self.inside.pop() == tag
-
-    def handle_data(self, data):
-        if self.inside:
-            self.texts.setdefault(self.inside[-1], []).append(data)
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return "".join(self.words)
-
-    def all(self, tag):
-        return [attributes for name, attributes, _ in self.tags if name == tag]
-
-
-def page(folder, name="report.html"):
-    return Page((Path(folder) / name).read_text())
-
-
-def assert_asks_for_nothing(parsed, links=()):
-    """No address leads out of the page, no attribute holds a script, and the policy names what the page holds."""
-    for tag, attributes, _ in parsed.tags:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcset", "action")]
-        for name in ("src", "href"):
-            address = attributes.get(name, "data:")
-            assert address.startswith("data:") or address in links, f"{tag} {name}={address[:60]}"
-    assert {"iframe", "object", "embed", "form", "base"}.isdisjoint(tag for tag, *_ in parsed.tags)
-    (policy,) = [entry["content"] for entry in parsed.all("meta") if "http-equiv" in entry]
-    assert policy.startswith("default-src 'none'; img-src data:;")
-    for tag in ("style", "script"):
-        (content,) = parsed.texts[tag]
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{tag}-src 'sha256-{digest}'" in policy
-        assert not re.search(r"url\(|@import|fetch|http", content)
 
 
 def commands(parsed):
@@ -212,15 +151,22 @@ def test_run_that_fails_keeps_no_report_of_the_one_it_replaced(dip, noisy, monke
     assert not Path("runs/noisy/report.html").exists()
 
 
-def test_pages_of_noise_are_small():
+def test_page_of_all_there_can_be_is_small(tmp_path):
+    """Noise throughout: no file of it is small."""
     rng = np.random.default_rng(0)
     image, result = (rng.random((700, 1000, 3), np.float32) for _ in range(2))
-    shown = views.collect(image, result, baseline=Baseline("other", result), reference=image)
-    for side, quality in report.SIZES[1:]:
-        size = sum(len(entry["src"]) for entry in report._pictures(shown, side, quality)["views"])
-        if size < report.MAX_BYTES / 3:
-            return
-    pytest.fail("the smallest page is too large")
+    Image.fromarray(views.eight_bits(result)).save(tmp_path / "0.png", compress_level=0)
+    shown = views.collect(
+        image,
+        result,
+        baseline=Baseline("other", result),
+        reference=image,
+        known=rng.random((700, 1000)) < 0.5,
+        snapshots=dict.fromkeys(range(20), tmp_path / "0.png"),
+    )
+    assert len(shown.iterates) == views.MAX_ITERATES
+    facts = {"title": "", "lead": [], "problems": [], "curves": [], "best_step": 1, "commands": [], "tables": []}
+    assert len(report.fitted([("", shown)], **facts)) <= report.MAX_BYTES
 
 
 # --- written again ------------------------------------------------------------------------------------------------
@@ -287,93 +233,3 @@ def test_what_holds_no_run_has_no_report(dip, name):
     refused = dip("report", name)
     assert refused.code == 2
     assert len(refused.err.splitlines()) == 1
-
-
-# --- the index ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def many(dip, noisy):
-    """A folder of three runs: one whole, one of a hostile name, and one whose record is damaged."""
-    assert dip("run", noisy, *SHORT, "--reference", noisy).code == 0
-    for name in ("<img src=x onerror=alert(1)>", "javascript:alert(1)", "broken"):
-        shutil.copytree("runs/noisy", f"runs/{name}")
-    Path("runs/broken/run.json").write_text("{")
-    Path("runs/no run").mkdir()
-    return Path("runs")
-
-
-def test_index_lists_the_runs_with_links_and_thumbnails(dip, many):
-    assert dip("report", many).code == 0
-    parsed = page(many, "index.html")
-    addresses = [entry["href"] for entry in parsed.all("a")]
-    assert addresses == [
-        "./%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E/report.html", "./broken/report.html",
-        "./javascript%3Aalert%281%29/report.html", "./noisy/report.html",
-    ]  # fmt: skip
-    assert_asks_for_nothing(parsed, addresses)
-    assert len(parsed.all("img")) == 3
-    assert "run.json is unreadable" in parsed.text
-    assert "<img src=x" in parsed.text
-    figures = [entry["data-value"] for entry in parsed.all("td") if "data-value" in entry]
-    assert "6.0" in figures  # the steps, as a number to sort by
-    assert dip("report", many).code == 0  # its own index is replaced
-
-
-def test_index_shows_results_of_any_number_of_channels(dip, many):
-    tifffile.imwrite(
-        "seven.tif",
-        np.random.default_rng(0).integers(0, 255, (24, 24, 7), np.uint8),
-        photometric="minisblack",
-        planarconfig="contig",
-    )
-    assert dip("run", "seven.tif", *ONE, "--iterations", "2", "--out", Path(many) / "seven").code == 0
-    assert dip("report", many).code == 0
-    assert len(page(many, "index.html").all("img")) == 4
-
-
-def test_index_of_somebody_else_is_kept(dip, many):
-    (many / "index.html").write_text("mine")
-    refused = dip("report", many)
-    assert refused.code == 2
-    assert "--overwrite" in refused.err
-    assert (many / "index.html").read_text() == "mine"
-    assert dip("report", many, "--overwrite").code == 0
-    (many / "index.html").unlink()
-    Path("mine.html").write_text("mine")
-    (many / "index.html").symlink_to("../mine.html")
-    assert dip("report", many).code == 2
-    assert dip("report", many, "--overwrite").code == 0
-    assert Path("mine.html").read_text() == "mine"
-
-
-def test_index_of_many_results_leaves_out_thumbnails(dip, many, monkeypatch):
-    from dip_fast.runs import rewriting
-
-    monkeypatch.setattr(rewriting, "MAX_THUMBNAIL_BYTES", 1500)
-    assert dip("report", many).code == 0
-    parsed = page(many, "index.html")
-    assert len(parsed.all("img")) < 3
-    assert "thumbnails are left out" in parsed.text
-
-
-# --- events -------------------------------------------------------------------------------------------------------
-
-
-def test_events_are_lines_of_json(dip, noisy):
-    ran = dip("run", noisy, *ONE, "--iterations", "6", "--json-events", "--reference", noisy)
-    assert (ran.code, ran.err) == (0, "")
-    events = [json.loads(line) for line in ran.out.decode().splitlines()]
-    assert {event["event"] for event in events} == {"note", "progress", "done"}
-    assert events[-1] == {"event": "done", **record("runs/noisy")["summary"]} | {
-        key: None for key in events[-1].keys() - record("runs/noisy")["summary"].keys() - {"event"}
-    }
-    progress = [event for event in events if event["event"] == "progress"]
-    assert progress[0]["step"] == 1
-    assert progress[-1]["done"] == progress[-1]["total"]
-    assert progress[-1]["psnr"] > 0
-
-
-def test_events_go_neither_with_a_summary_nor_with_a_picture_on_standard_output(dip, noisy):
-    assert "--json" in dip("run", noisy, "--json-events", "--json").err
-    assert "--json-events" in dip("run", "-", "--json-events").err

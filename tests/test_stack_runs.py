@@ -1,6 +1,9 @@
 """``dip-fast stack``: one network for the pictures of a file, a folder or a sequence."""
 
+import html
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +91,6 @@ def test_a_sequence_gives_files_of_the_same_names(dip, small, place):
     assert summary["psnr"] > 10
     assert summary["psnr_input"] < 25
     assert summary["estimated_psnr"] is not None
-    refused = dip("report", "out")
-    assert refused.code == 2
-    assert "out holds a stack" in refused.err
-    assert dip("report", ".").code == 0
     wanted = dip_fast.denoise(read("noisy"), frames_axis=0, iterations=4, device="cpu")
     np.testing.assert_array_equal(read("out"), wanted)
 
@@ -269,3 +268,44 @@ def test_a_mistyped_name_is_found_before_torch_is_loaded(place):
     assert ended.returncode == 2
     assert "there is no such file" in ended.stderr
     assert ended.stdout == "False\n"
+
+
+def test_a_stack_has_a_report_that_can_be_written_again(dip, small, place):
+    """There was none, and ``dip-fast report`` refused its folder."""
+    frames(place, count=5)
+    assert dip("stack", "noisy", "--out", "-o", "--chunk", "3", "--reference", "clean", *SHORT).code == 0
+    written = Path("-o/report.html").read_text()
+    for words in ("frame_0000.png", "frame_0002.png", "frame_0004.png", "pictures 1 to 2", "Against the reference"):
+        assert words in written
+    assert "frame_0001.png" not in written
+    assert "Iterates" not in written
+    again, resume, rewrite = (shlex.split(html.unescape(text)) for text in re.findall("<code>(.*)</code>", written))
+    assert dip(*again[1:], "--quiet").code == 0
+    assert record("-o")["summary"]["sha256"] == record("./-o-again")["summary"]["sha256"]
+    assert "nothing is left" in dip(*resume[1:]).err
+    Path("-o/report.html").unlink()
+    assert dip(*rewrite[1:]).code == 0
+    assert Path("-o/report.html").read_text() == written
+    assert dip("report", ".").code == 0
+    assert Path("index.html").read_text().count("<img") == 2
+    Path("noisy").rename("elsewhere")
+    assert "--inputs" in dip("report", "./-o").err
+    assert dip("report", "./-o", "--inputs", "elsewhere").code == 0
+    Path("moved").mkdir()
+    Path("elsewhere").rename("moved/noisy")
+    Path("clean").rename("moved/clean")
+    assert dip("report", "./-o", "--inputs", "moved").code == 0
+    other = np.asarray(Image.open("moved/clean/frame_0000.png"))
+    Image.fromarray(other).save("moved/noisy/frame_0000.png")
+    assert "not what this stack was read from" in dip("report", "./-o", "--inputs", "moved").err
+
+
+def test_a_report_of_a_stack_of_noise_is_small(place):
+    """Three pictures of what no file compresses have room in it."""
+    from dip_fast.runs import report, views
+    from dip_fast.runs.stack.report import small
+
+    noise = np.random.default_rng(0).random((700, 1000, 3), np.float32)
+    looked = small(views.collect(noise, noise[::-1], reference=noise[:, ::-1]))
+    facts = {"title": "", "lead": [], "problems": [], "curves": [], "best_step": None, "commands": [], "tables": []}
+    assert len(report.fitted([(name, looked) for name in "abc"], **facts)) <= report.MAX_BYTES

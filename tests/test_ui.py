@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from run_cases import ONE, read, record, texture, write
 
 from dip_fast.errors import UsageError
@@ -17,28 +16,23 @@ from dip_fast.errors import UsageError
 pytest.importorskip("starlette", reason="starlette is missing")
 pytest.importorskip("httpx2", reason="httpx2 is missing")
 from starlette.testclient import TestClient
+from ui_cases import HOSTILE, PAGE, TOKEN, a_client, a_desk
 
 from dip_fast.ui import guard, jobs, orders
 from dip_fast.ui.desk import Desk
 from dip_fast.ui.server import SCRIPTS, application
 
 pytestmark = pytest.mark.usefixtures("place")
-TOKEN, PAGE = "secret", "http://127.0.0.1:8000/secret/"
-HOSTILE = """<img src=x onerror=alert(1)>'"$(touch x).png"""
 
 
 @pytest.fixture
 def desk(tmp_path):
-    (tmp_path / "photos" / "deep").mkdir(parents=True)
-    write(str(tmp_path / "photos" / "noisy.png"), texture(16, 18))
-    (tmp_path / "secret.txt").write_text("secret")
-    write(str(tmp_path / "private.png"), texture(16, 18))
-    return Desk(tmp_path / "photos", tmp_path / "runs")
+    return a_desk(tmp_path)
 
 
 @pytest.fixture
 def client(desk):
-    return TestClient(application(desk, TOKEN, ("127.0.0.1:8000",)), base_url=PAGE)
+    return a_client(desk)
 
 
 @pytest.fixture
@@ -180,31 +174,6 @@ def test_slow_upload_ends(desk, monkeypatch, pace):
     assert sent[0]["status"] == 408
 
 
-@pytest.mark.parametrize("size", [(16, 18), (17, 19)])
-def test_mask_arrives_bit_for_bit(client, desk, size):
-    height, width = size
-    write(str(desk.root / "photo.png"), texture(height, width))
-    holes = np.random.default_rng(0).random(size) < 0.3
-    asked = {"of": "here/photo.png", "width": width, "height": height}
-    assert client.get("mask", params={"of": "here/photo.png"}).status_code == 204
-    state = client.post("mask", params=asked, content=np.packbits(holes).tobytes()).json()["mask"]
-    shown = client.get("mask", params={"of": "here/photo.png"}).content
-    Path("shown.png").write_bytes(shown)
-    kept = desk.painted(desk.picture("here/photo.png"), state)
-    for path in (Path("shown.png"), kept):
-        with Image.open(path) as image:
-            np.testing.assert_array_equal(np.asarray(image) == 0, holes)
-    with pytest.raises(UsageError, match="another tab"):
-        desk.painted(desk.picture("here/photo.png"), "0" * 64)
-
-
-@pytest.mark.parametrize("change", [{"width": 17}, {"height": "x"}, {"width": -18}, {"of": "here/none.png"}])
-def test_mask_of_another_size_is_refused(client, desk, change):
-    asked = {"of": "here/noisy.png", "width": 18, "height": 16} | change
-    assert client.post("mask", params=asked, content=bytes(36)).status_code == 422
-    assert list((desk.own / "drafts").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     "order",
     [
@@ -223,6 +192,16 @@ def test_mask_of_another_size_is_refused(client, desk, change):
         {"task": "deblur", "options": {}},
         {"task": "inpaint"},
         {"task": "guided"},
+        {"task": "guided", "guide": "here/../private.png"},
+        {"task": "guided", "guide": "/etc/passwd"},
+        {"task": "denoise", "seed": "3 --out /tmp"},
+        {"task": "denoise", "seed": -1},
+        {"task": "denoise", "seed": True},
+        {"task": "denoise", "preview": "--out=/tmp"},
+        {"task": "denoise", "preview": "4,4,16,16"},
+        {"task": "denoise", "preview": 3},
+        {"task": "denoise", "max_size": "18 --out /tmp"},
+        {"task": "denoise", "max_size": 3},
         [],
     ],
     ids=str,
@@ -247,6 +226,20 @@ def test_order_becomes_one_command(client, desk, started):
         "run", str(desk.root / "noisy.png"), "--out", str(desk.runs / "noisy"), "--task=denoise", "--preset=quick",
         "--iterations=40", "--snapshot-every=2", "--noise=25", "--json-events",
     ]  # fmt: skip
+
+
+def test_what_few_change_becomes_options(client, desk, started):
+    write(str(desk.root / "white.png"), texture(16, 18))
+    order = {"picture": "here/noisy.png", "task": "guided", "guide": "here/white.png", "options": {"scale": 1}}
+    order |= {"seed": 5, "preview": "center", "max_size": 18, "keep_metadata": True}
+    assert client.post("runs", json=order).status_code == 200
+    assert started[0][-8:] == [
+        "--scale=1", "--guide", str(desk.root / "white.png"), "--seed=5", "--preview=center", "--max-size=18",
+        "--keep-metadata", "--json-events",
+    ]  # fmt: skip
+    asked = {"of": "here/noisy.png", "task": "denoise"}
+    assert client.get("costs", params=asked | {"preview": "0,0,16,16"}).status_code == 200
+    assert "edge" in client.get("costs", params=asked | {"preview": "4,4,16,16"}).json()["error"]
 
 
 def test_costs_are_those_of_the_picture(client):

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dip_fast import figures
-from dip_fast.cli.output import show
+from dip_fast.cli.output import greet, show
 from dip_fast.cli.parameters import json_option
 from dip_fast.presets import PRESETS
 from dip_fast.tasks import TASKS
@@ -72,6 +72,7 @@ def tasks(as_json: bool) -> None:
 @json_option
 def info(as_json: bool) -> None:
     """Print what a bug report needs: versions, CPU, what is built, GPUs."""
+    greet(then_stdout=True)
     from dip_fast.info import collect
 
     facts = collect()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dip_fast.cli.output import put, show
+from dip_fast.cli.output import greet, put, show
 from dip_fast.cli.parameters import Choice, Named, debug_option, json_option
 from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, ReplayDiffersError, UsageError
@@ -49,6 +49,7 @@ def export(run_dir: Path, format_: str, as_json: bool, **options: Any) -> int:
     The new file is run and compared with the network before it is kept.  Exit codes: 0 done; 1 it drew another picture
     and was not kept, or could not be written; 2 wrong usage or input.
     """
+    greet(then_stdout=True)
     with importing():
         from dip_fast.models import exporting
 

@@ -41,10 +41,16 @@ def say(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def greet() -> None:
-    """Show on a terminal that the program is there, before it loads what takes long; the next line takes its place."""
-    with contextlib.suppress(OSError, ValueError):  # a closed stream
-        if sys.stderr.isatty():
+def greet(*, then_stdout: bool = False) -> None:
+    """Show on a terminal that the program is there, before it loads what takes long; the next line takes its place.
+
+    Parameters
+    ----------
+    then_stdout : bool
+        Whether that line goes to standard output: where that is no terminal, nothing would take the place.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed stream
+        if sys.stderr.isatty() and (not then_stdout or sys.stdout.isatty()):
             print("loading ...", end="\r", file=sys.stderr, flush=True)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dip_fast.cli.output import say, show
+from dip_fast.cli.output import greet, say, show
 from dip_fast.cli.parameters import debug_option, json_option
 from dip_fast.cli.signals import importing
 from dip_fast.errors import DipFastError
@@ -44,6 +44,7 @@ def pick(
     and --strength it lists what there is.  The first answer comes back with its step and --strength 1.  Exit codes: 0
     done; 1 it could not be written; 2 wrong usage or input.
     """
+    greet(then_stdout=True)
     with importing():
         from dip_fast.runs import picking
 

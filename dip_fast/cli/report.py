@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dip_fast.cli.output import say, show
+from dip_fast.cli.output import greet, say, show
 from dip_fast.cli.parameters import debug_option, json_option
 from dip_fast.cli.signals import importing
 
@@ -23,12 +23,13 @@ from dip_fast.cli.signals import importing
 @json_option
 @debug_option
 def report(run_dir: Path, inputs: Path | None, overwrite: bool, as_json: bool) -> int:
-    """Write the report.html of RUN_DIR again, a run's folder; or the index.html of a folder that holds such folders.
+    """Write the report.html of RUN_DIR again, the folder of a run or a stack; or the index.html of one that holds such.
 
     The picture is read once more, and has to be the one that was restored.  The index has a row for each run
     below the folder, with its result and a link to its report.  Exit codes: 0 done; 1 it could not be written; 2 wrong
     usage or input.
     """
+    greet(then_stdout=True)
     with importing():
         from dip_fast.runs import rewriting
 

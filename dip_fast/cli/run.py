@@ -271,7 +271,7 @@ def reported(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_
         elif facts is not None:
             show(json.dumps(facts, allow_nan=False))
         elif not quiet:
-            show("\n".join([_figures(summary), f"result: {summary.result}", *models]))
+            show("\n".join([_figures(summary), f"result: {summary.result}", *_page(summary, has_folder), *models]))
     except DipFastError as error:
         raise DipFastError(f"{error}; the result is in {summary.result}") from error
     if problems := summary.problems:
@@ -282,6 +282,14 @@ def reported(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_
     if has_folder:
         say(f"stopped after step {summary.steps}; go on with the same command and --resume")
     return INTERRUPTED
+
+
+def _page(summary: Summary, has_folder: bool) -> list[str]:
+    """Name the report, to be opened in a browser, if there is one."""
+    from dip_fast.runs.report import NAME
+
+    path = Path(summary.folder, NAME)
+    return [f"report: {path}"] if has_folder and path.is_file() else []
 
 
 def _figures(summary: Summary) -> str:

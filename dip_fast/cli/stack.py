@@ -55,7 +55,7 @@ def stack(
 
     SOURCES is a TIFF file of several pages, OME-TIFF and hyperstacks of ImageJ among them; a folder; a pattern such as
     frame_%04d.png; or files.  The results lie in the folder --out: a file of the same name, axes and pixel size, or a
-    file of its name for each picture.  run.json and a contact sheet of some pictures lie beside them.
+    file of its name for each picture.  run.json, and a report and a contact sheet of some pictures, lie beside them.
     Where the histogram jumps from a picture to the next, another scene and another network begin.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage or input; 130 stopped by the user, to go on with --resume.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dip_fast.cli.output import show
+from dip_fast.cli.output import greet, show
 from dip_fast.cli.parameters import debug_option
 from dip_fast.cli.signals import importing
 from dip_fast.errors import UsageError
@@ -34,6 +34,7 @@ def ui(place: Path, out: Path, port: int, no_browser: bool) -> int:
     for name in ("starlette", "uvicorn"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f'{name} is missing, which the page needs; pip install "dip-fast[ui]"')
+    greet(then_stdout=True)
     with importing():
         from dip_fast.pictures.files import is_there
         from dip_fast.ui.desk import Desk

@@ -1,6 +1,6 @@
 "use strict";
 
-// The mask: shown, painted, kept on the disk after each stroke.
+// The mask: shown, painted, loaded, kept on the disk after each stroke.
 
 function filled() {
   const count = paint.count(), all = paint.bits.length || 1;
@@ -20,13 +20,33 @@ paint.changed = () => {
   }).catch((error) => say(error.message));
 };
 
+// What a file, or the picture itself, says is to be filled in; the server reads it, so that it means what it does in a run.
+async function loaded(file) {
+  if (!file) return;
+  const picture = now.picture, name = encodeURIComponent(file.name.toWellFormed?.() ?? file.name);
+  const answer = await ask(`mask-file?${of(picture)}&name=${name}`, { method: "POST", body: file });
+  const found = await paint.read(await answer.blob());
+  if (picture === now.picture) paint.all((i) => found[i]);
+}
+
+async function mark(by) {
+  const picture = now.picture, answer = await ask(`mask?${of(picture)}&by=${encodeURIComponent(by)}`);
+  const found = await paint.read(await answer.blob());
+  if (picture === now.picture) paint.all((i) => paint.bits[i] | found[i]);
+}
+
+function colourAt(x, y) {
+  const page = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  page.drawImage(part("picture"), -x, -y);
+  const { data } = page.getImageData(0, 0, 1, 1);
+  return `#${[...data.slice(0, 3)].map((value) => value.toString(16).padStart(2, "0")).join("")}`;
+}
+
 function ready() {
   const canvas = part("mask"), radius = part("radius"), cursor = part("cursor");
   const value = () => Number(document.querySelector("[name=tool]:checked").value);
-  const place = (event) => {
-    const box = canvas.getBoundingClientRect();
-    return [(event.clientX - box.left) * paint.width / box.width - 0.5, (event.clientY - box.top) * paint.height / box.height - 0.5];
-  };
+  const place = (event) => inside(event, canvas).map((at) => at - 0.5);
+  const isDropper = () => part("dropper").checked;
   let last = null, box = null;
   const join = (a, b) => (a ? [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])] : b);
   const showCursor = () => {
@@ -37,6 +57,10 @@ function ready() {
   };
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
+    if (isDropper()) {
+      guarded(mark)(colourAt(...inside(event, canvas).map(Math.floor)));
+      return;
+    }
     canvas.setPointerCapture(event.pointerId);
     last = place(event);
     box = paint.line(last, last, Number(radius.value), value());
@@ -62,9 +86,11 @@ function ready() {
     else if (by) {
       paint.x = Math.min(paint.width - 1, Math.max(0, paint.x + by[0] * step));
       paint.y = Math.min(paint.height - 1, Math.max(0, paint.y + by[1] * step));
-    } else if (event.key === " ") paint.keep(paint.line([paint.x, paint.y], [paint.x, paint.y], Number(radius.value), value()));
+    } else if (event.key === " " && isDropper()) guarded(mark)(colourAt(paint.x, paint.y));
+    else if (event.key === " ") paint.keep(paint.line([paint.x, paint.y], [paint.x, paint.y], Number(radius.value), value()));
     else if (event.key === "b") part("brush").checked = true;
     else if (event.key === "e") part("eraser").checked = true;
+    else if (event.key === "c") part("dropper").checked = true;
     else if (event.key === "[" || event.key === "]") radius.value = Number(radius.value) + (event.key === "]" ? 1 : -1);
     else return;
     part("radius-shown").textContent = radius.value;
@@ -77,10 +103,9 @@ function ready() {
   part("clear").addEventListener("click", () => paint.all(() => 0));
   part("invert").addEventListener("click", () => paint.all((i) => 1 - paint.bits[i]));
   part("whole").addEventListener("change", () => part("board").classList.toggle("whole", part("whole").checked));
-  part("mask-file").addEventListener("change", guarded(async (event) => {
-    const [file] = event.target.files;
-    if (file) await paint.load(file, false);
-  }));
+  part("mask-file").addEventListener("change", guarded((event) => loaded(event.target.files[0])));
+  part("by-alpha").addEventListener("click", guarded(() => mark("alpha")));
+  part("by-nan").addEventListener("click", guarded(() => mark("nan")));
   for (const field of document.querySelectorAll("[type=file]")) {  // a file that was changed can be chosen once more
     field.addEventListener("click", () => { field.value = ""; });
   }

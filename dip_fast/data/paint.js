@@ -6,12 +6,14 @@ const paint = {
   width: 0, height: 0, bits: new Uint8Array(0), before: new Uint8Array(0), undone: [], x: 0, y: 0,
   canvas: null, changed: () => {},
 
-  open(canvas, width, height) {
+  // Begins with these bytes, or with nothing painted.
+  open(canvas, width, height, bits) {
     Object.assign(this, { canvas, width, height, undone: [], x: width >> 1, y: height >> 1 });
-    this.bits = new Uint8Array(width * height);
-    this.before = new Uint8Array(width * height);
+    this.bits = bits || new Uint8Array(width * height);
+    this.before = this.bits.slice();
     canvas.width = width;
     canvas.height = height;
+    if (bits) this.show([0, 0, width, height]);
   },
 
   // A disc around the middle of a pixel; the places of its rows follow from its radius alone.
@@ -96,34 +98,18 @@ const paint = {
     this.keep([0, 0, this.width, this.height]);
   },
 
-  // Reads a file in which black is to be filled in.
-  async load(blob, asFirst) {
-    let bitmap;
-    try {
-      bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-    } catch {
-      throw new Error("the mask cannot be read here; save it as a PNG file");
-    }
-    if (bitmap.width !== this.width || bitmap.height !== this.height) {
-      throw new Error(`the mask is ${bitmap.width}x${bitmap.height} and the picture ${this.width}x${this.height}`);
-    }
-    const page = new OffscreenCanvas(this.width, this.height).getContext("2d", { willReadFrequently: true });
+  // Reads a mask as the server sends it, black on white: black is to be filled in.
+  async read(blob) {
+    const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+    const { width, height } = bitmap, found = new Uint8Array(width * height);
+    const page = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     page.drawImage(bitmap, 0, 0);
     const rows = 256;  // at once
-    const found = new Uint8Array(this.bits.length);
-    for (let top = 0; top < this.height; top += rows) {
-      const { data } = page.getImageData(0, top, this.width, Math.min(rows, this.height - top));
-      for (let i = 0, at = top * this.width; i < data.length; i += 4, at += 1) {
-        found[at] = data[i] + data[i + 1] + data[i + 2] < 382.5 ? 1 : 0;
-      }
+    for (let top = 0; top < height; top += rows) {
+      const { data } = page.getImageData(0, top, width, Math.min(rows, height - top));
+      for (let i = 0, at = top * width; i < data.length; i += 4, at += 1) found[at] = data[i] < 128 ? 1 : 0;
     }
-    if (!asFirst) {
-      this.all((i) => found[i]);
-      return;
-    }
-    this.bits = found;
-    this.before = found.slice();
-    this.show([0, 0, this.width, this.height]);
+    return found;
   },
 
   count() {

@@ -2,7 +2,7 @@
 
 const part = (id) => document.getElementById(id);
 const tasks = JSON.parse(document.body.dataset.tasks);
-const now = { picture: "", run: "", state: null, mask: "", saving: Promise.resolve(), timer: 0, asked: 0 };
+const now = { picture: "", width: 0, height: 0, run: "", state: null, mask: "", saving: Promise.resolve(), timer: 0, asked: 0 };
 
 const GONE = "The server does not answer; start dip-fast ui again in the same place, and open its new address.";
 const say = (text) => { part("said").textContent = text; };
@@ -59,17 +59,19 @@ const openFolder = guarded(async (folder) => {
   part("folder-empty").hidden = pictures.length > 0;
 });
 
-const drop = guarded(async (file) => {
-  if (!file) return;
+async function send(file) {
   say(`sending ${file.name} ...`);
   const found = await json(`dropped?name=${encodeURIComponent(file.name.toWellFormed?.() ?? file.name)}`, { method: "POST", body: file });
   say("");
-  go(found.picture);
-});
+  return found;
+}
+
+const drop = guarded(async (file) => { if (file) go((await send(file)).picture); });
 
 // The order: task, preset, options, mask.
 
 const openPicture = guarded(async (picture) => {
+  if (picture !== now.picture) part("region").value = part("guide").value = "";  // they are of another one
   now.picture = picture;
   part("name").textContent = picture.split("/").pop();
   part("size").textContent = "reading ...";
@@ -85,26 +87,30 @@ const openPicture = guarded(async (picture) => {
     throw error;
   }
   if (picture !== now.picture) return;
-  part("start").disabled = false;
   image.src = `picture?${of(picture)}`;
+  const draft = await ask(`mask?${of(picture)}`);
+  const bits = draft.status === 200 ? await paint.read(await draft.blob()) : null;
   await image.decode();
   if (picture !== now.picture) return;
   part("radius").max = Math.max(100, Math.round(image.naturalWidth / 10));
   image.classList.toggle("pixels", image.naturalWidth < 600);
-  paint.open(part("mask"), image.naturalWidth, image.naturalHeight);
-  const draft = await ask(`mask?${of(picture)}`);
-  if (picture !== now.picture) return;
-  if (draft.status === 200) {
-    await paint.load(await draft.blob(), true);
-    paint.changed();  // to know which state it is that is on the disk
-  }
+  paint.open(part("mask"), image.naturalWidth, image.naturalHeight, bits);
+  if (bits) paint.changed();  // to know which state it is that is on the disk
   filled();
+  region.show();
+  part("start").disabled = false;
+  await guide.list();
 });
 
 async function costs() {
   if (!now.picture) return;
-  const found = await json(`costs?${of(now.picture)}&task=${part("task").value}`);
+  const { preview, max_size: most } = more.order();
+  const asked = new URLSearchParams({ of: now.picture, task: part("task").value, preview, max_size: most ?? "" });
+  const found = await json(`costs?${asked}`);
+  Object.assign(now, { width: found.width, height: found.height });
   part("size").textContent = `${found.width}x${found.height} pixels`;
+  part("by-alpha").hidden = !found.has_alpha;
+  part("by-nan").hidden = !found.has_missing;
   const before = part("preset").value;
   part("preset").replaceChildren(option("", "as the task suggests"), ...found.presets.map((preset) => {
     const made = option(preset.name, preset.name + (preset.seconds === null ? "" : `, about ${duration(preset.seconds)}`));
@@ -126,7 +132,8 @@ const duration = (seconds) => {
 
 function showTask() {
   const task = tasks[part("task").value];
-  for (const id of ["tools", "mask", "filled"]) part(id).hidden = !task.needs_mask;
+  for (const id of ["tools", "mask", "filled"]) part(id).hidden = task.needs !== "mask";
+  part("guide-box").hidden = task.needs !== "guide";
   part("cursor").hidden = true;
   part("options").replaceChildren(...task.options.map((entry) => {
     const label = document.createElement("label");
@@ -142,7 +149,7 @@ function showTask() {
     label.append(...(entry.kind === "bool" ? [field, help] : [`${entry.name} `, field, help]));
     return label;
   }));
-  guarded(costs)();
+  guarded(async () => { await costs(); await guide.list(); })();
 }
 
 function options() {
@@ -160,7 +167,7 @@ const start = guarded(async () => {
     await now.saving;
     const order = {
       picture: now.picture, task: part("task").value, preset: part("preset").value,
-      iterations: Number(part("steps").value) || 0, options: options(), mask: now.mask,
+      options: options(), mask: now.mask, ...more.order(),
     };
     const { name } = await post("runs", order);
     location.hash = `run/${name}`;
@@ -344,6 +351,7 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 look.open(part("stage"), part("at"));
 ready();
+more.ready();
 showTask();
 list();
 setInterval(() => { if (!document.hidden) list(); }, 5000);

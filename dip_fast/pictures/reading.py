@@ -180,7 +180,11 @@ def read_stream(stream: BinaryIO) -> bytes:
 
 
 def read_mask(
-    source: str | os.PathLike[str] | bytes, size: tuple[int, int], *, white_is_known: bool = True
+    source: str | os.PathLike[str] | bytes,
+    size: tuple[int, int],
+    *,
+    white_is_known: bool = True,
+    name: str | None = None,
 ) -> np.ndarray:
     """Read a mask: white is known, black is to be filled in; or a layer, on which something is painted over.
 
@@ -192,6 +196,8 @@ def read_mask(
         Height and width that the mask must have.
     white_is_known : bool
         Otherwise white is to be filled in, and black is known.
+    name : str, optional
+        As for `read_picture`.
 
     Returns
     -------
@@ -204,7 +210,7 @@ def read_mask(
     UsageError
         Where the file cannot be read, differs in size or leaves nothing known.
     """
-    mask = read_picture(source)
+    mask = read_picture(source, name=name)
     if mask.size != tuple(size):
         raise UsageError(
             f"the mask {mask.name} is {_by(mask.size)} pixels but the picture is {_by(size)}: "

@@ -23,9 +23,10 @@ def replay(model: Mapping[str, Any]) -> str:
     return _line(["dip-fast", "replay", as_path(model["path"]), *trust])
 
 
-def repeat(record: Record, folder: str) -> str:
-    """Write the command that makes the same run once more, beside the first."""
-    return _line([*_start(record), *_settings(record), "--out", f"{folder.rstrip('/')}-again"])
+def repeat(record: Record, folder: str, chunk: int | None = None) -> str:
+    """Write the command that makes the same run once more, beside the first; of a stack, with chunks of this size."""
+    size = [] if chunk is None else _option("chunk", chunk)
+    return _line([*_start(record), *_settings(record), *size, "--out", f"{folder.rstrip('/')}-again"])
 
 
 def resume(record: Record, folder: str) -> str:
@@ -51,7 +52,8 @@ def as_path(path: str) -> str:
 def _start(record: Record) -> list[str]:
     """Name the picture and the other files."""
     files = {name: record.files.get(name, facts["name"]) for name, facts in record.inputs.items()}
-    words = ["dip-fast", "run", as_path(files.pop("picture"))]
+    picture = files.pop("picture")
+    words = ["dip-fast", *(["stack", *map(as_path, record.sources)] if record.sources else ["run", as_path(picture)])]
     for name, path in files.items():
         words += _option(name, path)
     facts = record.inputs["picture"]
@@ -75,12 +77,14 @@ def _settings(record: Record) -> list[str]:
     if job.device == "cuda":
         words += _option("precision", job.precision)
     words += [*_option("threads", job.threads), *_option("seed", job.seed)]
-    words += _option("snapshot_every", job.snapshot_every)
     own = {option.name: option.type for option in TASKS[job.task].options}
     for name, value in job.options.items():
         words += _option(name, value, flag=own.get(name) is bool)
     if job.keep_metadata:
         words.append("--keep-metadata")
+    if record.sources:
+        return words
+    words += _option("snapshot_every", job.snapshot_every)
     formats = [] if record.summary is None else [model["format"] for model in record.summary.models]
     return [*words, *_option("export", ",".join(formats) or "none")]
 

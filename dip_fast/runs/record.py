@@ -171,6 +171,8 @@ class Record:
         The machine that it was begun or resumed on last.
     key : str or None
         SHA-256 of what a batch asked for, by which it knows its own runs.
+    sources : list of str or None
+        What a stack was read from, as the user named it; None for one picture.
     """
 
     status: Literal["running", "done", "interrupted", "failed", "bad", "too-large"]
@@ -193,6 +195,7 @@ class Record:
     attempts: int = 1
     host: str = field(default_factory=host)
     key: str | None = None
+    sources: list[str] | None = None
 
     def json(self) -> bytes:
         """Write the record as JSON; what is None is left out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ GENERATOR = f"dip-fast {__version__}"
 HEAD = 2**12  # bytes from the start of a page, in which its generator stands
 MAX_BYTES = 4_000_000
 # Longest side in pixels and quality (of JPEG; None for PNG) of the pictures, from the best down to what always fits.
-SIZES = ((1200, None), (1200, 92), (1200, 80), (1000, 65), (800, 50), (600, 35))
+SIZES = ((1200, None), (1200, 92), (1200, 80), (1000, 65), (800, 50), (600, 35), (400, 25))
 DATA = Path(__file__).parents[1] / "data"
 REASONS = {
     "iterations": "all steps were done",
@@ -59,17 +59,32 @@ def page(record: Record, views: Views, history: Mapping[str, np.ndarray], folder
         "title": record.inputs["picture"]["name"],
         "lead": list(_lead(record, summary)),
         "problems": summary.problems,
-        "gain": views.gain,
         "curves": charts.curves(history, summary.best_step),
-        "histograms": charts.histograms(views.histograms),
         "best_step": summary.best_step,
         "commands": _commands(record, summary, folder),
-        "tables": _tables(record, summary),
+        "tables": tables(record, summary),
     }
+    return fitted([("", views)], **facts)
+
+
+def fitted(shown: Sequence[tuple[str, Views]], **facts: Any) -> bytes:
+    """Fill in the report with pictures as large as `MAX_BYTES` allow.
+
+    Parameters
+    ----------
+    shown : sequence of tuple
+        Names of what was restored, and what there is to look at of each.
+    **facts
+        What the template needs besides.
+    """
     for side, quality in SIZES:
-        if quality is None and 4 * _raw_bytes(views) > MAX_BYTES:
+        if quality is None and 4 * sum(_raw_bytes(views) for _, views in shown) > MAX_BYTES:
             continue
-        written = render("report.html", **facts, **_pictures(views, side, quality))
+        parts = [
+            {"name": name, "prefix": f"{number}-" if number else "", **_pictures(views, side, quality)}
+            for number, (name, views) in enumerate(shown)
+        ]
+        written = render("report.html", parts=parts, **facts)
         if len(written) <= MAX_BYTES:
             break
     return written
@@ -151,6 +166,7 @@ def _pictures(views: Views, side: int, quality: int | None) -> dict[str, Any]:
         "enlarged": max(1, WINDOW // views.windows[0].side),
         "overlay": None if views.unknown is None else _overlay(views.unknown, side),
         "unknown": None if views.unknown is None else f"{views.unknown.mean():.1%}",
+        "histograms": charts.histograms(views.histograms),
         "iterates": [{"step": step, **picture(image, quality or 92)} for step, image in views.iterates.items()],
     }
 
@@ -172,6 +188,11 @@ def _lead(record: Record, summary: Summary) -> Iterator[str]:
     )
     if summary.strength < 1:
         yield f"The result goes {summary.strength:.0%} of the way from the input to it."
+    yield from quality_lines(summary)
+
+
+def quality_lines(summary: Summary) -> Iterator[str]:
+    """Describe in sentences how good the result is, as far as that is known."""
     if summary.psnr is not None and summary.ssim is not None:
         before = "" if summary.psnr_input is None else f"{summary.psnr_input:.2f} to "
         yield f"Against the reference: PSNR {before}{summary.psnr:.2f} dB, SSIM {summary.ssim:.3f}."
@@ -192,7 +213,7 @@ def _commands(record: Record, summary: Summary, folder: str) -> list[tuple[str, 
     ]
 
 
-def _tables(record: Record, summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
+def tables(record: Record, summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
     """Collect the tables: settings, files, versions."""
     settings = {**asdict(record.settings), **record.settings.options}
     del settings["options"]

@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 import numpy as np
 
@@ -28,6 +28,8 @@ from dip_fast.runs.parts import Part
 from dip_fast.runs.places import NAME, run_folders
 from dip_fast.runs.record import Record, UnreadableError
 from dip_fast.runs.reporting import shown
+from dip_fast.runs.stack import report as stacks
+from dip_fast.runs.stack.record import StackRecord
 from dip_fast.tasks import TASKS
 
 INDEX = "index.html"
@@ -90,14 +92,14 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
         folder.lock()
         folder.check(fresh=False)
         try:
-            record = Record.load(path)
+            record = StackRecord.load(path)
         except UnreadableError as error:
             raise UsageError("{} {}; there is no report without it", path / NAME, error) from error
-        if "pictures" in record.inputs.get("picture", {}):
-            raise UsageError("{} holds a stack, of which there is no report; look at its contact_sheet.png", path)
         summary = record.summary
         if summary is None:
             raise UsageError("the run in {} has no result yet ({}); let it end first", path, record.status)
+        if is_stack(record):
+            return folder.rewrite(report.NAME, stacks.again(record, path, inputs))
         material = material_of(record, inputs)
         task, options = TASKS[record.settings.task], record.settings.options
         result = pictures.read_picture(path / Path(summary.result).name, missing=True)
@@ -115,6 +117,11 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
         for model in summary.models:  # the folder may have been moved
             model["path"] = str(path / Path(model["path"]).name)
         return folder.rewrite(report.NAME, report.page(record, shown, history(path / "history.csv"), str(path)))
+
+
+def is_stack(record: Record) -> TypeGuard[StackRecord]:
+    """Whether a record is that of a stack."""
+    return isinstance(record, StackRecord) and bool(record.results)
 
 
 def material_of(record: Record, inputs: Path | None) -> Material:
@@ -248,7 +255,7 @@ def _require_own(folder: int, target: Path) -> None:
 def _record(folder: Path) -> Record | str:
     """Read a record, or find out why there is none."""
     try:
-        return Record.load(folder)
+        return StackRecord.load(folder)
     except (FileNotFoundError, UnreadableError) as error:
         return f"{NAME} {error}" if isinstance(error, UnreadableError) else f"{NAME} is gone"
 
@@ -257,6 +264,10 @@ def _thumbnail(folder: Path, record: Record) -> dict[str, Any] | None:
     """Draw the result small; None where there is none."""
     if record.summary is not None:
         with contextlib.suppress(UsageError):
+            if is_stack(record):
+                with stacks.results_of(record, folder) as opened:
+                    (image,) = stacks.units(opened.read(opened.count // 2).samples)
+                return report.picture(views.reduced(shown(image), THUMBNAIL), 80)
             image = pictures.read_picture(folder / Path(record.summary.result).name, missing=True).image
             return report.picture(views.reduced(shown(image), THUMBNAIL), 80)
     return None

@@ -23,10 +23,22 @@ from dip_fast.pictures.raster import decode_png, encode_png
 from dip_fast.runs.parts import Part
 from dip_fast.runs.record import Record
 from dip_fast.runs.reporting import preview
+from dip_fast.tasks import masks
+from dip_fast.tasks.task import Data
 
 HERE, DROPPED = "here", "dropped"  # the first part of a picture's address
 MAX_ENTRIES = 2000  # of a folder, that are listed
 MAX_NAME = 80  # bytes of a dropped picture's name
+MARKS = re.compile(r"alpha|nan|#[0-9a-fA-F]{6}")  # what of a picture itself can say what is to be filled in
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page has to know of a picture before it is restored: height and width, upright, and what it lacks."""
+
+    size: tuple[int, int]
+    has_alpha: bool
+    has_missing: bool
 
 
 @dataclass(frozen=True)
@@ -129,9 +141,9 @@ class Desk:
             raise UsageError("there is no such file")
         return path
 
-    def size(self, path: Path) -> tuple[int, int]:
-        """Find height and width of a picture, upright."""
-        return _size(path, path.stat().st_mtime_ns)
+    def facts(self, path: Path) -> Facts:
+        """Find what the page has to know of a picture."""
+        return _facts(path, path.stat().st_mtime_ns)
 
     def drop(self, name: str, content: bytes) -> str:
         """Keep a picture that was dropped on the page, once it could be read; return its address."""
@@ -164,11 +176,32 @@ class Desk:
             If these are not the bits of a mask of the picture.
         """
         height, width = size
-        if size != self.size(picture) or len(bits) != -(-height * width // 8):
+        if size != self.facts(picture).size or len(bits) != -(-height * width // 8):
             raise UsageError("the mask is not of the size of the picture; load the page again")
         holes = np.unpackbits(np.frombuffer(bits, np.uint8), count=height * width).reshape(height, width)
-        write_atomically(self.draft(picture), encode_png(np.where(holes, 0, 255).astype(np.uint8)[..., None]))
+        write_atomically(self.draft(picture), _encoded(holes == 0))
         return hashlib.sha256(bits).hexdigest()
+
+    def loaded(self, picture: Path, name: str, content: bytes) -> bytes:
+        """Read a file as the mask of a picture, as the command line does; return it as a PNG file, black and white."""
+        size = self.facts(picture).size
+        return _encoded(pictures.read_mask(content, size, name=name or "mask"))
+
+    def marked(self, picture: Path, by: str) -> bytes:
+        """Find what is to be filled in by the picture itself: by ``alpha``, ``nan`` or a colour such as ``#ff00ff``.
+
+        Raises
+        ------
+        UsageError
+            If it is by something else, or no pixel is so.
+        """
+        if not MARKS.fullmatch(by):  # another text would be the name of a file
+            raise UsageError("a mask is by alpha, nan or a colour such as #ff00ff")
+        read = pictures.read_picture(picture, missing=True)
+        known = masks.known(by, Data(read.image, picture=read))
+        if known.all():
+            raise UsageError("no pixel of the picture is so ({}); paint what is to be filled in", by)
+        return _encoded(known)
 
     def painted(self, picture: Path, state: str) -> Path:
         """Keep the mask that was painted for a run, whatever is painted later; return its file.
@@ -195,9 +228,17 @@ def shown(path: Path, part: Part | None = None, page: int | None = None) -> byte
     return preview((part or Part()).of(pictures.read_picture(path, missing=True, page=page)).image)
 
 
+def _encoded(known: np.ndarray) -> bytes:
+    """Encode a mask as a PNG file: black is to be filled in."""
+    return encode_png(np.where(known, 255, 0).astype(np.uint8)[..., None])
+
+
 @lru_cache(maxsize=64)
-def _size(path: Path, changed: int) -> tuple[int, int]:
-    return pictures.read_picture(path, missing=True).size
+def _facts(path: Path, changed: int) -> Facts:
+    read = pictures.read_picture(path, missing=True)
+    alpha = read.extras.alpha
+    has_alpha = alpha is not None and bool(alpha.min() != alpha.max())
+    return Facts(read.size, has_alpha, read.missing is not None and bool(read.missing.any()))
 
 
 def _is_text(name: str) -> bool:

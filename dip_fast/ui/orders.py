@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dip_fast.errors import DipFastError, UsageError
 from dip_fast.presets import PRESETS
 from dip_fast.runs import estimate, job
+from dip_fast.runs.parts import Part
 from dip_fast.tasks import TASKS
 
 # Those whose inputs can be given on the page.
-OFFERED = ("denoise", "inpaint", "superres", "deblur", "jpeg")
+OFFERED = ("denoise", "inpaint", "superres", "deblur", "jpeg", "guided")
+FILES = {"inpaint": "mask", "guided": "guide"}  # what they need beside the picture
 BLUR = re.compile(r"gaussian:\d{1,3}(\.\d{1,4})?|motion:\d{1,3}(\.\d{1,4})?,-?\d{1,3}(\.\d{1,4})?")
 SNAPSHOTS = 20  # at least, of a run: what is watched sharpens that often
 
@@ -33,7 +36,7 @@ def tasks() -> dict[str, dict[str, Any]]:
         if name == "deblur":
             text = "The blur: gaussian:1.6 (standard deviation in pixels) or motion:15,30 (length, degrees)."
             options.insert(0, {"name": "kernel", "kind": "str", "values": [], "default": "gaussian:1.6", "help": text})
-        found[name] = {"summary": TASKS[name].summary, "options": options, "needs_mask": name == "inpaint"}
+        found[name] = {"summary": TASKS[name].summary, "options": options, "needs": FILES.get(name, "")}
     return found
 
 
@@ -53,8 +56,33 @@ def costs(task: str, size: tuple[int, int]) -> list[dict[str, Any]]:
     return found
 
 
-def words(order: dict[str, Any], mask: Path | None) -> list[str]:
+def part(order: Mapping[str, Any], size: tuple[int, int]) -> tuple[Part, tuple[int, int]]:
+    """Find which part of a picture of this size is asked for, and the size of that.
+
+    Raises
+    ------
+    UsageError
+        If there is no such part.
+    """
+    region, most = order.get("preview") or None, order.get("max_size") or None
+    if not (region is None or isinstance(region, str)) or not (most is None or type(most) is int):
+        raise UsageError("a part is given by its numbers, and the longest side by one")
+    found = Part(region, most)
+    found.check()
+    return found, found.size(*size)
+
+
+def words(order: dict[str, Any], found_part: Part, file: Path | None) -> list[str]:
     """Write what the page asks for as arguments of ``dip-fast run``.
+
+    Parameters
+    ----------
+    order : dict
+        What the page sends.
+    found_part : Part
+        As `part` finds it.
+    file : Path, optional
+        What the task needs beside the picture.
 
     Raises
     ------
@@ -87,8 +115,24 @@ def words(order: dict[str, Any], mask: Path | None) -> list[str]:
         if name in given:
             dashed = name.replace("_", "-")
             found.append(f"--{'' if value else 'no-'}{dashed}" if isinstance(value, bool) else f"--{dashed}={value}")
-    if mask is not None:
-        found += ["--mask", str(mask)]
+    if file is not None:
+        found += [f"--{FILES[task]}", str(file)]
+    return [*found, *_more(order, found_part)]
+
+
+def _more(order: Mapping[str, Any], found_part: Part) -> list[str]:
+    """Write what few change: seed, part, metadata."""
+    found, seed = [], order.get("seed")
+    if seed is not None:
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise UsageError("the seed must be a number from 0 on")
+        found.append(f"--seed={seed}")
+    if found_part.region is not None:
+        found.append(f"--preview={found_part.region}")
+    if found_part.max_size is not None:
+        found.append(f"--max-size={found_part.max_size}")
+    if order.get("keep_metadata"):
+        found.append("--keep-metadata")
     return found
 
 

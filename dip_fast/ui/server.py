@@ -30,7 +30,7 @@ from dip_fast.ui.desk import Desk
 from dip_fast.ui.jobs import Jobs
 
 HOST = "127.0.0.1"
-SCRIPTS = ("ui.js", "paint.js", "brush.js", "look.js")
+SCRIPTS = ("ui.js", "paint.js", "brush.js", "look.js", "more.js")
 # A report that somebody else's folder brings may run its script, in an origin of its own, and ask for nothing.
 REPORT = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; sandbox allow-scripts"
@@ -59,6 +59,7 @@ def application(place: Desk, token: str, hosts: tuple[str, ...]) -> guard.Guard:
         Route("/dropped", pages.drop, methods=["POST"]),
         Route("/mask", pages.mask),
         Route("/mask", pages.paint, methods=["POST"]),
+        Route("/mask-file", pages.load, methods=["POST"]),
         Route("/runs", pages.runs),
         Route("/runs", pages.start, methods=["POST"]),
         Route("/runs/{name}", pages.run),
@@ -125,10 +126,15 @@ class Pages:
 
     async def costs(self, request: Request) -> Response:
         """List the presets, with what they take for a picture."""
-        path = self.desk.picture(request.query_params.get("of", ""))
-        size = await _aside(self.desk.size, path)
-        found = await _aside(orders.costs, request.query_params.get("task", ""), size)
-        return JSONResponse({"width": size[1], "height": size[0], "presets": found})
+        asked = request.query_params
+        facts = await _aside(self.desk.facts, self.desk.picture(asked.get("of", "")))
+        most = asked.get("max_size", "")
+        order = {"preview": asked.get("preview"), "max_size": int(most) if most.isdecimal() else None}
+        _, size = orders.part(order, facts.size)
+        found = await _aside(orders.costs, asked.get("task", ""), size)
+        height, width = facts.size
+        lacks = {"has_alpha": facts.has_alpha, "has_missing": facts.has_missing}
+        return JSONResponse({"width": width, "height": height, **lacks, "presets": found})
 
     async def drop(self, request: Request) -> Response:
         """Keep a picture that was dropped."""
@@ -137,9 +143,19 @@ class Pages:
         return JSONResponse({"picture": address})
 
     async def mask(self, request: Request) -> Response:
-        """Show the mask that is being painted for a picture; black is to be filled in."""
-        draft = self.desk.draft(self.desk.picture(request.query_params.get("of", "")))
+        """Show the mask that is being painted for a picture, or what it says itself; black is to be filled in."""
+        path, by = self.desk.picture(request.query_params.get("of", "")), request.query_params.get("by")
+        if by is not None:
+            return _png(await _aside(self.desk.marked, path, by))
+        draft = self.desk.draft(path)
         return _png(draft.read_bytes()) if draft.exists() else Response(status_code=204)
+
+    async def load(self, request: Request) -> Response:
+        """Show what a file means as the mask of a picture."""
+        asked = request.query_params
+        path = self.desk.picture(asked.get("of", ""))
+        content = await guard.body(request, guard.MAX_UPLOAD)
+        return _png(await _aside(self.desk.loaded, path, asked.get("name", ""), content))
 
     async def paint(self, request: Request) -> Response:
         """Keep the mask that is being painted."""
@@ -164,12 +180,21 @@ class Pages:
         """Start a run."""
         order = await _order(request)
         picture = self.desk.picture(str(order.get("picture", "")))
-        mask = None
-        if order.get("task") == "inpaint":
-            mask = await _aside(self.desk.painted, picture, str(order.get("mask", "")))
-        words = orders.words(order, mask)
+        part, _ = orders.part(order, (await _aside(self.desk.facts, picture)).size)
+        words = orders.words(order, part, await self._file(order, picture))
         facts = {"name": picture.name, "task": order.get("task"), "preset": order.get("preset") or ""}
         return JSONResponse({"name": await _aside(self.jobs.start, picture, words, facts)})
+
+    async def _file(self, order: dict[str, Any], picture: Path) -> Path | None:
+        """Find what a task needs beside the picture."""
+        needed = orders.FILES.get(str(order.get("task")))
+        if needed == "mask":
+            return Path(await _aside(self.desk.painted, picture, str(order.get("mask", ""))))
+        if needed == "guide":
+            if not order.get("guide"):
+                raise UsageError("choose a guide: another picture of the same scene")
+            return self.desk.picture(str(order["guide"]))
+        return None
 
     async def stop(self, request: Request) -> Response:
         """Stop a run after its step."""

@@ -10,15 +10,12 @@ import torch
 
 from dip_fast.models.packing import digest
 from dip_fast.pictures import metrics
-from dip_fast.pictures.ranges import find
-from dip_fast.pictures.samples import to_unit
 from dip_fast.pictures.stacks import Stack
-from dip_fast.runs import reporting, views
+from dip_fast.runs import report, reporting
 from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.record import NAME, Summary, now
 from dip_fast.runs.stack.record import StackFolder, StackRecord
-
-SHOWN = 3  # pictures on the contact sheet
+from dip_fast.runs.stack.report import looks, page, small, units
 
 
 class Restored:
@@ -50,7 +47,11 @@ def finish(record: StackRecord, stack: Stack, reference: Stack | None, folder: S
             stack.write(name, file, restored)
     place = folder.place
     folder.result = place if len(stack.results) > 1 else place / stack.results[0]
-    folder.write("contact_sheet.png", lambda: reporting.preview(_sheet(stack, reference, restored)))
+    shown, sheets = [], []
+    for label, looked in looks(stack, reference, restored):
+        sheets.append(sheet_of(looked))
+        shown.append((label, small(looked)))
+    folder.write("contact_sheet.png", lambda: reporting.preview(np.concatenate(sheets)))
     found, sums = hashlib.sha256(), np.zeros(4)
     for number in range(stack.count):
         samples = restored(number)
@@ -84,31 +85,14 @@ def finish(record: StackRecord, stack: Stack, reference: Stack | None, folder: S
     )
     record.status, record.ended, record.summary = "done", now(), summary
     record.seconds_per_step = summary.seconds / max(steps, 1)
+    folder.write(report.NAME, lambda: page(record, shown, str(place)))
     folder.rewrite(NAME, record.json())
     folder.remove([chunk["file"] for chunk in record.chunks])
     folder.remove_snapshots()
     return summary
 
 
-def _units(*samples: np.ndarray) -> list[np.ndarray]:
-    """Scale the samples of pictures to the range of the first."""
-    limits = find(samples[0]).limits
-    return [to_unit(each, limits) for each in samples]
-
-
 def _quality(before: np.ndarray, after: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Measure PSNR and SSIM of a picture and of its result, in the range of the picture."""
-    noisy, clean, truth = _units(before, after, reference)
+    noisy, clean, truth = units(before, after, reference)
     return np.array([measure(image, truth) for image in (noisy, clean) for measure in (metrics.psnr, metrics.ssim)])
-
-
-def _sheet(stack: Stack, reference: Stack | None, restored: Restored) -> np.ndarray:
-    """Lay out the first picture, the middle one and the last."""
-    numbers = sorted({round(place) for place in np.linspace(0, stack.count - 1, SHOWN)})
-    sheets = []
-    for number in numbers:
-        truth = [] if reference is None else [reference.read(number).samples]
-        image, result, *clean = _units(stack.read(number).samples, restored(number), *truth)
-        looks = views.collect(image, result, reference=clean[0] if clean else None)
-        sheets.append(sheet_of(looks))
-    return np.concatenate(sheets)

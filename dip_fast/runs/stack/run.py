@@ -161,6 +161,7 @@ def _restored(work: Work, stored: StackRecord | None) -> Summary:
     found = survey(stack)
     identity = _identity(work, found.sha256)
     record = StackRecord("running", job, asdict(job.recipe(size)), identity, _files(request), results=stack.results)
+    record.sources = [str(source) for source in request.sources]
     if stored is None:
         record.chunk, most = request.chunk, request.chunk or _most(work, needed)
         record.chunks = _planned(chunks(stack.count, found.cuts, most), found.cuts)
