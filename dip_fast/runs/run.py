@@ -183,6 +183,7 @@ def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tu
         f"{picture.name}: {width}x{height}, {channels}, {picture.kind.bits} bit{sort}; "
         f"{job.task}, preset {job.preset}, seed {job.seed}",
         *picture.notes,
+        *material.data.notes,
     )
 
 
