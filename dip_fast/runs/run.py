@@ -30,6 +30,7 @@ from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.runs.states import MOST, States, has_states
+from dip_fast.runs.untouched import changed
 from dip_fast.tasks import TASKS
 
 
@@ -85,6 +86,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             if job == stored.settings and (summary := _done(stored, request)):
                 say("this run is done; nothing is left to resume")
                 return summary
+            _require_untouched(request.folder, stored)
 
         torch.set_num_threads(job.threads)
         fit = start(job, material.data, material.reference)
@@ -233,6 +235,15 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
         raise UsageError(
             "cannot resume: preset {} differs between the versions; start again with {}",
             *(job.preset, Argument("overwrite", True)),
+        )
+
+
+def _require_untouched(folder: Path, stored: Record) -> None:
+    """Refuse to write over what somebody has made of the result of a run that was stopped, or that is extended."""
+    if stored.summary and stored.summary.file and (file := changed(folder, stored.summary)) is not None:
+        raise UsageError(
+            "cannot resume: {} is not as the run wrote it; move what you have changed away, or start again with {}",
+            *(file, Argument("overwrite", True)),
         )
 
 
