@@ -193,7 +193,7 @@ def _check_file(
             if is_given:
                 example = Argument("out", "restored.jpg")
                 raise UsageError(
-                    "{} is of a file for the result; name one of a format of results, as with {}", argument, example
+                    "{} needs a file for the result; name one of a format of results, as with {}", argument, example
                 )
     elif only_result and (resume or export):
         raise UsageError(

@@ -195,7 +195,8 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
         blocks = f", {engines.describe(fit.network)}" if job.engine == "fused" else ""
         work.say(f"device {devices.describe(torch.device(job.device))}, engine {job.engine}{blocks}")
     notes = " ".join(fit.objective.notes)
-    work.say(f"pictures {chunk['first'] + 1} to {chunk['first'] + chunk['count']}: {notes}")
+    first, last = chunk["first"] + 1, chunk["first"] + chunk["count"]
+    work.say(f"picture {first}: {notes}" if first == last else f"pictures {first} to {last}: {notes}")
     checkpoint = folder.place / CHECKPOINT
     if resumes and checkpoint.exists():
         checkpoints.load(checkpoint, fit, record.digest())
