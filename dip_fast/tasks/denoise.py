@@ -53,7 +53,7 @@ class Denoise(Task):
 
         if recipe.masking is not None:
             y, known = as_target(data.image), _known(data)
-            block = BLOCK if options["noise"] == "auto" and is_correlated(y, known) else 1
+            block = BLOCK if options["noise"] == "auto" and is_correlated(*_living(y, known)) else 1
             return masked_prediction(y, _noise(data, options), recipe, block=block, seed=seed, known=known)
         if options["noise"] != "auto" and recipe.options.perturbation is None:
             perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
@@ -101,8 +101,17 @@ def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:
 
     y, said = as_target(data.image), parse_noise(options["noise"])
     if said is None:
-        return measure_noise(y, grows=True if options["noise"] == "poisson" else None, known=_known(data))
+        y, known = _living(y, _known(data))
+        return measure_noise(y, grows=True if options["noise"] == "poisson" else None, known=known)
     return NoiseModel(*said, *cut_off(y, NoiseModel(*said).deviation))
+
+
+def _living(y: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Leave out channels that are constant: without noise at their level, that of the others seems to grow with it."""
+    lives = (y.amin((0, 2, 3)) < y.amax((0, 2, 3))).cpu()
+    if lives.all() or not lives.any():
+        return y, known
+    return y[:, lives], None if known is None else known[:, lives]
 
 
 def _known(data: Data) -> Tensor | None:
