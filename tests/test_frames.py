@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MET = ("stars", "cells", "page", "hot", "patch", "flat")
 # Those that miss a bar, docs/pictures.md: the dark half, 22 channels in one network, and the outermost pixels.
 MISSED = pytest.mark.xfail(reason="a bar is missed", strict=True)
 
