@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Write a number with what it counts: ``1 picture``, ``1,000 pictures``."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 ENGINES = ("auto", "fused", "plain")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")

@@ -39,7 +39,7 @@ def test_batch_and_the_same_command_again(dip, scripted):
         "manifest: out/manifest.csv",
         "index: out/index.html",
     ]
-    assert "3 pictures to restore, 1 other files ignored" in ended.err
+    assert "3 pictures to restore, 1 other file ignored" in ended.err
     assert "bad: bad.png: cannot read" in ended.err
     assert "dip-fast: 1 of 3 pictures failed; out/manifest.csv says why" in ended.err
     again = dip("batch", "in", "-o", "out", *SHORT, "--json")
@@ -53,7 +53,7 @@ def test_batch_and_the_same_command_again(dip, scripted):
     assert status.code == 0
     assert status.out.decode().startswith("1 bad, 2 done\nbad: bad.png: cannot read")
     dry = dip("batch", "in", "-o", "out", *SHORT, "--dry-run")
-    assert dry.out.decode().splitlines()[-1] == "0 to restore, 2 done, 1 other files ignored"
+    assert dry.out.decode().splitlines()[-1] == "0 to restore, 2 done, 1 other file ignored"
 
 
 @pytest.mark.usefixtures("small")
@@ -65,7 +65,7 @@ def test_what_stands_in_the_way_is_named_again(dip, scripted):
     picture("in/0.png", seed=9)
     ended = dip("batch", "in", "-o", "out", *SHORT)
     assert ended.code == 3
-    assert "0 pictures to restore, 1 are done, 2 cannot be restored" in ended.err
+    assert "0 pictures to restore, 1 is done, 2 cannot be restored" in ended.err
     assert "blocked: 0.png: out/0.png holds the run of another picture" in ended.err
     assert "bad: bad.png: cannot read" in ended.err
     assert ended.out.decode().splitlines()[0] == "1 bad, 1 blocked, 1 done (1 before)"
@@ -94,7 +94,7 @@ def test_pictures_without_a_reference_are_counted(dip, scripted):
     scripted("done", "done")
     picture("clean/0.png")
     ended = dip("batch", "in", "-o", "out", "--reference", "clean", *SHORT)
-    assert "1 of 2 pictures have none of their name in clean, and get no PSNR" in ended.err
+    assert "1 of 2 pictures has none of their name in clean, and get no PSNR" in ended.err
 
 
 def test_dry_run_writes_nothing(dip, scripted, place):

@@ -18,6 +18,7 @@ NOT_SCRIPTS = {
     "common.py",
     "damage.py",
     "figure_tables.py",
+    "frame_cases.py",
     "mutations.py",
     "other_models.py",
     "inverse_cases.py",
@@ -46,6 +47,10 @@ SCRIPTS = {
     ),
     "exactness.py": ("run", ["ten replays give the result's bytes: yes", "torchscript: the recorded bytes: yes"]),
     "figures.py": ("--list", ["presets: ", "speed: "]),  # tests/test_figures.py has the rest
+    "frames.py": (  # tests/test_frames.py has the others
+        "flat --size 32 --threads 1",
+        ["| frame | figure | measured | bar |", "| flat | levels from what it was | 0 | at most 1 |"],
+    ),
     "inverse.py": (  # tests/test_inverse_benchmark.py has the other tasks
         "--jpeg clean.png --presets quick --iterations 2 --threads 1",
         ["| picture | decoded | `quick` |", "clean 32x32, JPEG quality 10"],

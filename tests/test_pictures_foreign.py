@@ -1,6 +1,7 @@
 """What people hand in that is no developed picture: each is refused in one line that says what it is and what to do."""
 
 import gzip
+import importlib.util
 import io
 import lzma
 import tarfile
@@ -12,7 +13,7 @@ import tifffile
 from picture_files import TALL, noise, pillow, tiff
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures import formats, read_picture
+from dip_fast.pictures import read_picture
 from dip_fast.pictures.raw_structure import is_camera_raw
 
 
@@ -47,7 +48,7 @@ RAW = {
 @pytest.fixture
 def without_libraries(monkeypatch):
     """No library of an extra can be imported."""
-    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("without_libraries")
@@ -63,8 +64,19 @@ def test_a_raw_file_is_not_read_as_its_thumbnail(kind, tmp_path):
 @pytest.mark.usefixtures("without_libraries")
 def test_a_raw_file_whose_structure_says_nothing_is_known_by_its_name(tmp_path):
     path = tmp_path / "shot.NEF"
-    path.write_bytes(tiff(noise(*TALL, 3)))
+    path.write_bytes(tiff(noise(*TALL, 3), extratags=[(271, "s", 0, "NIKON", True)]))
     with pytest.raises(UsageError, match="camera raw"):
+        read_picture(path)
+
+
+def test_a_tiff_that_was_only_named_so_is_no_raw_file(tmp_path):
+    samples = noise(*TALL, 3)
+    path = tmp_path / "shot.cr2"
+    path.write_bytes(tiff(samples))
+    np.testing.assert_array_equal(read_picture(path).samples, samples)
+    path.write_bytes(tiff(samples, extratags=[(271, "s", 0, "Canon", True)]))
+    pytest.importorskip("rawpy")
+    with pytest.raises(UsageError, match=r"LibRaw cannot develop it .*; .* if it is one, name it \.tif"):
         read_picture(path)
 
 

@@ -18,7 +18,8 @@ GRAY_MAP = '''
 import numpy as np
 
 from dip_fast.errors import UsageError
-from dip_fast.pictures.formats import Decoded, Format, check_size
+from dip_fast.pictures import Decoded, Format
+from dip_fast.pictures.formats import check_size
 
 
 def read(data, keep_metadata):

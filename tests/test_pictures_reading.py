@@ -312,5 +312,17 @@ def test_masks_that_cannot_be_meant():
         read_mask(b"", TALL)
 
 
+def test_a_photograph_for_a_mask_is_noted():
+    """It was taken for a mask in silence."""
+    notes = []
+    read_mask(pillow(smooth(40, 30, 3), "PNG"), (40, 30), notes=notes)
+    (line,) = notes
+    assert "has many grays, as a photograph has: where it is lighter than half" in line
+    soft = np.clip(np.add.outer(np.zeros(40), np.arange(30.0) - 15) * 40 + 128, 0, 255).astype(np.uint8)
+    for mask in (soft, np.where(soft > 99, 255, 128).astype(np.uint8)):  # a soft edge, and two grays
+        read_mask(pillow(mask, "PNG"), (40, 30), notes=notes)
+    assert notes == [line]
+
+
 def test_a_mask_all_known_is_the_callers_concern():
     assert read_mask(pillow(np.full(TALL, 255, np.uint8), "PNG"), TALL).all()

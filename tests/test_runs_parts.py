@@ -12,6 +12,7 @@ from PIL import Image
 from run_cases import ONE, record, texture
 
 from dip_fast.device import devices
+from dip_fast.errors import UsageError
 from dip_fast.pictures import read_picture, reading
 from dip_fast.runs import estimate
 from dip_fast.runs.job import complete
@@ -127,6 +128,29 @@ def test_a_12k_by_8k_float_picture_gets_its_answer_before_it_is_decoded(dip, pla
         (line,) = ended.err.splitlines()
         assert "a 12000x8000 picture needs about" in line
         assert "2.0 GB are free" in line
+
+
+def test_the_answer_to_a_large_picture_comes_before_it_is_decoded(dip, monkeypatch):
+    """12000x8000 floats took 27 s and 3 GB until a line said that the fit takes a quarter of an hour."""
+    tifffile.memmap("large.tif", shape=(8000, 12000), dtype=np.float32).flush()
+    monkeypatch.setattr(devices, "available_bytes", lambda device: 10**11)
+
+    def stop(*_):
+        raise UsageError("decoded")
+
+    monkeypatch.setattr(reading, "_picture", stop)
+    ended = dip("run", "large.tif", *ONE, "--preset", "fast")
+    assert ended.code == 2
+    *_, answer, last = ended.err.splitlines()
+    assert answer.startswith("this may take")
+    assert "decoded" in last
+
+
+def test_what_a_run_takes_is_said_once(dip, noisy, monkeypatch):
+    monkeypatch.setattr(estimate, "seconds", lambda job, size: 700.0)
+    ended = dip("run", noisy, *[word for word in SHORT if word != "-q"])
+    assert ended.code == 0
+    assert ended.err.count("this may take 12 minutes") == 1
 
 
 def test_time_memory_and_disk_are_said_where_they_are_much():

@@ -131,13 +131,13 @@ def test_a_jpeg_on_request_keeps_the_quality_of_the_picture(dip, place):
         (["-o", "restored.bmp"], 'results are not written as ".bmp": name the file .png, .jpg, .tif'),
         (
             ["-o", "restored.png", "--quality", "80"],
-            "--quality is of JPEG files; leave it out, or name the result",
+            "--quality is for JPEG files; leave it out, or name the result",
         ),
         (
             ["--only-result"],
-            "--only-result is of a file for the result; name one of a format of results, as with --out restored.jpg",
+            "--only-result needs a file for the result; name one of a format of results, as with --out restored.jpg",
         ),
-        (["--quality", "80"], "--quality is of a file for the result; name one"),
+        (["--quality", "80"], "--quality needs a file for the result; name one"),
         (["-o", "restored.png", "--only-result", "--resume"], "--only-result keeps no folder, which --resume needs"),
         (["-o", "restored.png", "--only-result", "--export", "onnx"], "keeps no folder, which --export needs"),
         (["-o", "a" * 300 + ".png"], "File name too long; choose another name"),

@@ -151,6 +151,26 @@ def test_resuming_a_finished_run_says_so(dip, noisy):
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["result.png", "model.onnx"])
+def test_going_on_does_not_write_over_what_somebody_has_changed(dip, noisy, monkeypatch, name):
+    signal_after(monkeypatch, lambda fit: fit.steps == 5, signal.SIGINT)
+    assert dip("run", noisy, *SIXTY).code == 130
+    file = Path("runs/noisy", name)
+    written = file.read_bytes()
+    file.write_bytes(b"retouched")
+    ended = dip("run", noisy, *SIXTY, "--resume")
+    assert ended.code == 2
+    assert f"cannot resume: {file} is not as the run wrote it; move what you have changed away" in ended.err
+    assert file.read_bytes() == b"retouched"
+    file.write_bytes(written)
+    assert dip("run", noisy, *SIXTY, "--resume").code == 0
+    file.write_bytes(b"retouched")  # with nothing left to do, nothing is written
+    assert dip("run", noisy, *SIXTY, "--resume").code == 0
+    assert dip("run", noisy, *SIXTY[:2], "--iterations", "70", "--resume").code == 2
+    assert file.read_bytes() == b"retouched"
+
+
+@pytest.mark.usefixtures("small")
 def test_finished_run_that_lost_its_result_makes_it_again(dip, noisy):
     assert dip("run", noisy, *SHORT).code == 0
     result = Path("runs/noisy/result.png").read_bytes()

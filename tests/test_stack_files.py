@@ -75,6 +75,12 @@ def test_a_tiff_stack_keeps_axes_samples_and_sort(name, place):
         np.testing.assert_array_equal(second.asarray(), samples)
 
 
+@pytest.mark.parametrize(("name", "words"), [("imagej, channels alone", "1 picture ("), ("pages", "3 pictures (")])
+def test_one_picture_is_not_1_pictures(name, words, place):
+    written(place / "a.tif", name)
+    assert open_stack([place / "a.tif"]).described.startswith(words)
+
+
 def test_colours_and_alpha_of_pages_are_kept(place):
     for name, options in {"rgba": {"extrasamples": ["unassalpha"]}, "planar": {"planarconfig": "separate"}}.items():
         shape = (2, *TALL, 4) if name == "rgba" else (2, 3, *TALL)

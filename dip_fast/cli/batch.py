@@ -18,6 +18,7 @@ from dip_fast.cli.parameters import debug_option, json_option
 from dip_fast.cli.restoring import Restoring, how_options, what_options
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.names import counted
 
 if TYPE_CHECKING:
     from dip_fast.runs.batch.control import Batch, Result
@@ -190,7 +191,7 @@ def _list(asked: Batch, *, verbose: bool, as_json: bool) -> int:
         if row["status"] in control.FAULTS:
             show(f"{row['status']}: {row['path']}: {row['error']}")
     _name_ignored(found.ignored, verbose=verbose)
-    show(f"{len(found.items)} to restore, {found.skipped} done, {len(found.ignored)} other files ignored")
+    show(f"{len(found.items)} to restore, {found.skipped} done, {counted(len(found.ignored), 'other file')} ignored")
     return 0
 
 
@@ -226,7 +227,7 @@ def _report(result: Result, *, quiet: bool, as_json: bool, json_events: bool) ->
     if result.gave_up:
         say("dip-fast: too many pictures failed in a row, and nothing more was begun; see --max-failures")
     elif result.faults:
-        say(f"dip-fast: {result.faults} of {len(result.rows)} pictures failed; {result.manifest} says why")
+        say(f"dip-fast: {result.faults} of {counted(len(result.rows), 'picture')} failed; {result.manifest} says why")
     return SOME_FAILED if result.faults or result.gave_up else 0
 
 
@@ -302,10 +303,10 @@ class Shower:
 
     def _begin(self, event: dict[str, Any]) -> None:
         self.total = event["waiting"]
-        done = f", {event['done']} are done" if event["done"] else ""
+        done = f", {counted(event['done'], 'is done', 'are done')}" if event["done"] else ""
         faults = f", {len(event['faults'])} cannot be restored" if event["faults"] else ""
-        ignored = f", {len(event['ignored'])} other files ignored" if event["ignored"] else ""
-        self._say(f"{event['waiting']} pictures to restore{done}{faults}{ignored}")
+        ignored = f", {counted(len(event['ignored']), 'other file')} ignored" if event["ignored"] else ""
+        self._say(f"{counted(event['waiting'], 'picture')} to restore{done}{faults}{ignored}")
         _name_faults([{"path": fault["picture"], **fault} for fault in event["faults"]], self._say)
         _name_ignored(event["ignored"], verbose=self.verbose)
         if self.total and sys.stderr.isatty():

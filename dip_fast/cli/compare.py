@@ -16,6 +16,7 @@ from dip_fast.cli.parameters import Named, debug_option
 from dip_fast.cli.restoring import Restoring
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import DipFastError
+from dip_fast.names import counted
 from dip_fast.presets import PRESETS
 from dip_fast.tasks import TASKS
 
@@ -128,7 +129,9 @@ def compare(
     elif not quiet:
         show("\n".join([*runs.table(found.rows), f"crops: {found.folder / runs.SHEET}"]))
     if found.problems:
-        raise DipFastError(f"{found.problems[0]}; {len(found.problems)} files of the runs could not be written")
+        raise DipFastError(
+            f"{found.problems[0]}; {counted(len(found.problems), 'file')} of the runs could not be written"
+        )
     if found.interrupted:
         say("stopped; go on with the same command")
         return INTERRUPTED

@@ -10,6 +10,7 @@ import click
 from dip_fast import figures
 from dip_fast.cli.output import greet, show
 from dip_fast.cli.parameters import json_option
+from dip_fast.names import counted
 from dip_fast.presets import PRESETS
 from dip_fast.tasks import TASKS
 
@@ -41,7 +42,7 @@ def presets(as_json: bool) -> None:
     for name, preset in PRESETS.items():
         shown = _shown(name)
         show(f"{name}: {preset.summary}")
-        show(f"    network {shown['network']}, {shown['iterations']} steps; {shown['cost']}")
+        show(f"    network {shown['network']}, {counted(shown['iterations'], 'step')}; {shown['cost']}")
 
 
 @click.command(short_help="List the tasks, and what each takes.")

@@ -20,6 +20,7 @@ from dip_fast.cli.parameters import F, debug_option, json_option
 from dip_fast.cli.restoring import Restoring, how_options, what_options
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.names import counted
 from dip_fast.runs import commands
 from dip_fast.tasks import TASKS
 
@@ -192,7 +193,7 @@ def _check_file(
             if is_given:
                 example = Argument("out", "restored.jpg")
                 raise UsageError(
-                    "{} is of a file for the result; name one of a format of results, as with {}", argument, example
+                    "{} needs a file for the result; name one of a format of results, as with {}", argument, example
                 )
     elif only_result and (resume or export):
         raise UsageError(
@@ -276,7 +277,7 @@ def reported(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_
         raise DipFastError(f"{error}; the result is in {summary.result}") from error
     if problems := summary.problems:
         where = "" if to_stdout and not has_folder else f"the result is in {summary.result}, "
-        raise DipFastError(f"{problems[0]}; {where}{len(problems)} files of the run could not be written")
+        raise DipFastError(f"{problems[0]}; {where}{counted(len(problems), 'file')} of the run could not be written")
     if summary.stop_reason != "interrupted":
         return 0
     if has_folder:

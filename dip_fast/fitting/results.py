@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dip_fast.fitting import showing
+from dip_fast.names import counted
 from dip_fast.networks.network_input import NetworkInput
 
 COLUMNS = ("step", "loss", "learning_rate", "variance", "psnr")  # of the history
@@ -100,8 +101,8 @@ class Result:
     def __repr__(self) -> str:
         estimate = "" if self.estimated_psnr is None else f", estimated PSNR {self.estimated_psnr:.2f} dB"
         return (
-            f"<Result: {' x '.join(map(str, self.image.shape))}, {self.steps} steps in {self.seconds:.1f} s, "
-            f"ended by {self.stop_reason}{estimate}>"
+            f"<Result: {' x '.join(map(str, self.image.shape))}, {counted(self.steps, 'step')} in "
+            f"{self.seconds:.1f} s, ended by {self.stop_reason}{estimate}>"
         )
 
 

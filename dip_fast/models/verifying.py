@@ -10,6 +10,7 @@ import numpy as np
 
 from dip_fast.errors import DipFastError
 from dip_fast.models.packing import digest
+from dip_fast.names import counted
 from dip_fast.pictures import Kind
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Difference:
         row, column, channel = self.worst
         top, bottom, left, right = self.box
         return (
-            f"{self.pixels} pixels ({self.fraction:.3%} of the values) differ, by {self.largest:g} at most "
+            f"{counted(self.pixels, 'pixel')} ({self.fraction:.3%} of the values) "
+            f"{'differs' if self.pixels == 1 else 'differ'}, by {self.largest:g} at most "
             f"(row {row}, column {column}, channel {channel}), all in rows {top}-{bottom}, columns {left}-{right}"
         )
 

@@ -5,7 +5,8 @@ Importing this loads numpy and no decoder.
 
 from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.files import write_atomically, write_in
-from dip_fast.pictures.formats import FORMATS, Format
+from dip_fast.pictures.format import Format
+from dip_fast.pictures.formats import FORMATS
 from dip_fast.pictures.kind import Kind
 from dip_fast.pictures.picture import Extras, Picture
 from dip_fast.pictures.reading import read_mask, read_picture

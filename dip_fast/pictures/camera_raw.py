@@ -31,6 +31,8 @@ def read(data: bytes, keep_metadata: bool) -> Decoded:
     except rawpy.LibRawError as error:
         text = error.args[0] if error.args else error
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        raise UsageError(f"LibRaw cannot develop it ({text}); develop it to a 16-bit TIFF file first") from error
+        raise UsageError(
+            f"LibRaw cannot develop it ({text}); develop it to a 16-bit TIFF file first, or if it is one, name it .tif"
+        ) from error
     notes = ["It was developed to linear sRGB of 16 bits, with the camera's white balance: it looks dark as it is."]
     return Decoded(samples, notes=notes)

@@ -12,16 +12,21 @@ _CAMERAS = (b"II\x1a\0\0\0HEAPCCDR", b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMO
 _SENSOR = (32803, 34892)  # PhotometricInterpretation: a colour filter array, or DNG's linear values of a sensor
 MOST_DIRECTORIES, MOST_TAGS = 100, 4096  # no camera writes so many
 _PHOTOMETRIC, _SUB_DIRECTORIES, _DNG_VERSION, _FILTER_PATTERN = 262, 330, 50706, 33422
+_MAKE = 271  # of the camera
 
 
-def is_camera_raw(data: bytes) -> bool:
+def is_camera_raw(data: bytes, *, named: bool = False) -> bool:
     """Find whether a file holds what a camera's sensor saw, not developed: it then shows a small preview to others.
 
     Parameters
     ----------
     data : bytes
         The content of any file, or its beginning.
+    named : bool
+        Whether it has the name of such a file.  The structure of some says nothing; but all of them name the camera,
+        as a TIFF file that was only named so does not.
     """
+    marks = (_DNG_VERSION, _FILTER_PATTERN, _MAKE) if named else (_DNG_VERSION, _FILTER_PATTERN)
     if data.startswith(_CAMERAS) or data[4:12] == b"ftypcrx " or (data[:2] == b"II" and data[8:10] == b"CR"):
         return True
     if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -41,7 +46,7 @@ def is_camera_raw(data: bytes) -> bool:
             tags += entries
             for place in range(first, first + min(entries, MOST_TAGS) * tag_size, tag_size):
                 (code,) = struct.unpack_from(order + "H", data, place)
-                if code in (_DNG_VERSION, _FILTER_PATTERN):
+                if code in marks:
                     return True
                 if code == _PHOTOMETRIC and struct.unpack_from(order + "H", data, place + value_at)[0] in _SENSOR:
                     return True

@@ -185,6 +185,7 @@ def read_mask(
     *,
     white_is_known: bool = True,
     name: str | None = None,
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     """Read a mask: white is known, black is to be filled in; or a layer, on which something is painted over.
 
@@ -198,6 +199,8 @@ def read_mask(
         Otherwise white is to be filled in, and black is known.
     name : str, optional
         As for `read_picture`.
+    notes : list of str, optional
+        Gets a line where the mask looks like a photograph.
 
     Returns
     -------
@@ -222,7 +225,14 @@ def read_mask(
         if not known.any():
             raise UsageError(f"the mask {mask.name} leaves nothing known: no pixel of it is wholly transparent")
         return known
-    known = (mask.image.mean(axis=2) >= 0.5) == white_is_known
+    gray = mask.image.mean(axis=2)
+    if notes is not None and _is_shaded(gray):
+        notes.append(
+            f"The mask {one_line(mask.name)} has many grays, as a photograph has: where it is "
+            f"{'lighter' if white_is_known else 'darker'} than half of its range, the picture is taken for known; give "
+            "a black and white one if that is not meant."
+        )
+    known = (gray >= 0.5) == white_is_known
     if not known.any():
         low, high = mask.kind.value_range
         word, colour = ("at least", "white") if white_is_known else ("below", "black")
@@ -231,6 +241,15 @@ def read_mask(
             f"{word} {low + (high - low) / 2:g} in its range of {low:g} to {high:g}"
         )
     return known
+
+
+def _is_shaded(gray: np.ndarray) -> bool:
+    """Whether a quarter of the pixels are neither nearly black nor nearly white, and of more than a few grays.
+
+    The blurred edge of a mask is less, and that of an editor's selection has few.
+    """
+    between = gray[(gray > 0.1) & (gray < 0.9)]
+    return 4 * between.size > gray.size and np.unique((255 * between).astype(np.uint8)).size > 16
 
 
 def _by(size: tuple[int, int]) -> str:

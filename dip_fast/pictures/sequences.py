@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dip_fast.errors import UsageError
+from dip_fast.names import counted
 from dip_fast.pictures import formats
 from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.reading import naming, read_content, result_suffix
@@ -37,7 +38,7 @@ class Sequence(Stack):
             raise UsageError(f"{name}: {len(paths)} pictures are more than {MOST}; restore a part of them at a time")
         self.paths, self.name, self.keep_metadata = paths, name, keep_metadata
         self.count = self.moments = len(paths)
-        self.described = f"{len(paths)} files"
+        self.described = counted(len(paths), "file")
         self.notes = []
         first, format_ = self._read(0)
         suffix = result_suffix(format_, first.samples.dtype.name, first.samples.shape[2])

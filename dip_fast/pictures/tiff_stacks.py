@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 
 from dip_fast.errors import UsageError
+from dip_fast.names import counted
 from dip_fast.pictures import tiff_geometry, tiff_texts
 from dip_fast.pictures.decoded import Decoded
 from dip_fast.pictures.formats import MAX_CHANNELS
@@ -111,7 +112,7 @@ class TiffStack(Stack):
         grid = np.arange(self._planes).reshape([*self._leading.values()])
         self._pages_of = grid.transpose(places).reshape(self.count, -1)
         sizes = ", ".join(f"{axis} {size}" for axis, size in zip(axes, shape, strict=True))
-        self.described = f"{self.count} pictures ({sizes})"
+        self.described = f"{counted(self.count, 'picture')} ({sizes})"
 
     def _page(self, number: int) -> tifffile.TiffPage:
         page = self._series[number]

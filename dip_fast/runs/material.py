@@ -150,7 +150,7 @@ def read(request: Request, job: Job, task: Task) -> Material:
     }
     picture = part.of(picture)
     aside = None if picture.extras.aside is None else picture.extras.aside[0]
-    data = Data(picture.image, picture=picture, aside=aside)
+    data = Data(picture.image, picture=picture, aside=aside, notes=data.notes)
     height, width = picture.size
     kind = {"width": width, "height": height, "channels": picture.channels, "dtype": picture.kind.dtype}
     beside = [array for array in (picture.extras.alpha, *(picture.extras.aside or ())) if array is not None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from dip_fast.models import fitted
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.model import IN_FOLDER
 from dip_fast.pictures import Kind
-from dip_fast.pictures.files import is_there, read_regular
+from dip_fast.pictures.files import is_there
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints, finish, states
 from dip_fast.runs.checkpoints import CHECKPOINT
@@ -27,8 +26,7 @@ from dip_fast.runs.job import start
 from dip_fast.runs.material import Material
 from dip_fast.runs.record import NAME, Record, Summary, UnreadableError
 from dip_fast.runs.rewriting import history, material_of
-
-MAX_RESULT_BYTES = 2**34
+from dip_fast.runs.untouched import changed
 
 
 @dataclass(frozen=True)
@@ -198,18 +196,11 @@ def _name_older(path: Path, chosen: Summary, say: Say) -> None:
 
 def _require_untouched(path: Path, summary: Summary) -> None:
     """Refuse to replace what somebody has changed since the run wrote it."""
-    written = {Path(summary.result).name: summary.file}
-    written |= {Path(model["path"]).name: model["sha256"] for model in summary.models}
-    for name, sha256 in written.items():
-        if is_there(path / name) and _sha256(path / name) != sha256:
-            raise UsageError(
-                "{} is not as this version of the run wrote it; move what you have changed away, or give {}",
-                *(path / name, Argument("overwrite", True)),
-            )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(read_regular(path, MAX_RESULT_BYTES) or b"").hexdigest()
+    if (file := changed(path, summary)) is not None:
+        raise UsageError(
+            "{} is not as this version of the run wrote it; move what you have changed away, or give {}",
+            *(file, Argument("overwrite", True)),
+        )
 
 
 def _model(path: Path, summary: Summary, kind: Kind) -> fitted.FittedModel:

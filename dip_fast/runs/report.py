@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dip_fast import __version__
+from dip_fast.names import counted
 from dip_fast.runs import charts, commands
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.views import WINDOW, Views, eight_bits, reduced
@@ -183,7 +184,7 @@ def _lead(record: Record, summary: Summary) -> Iterator[str]:
     """Describe in sentences what was done and reached."""
     job = record.settings
     yield (
-        f"Task {job.task}, preset {job.preset}: {REASONS[summary.stop_reason]}, {summary.steps} steps in "
+        f"Task {job.task}, preset {job.preset}: {REASONS[summary.stop_reason]}, {counted(summary.steps, 'step')} in "
         f"{summary.seconds:.0f} s. The answer is that of step {summary.best_step}."
     )
     if summary.strength < 1:

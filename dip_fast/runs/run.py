@@ -30,6 +30,7 @@ from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.runs.states import MOST, States, has_states
+from dip_fast.runs.untouched import changed
 from dip_fast.tasks import TASKS
 
 
@@ -73,7 +74,10 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             request.target.check(request.paths, overwrite=request.overwrite, own=own)
         job = _job(request, stored)
         task = TASKS[job.task]
-        needed = _needed_memory(request, job)
+        size, needed = _by_header(request, job)
+        ahead = [] if size is None else _expected(job, size, needed, fresh=stored is None)
+        for line in ahead:  # before a large picture is decoded, which takes a while
+            say(line)
         material = read(request, job, task)
         if stored is None:
             job = settled(job, request.asked, request.inputs, material.data)
@@ -85,6 +89,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             if job == stored.settings and (summary := _done(stored, request)):
                 say("this run is done; nothing is left to resume")
                 return summary
+            _require_untouched(request.folder, stored)
 
         torch.set_num_threads(job.threads)
         fit = start(job, material.data, material.reference)
@@ -103,7 +108,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             folder.open(record, fresh=stored is None, overwrite=request.overwrite)
             for line in (*_first_lines(request, material, job, fit), *fit.objective.notes):
                 say(line)
-            for line in estimate.lines(estimate.seconds(job, size) if stored is None else None, needed, disk):
+            expected = _expected(job, size, needed, fresh=stored is None) + estimate.lines(None, 0, disk)
+            for line in (line for line in expected if line not in ahead):
                 say(line)
             for line in () if stored is None else _resumed_lines(stored, record, fit):
                 say(line)
@@ -123,19 +129,32 @@ def _job(request: Request, stored: Record | None) -> Job:
     return job
 
 
-def _needed_memory(request: Request, job: Job) -> int:
-    """Estimate the memory of the fit from the header of the picture, before that is decoded; 0 where it says nothing.
+def _by_header(request: Request, job: Job) -> tuple[tuple[int, int] | None, int]:
+    """Find the size of what is fitted, and its memory, by the header of the picture, before that is decoded.
+
+    Returns
+    -------
+    size : tuple of int or None
+        None where the header does not say it.
+    memory : int
+        In bytes, as estimated; 0 without a size.
 
     Raises
     ------
     UsageError
-        If there is not so much.
+        If there is not so much memory.
     """
     name = os.fspath(request.source) if isinstance(request.source, Path) else "stdin"
     found = check_header(request.data, name)
     if found is None or found[2] not in (1, 3):
-        return 0
-    return estimate.memory(job, found[2], request.part.size(*found[:2]))
+        return None, 0
+    size = request.part.size(*found[:2])
+    return size, estimate.memory(job, found[2], size)
+
+
+def _expected(job: Job, size: tuple[int, int], needed: int, *, fresh: bool) -> list[str]:
+    """Describe the time and the memory of a fit, where they are much; of one that goes on, the memory."""
+    return estimate.lines(estimate.seconds(job, size) if fresh else None, needed, 0)
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
@@ -183,6 +202,7 @@ def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tu
         f"{picture.name}: {width}x{height}, {channels}, {picture.kind.bits} bit{sort}; "
         f"{job.task}, preset {job.preset}, seed {job.seed}",
         *picture.notes,
+        *material.data.notes,
     )
 
 
@@ -232,6 +252,15 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
         raise UsageError(
             "cannot resume: preset {} differs between the versions; start again with {}",
             *(job.preset, Argument("overwrite", True)),
+        )
+
+
+def _require_untouched(folder: Path, stored: Record) -> None:
+    """Refuse to write over what somebody has made of the result of a run that was stopped, or that is extended."""
+    if stored.summary and stored.summary.file and (file := changed(folder, stored.summary)) is not None:
+        raise UsageError(
+            "cannot resume: {} is not as the run wrote it; move what you have changed away, or start again with {}",
+            *(file, Argument("overwrite", True)),
         )
 
 

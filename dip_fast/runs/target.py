@@ -77,7 +77,7 @@ class Target:
         """
         check_writable(kind, self.path.suffix)
         if self.quality is not None and self.path.suffix.lower() not in (".jpg", ".jpeg"):
-            raise UsageError("{} is of JPEG files; leave it out, or name the result .jpg", Argument("quality"))
+            raise UsageError("{} is for JPEG files; leave it out, or name the result .jpg", Argument("quality"))
 
     def write(self, folder: Folder, samples: np.ndarray, kind: Kind, extras: Extras) -> tuple[Path, str]:
         """Write the result; where that fails, the folder of the run has it, or whatever place can be written.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dip_fast.errors import Argument, UsageError
+from dip_fast.names import counted
 from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 
 if TYPE_CHECKING:
@@ -80,10 +81,8 @@ class Inpaint(Task):
         missing = None if data.picture is None else data.picture.missing
         if missing is not None and (lost := int((known & missing).sum())):
             raise UsageError(
-                "{} pixels that {} has as known are NaN or infinite; give {}",
-                lost,
-                Argument("mask"),
-                Argument("mask", "nan"),
+                "{} that {} has as known {} NaN or infinite; give {}",
+                *(counted(lost, "pixel"), Argument("mask"), "is" if lost == 1 else "are", Argument("mask", "nan")),
             )
         return known
 
@@ -102,7 +101,7 @@ class Inpaint(Task):
         else:
             objective = super().objective(data, options, recipe, seed)
         filled = known.size - int(known.sum())
-        objective.notes += (f"filling in {filled:,} pixels ({filled / known.size:.1%})", *doubts(known))
+        objective.notes += (f"filling in {counted(filled, 'pixel')} ({filled / known.size:.1%})", *doubts(known))
         return objective
 
     def known(self, data: Data) -> np.ndarray | None:

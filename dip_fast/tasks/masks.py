@@ -62,7 +62,7 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
             ends = (0.0, float(np.iinfo(dtype).max)) if dtype.kind in "iu" else value_range(samples)
             image = to_unit(samples, ends)
         return np.asarray((np.abs(image - colour) >= 0.5 / 255).any(axis=2))
-    return read_mask(Path(source), (height, width), white_is_known=white_is_known)
+    return read_mask(Path(source), (height, width), white_is_known=white_is_known, notes=data.notes)
 
 
 def opaque_but(alpha: np.ndarray, kept: np.ndarray) -> np.ndarray:

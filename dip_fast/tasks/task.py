@@ -91,12 +91,15 @@ class Data:
     aside : ndarray, optional
         Samples that were set aside, bool, of the image's shape: those that the result has as they were, and for which
         the image has an estimate, that is not to be fitted.
+    notes : list of str
+        What a user should know of what was read; `Task.read` adds to it.
     """
 
     image: np.ndarray
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     picture: Picture | None = None
     aside: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dip_fast.errors import Argument, BusyError, DipFastError, UsageError
+from dip_fast.names import counted
 from dip_fast.runs.batch import manifest, plan
 from dip_fast.runs.batch.cluster import Cluster
 from dip_fast.runs.batch.driver import Driver, Emit
@@ -189,7 +190,9 @@ def run(batch: Batch, emit: Emit, make_pool: Callable[[Batch], Pool] | None = No
         ]
         emit({"event": "batch", **counts, "ignored": found.ignored, "faults": faults})
         if batch.settings.reference is not None and (lacking := sum(item.reference is None for item in found.items)):
-            text = f"{lacking} of {len(found.items)} pictures have none of their name in {batch.settings.reference}"
+            lack = "has" if lacking == 1 else "have"
+            pictures = counted(len(found.items), "picture")
+            text = f"{lacking} of {pictures} {lack} none of their name in {batch.settings.reference}"
             emit({"event": "note", "text": f"{text}, and get no PSNR"})
         keeper = _Keeper(batch, found, emit)
         if not found.items:

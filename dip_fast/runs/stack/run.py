@@ -18,6 +18,7 @@ from dip_fast.device import devices, engines
 from dip_fast.device.memory import available_bytes
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.fitting import Fit
+from dip_fast.names import counted
 from dip_fast.pictures.files import is_there, one_line
 from dip_fast.pictures.stacks import Stack, in_channels, open_stack
 from dip_fast.presets import PRESETS
@@ -195,7 +196,8 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
         blocks = f", {engines.describe(fit.network)}" if job.engine == "fused" else ""
         work.say(f"device {devices.describe(torch.device(job.device))}, engine {job.engine}{blocks}")
     notes = " ".join(fit.objective.notes)
-    work.say(f"pictures {chunk['first'] + 1} to {chunk['first'] + chunk['count']}: {notes}")
+    first, last = chunk["first"] + 1, chunk["first"] + chunk["count"]
+    work.say(f"picture {first}: {notes}" if first == last else f"pictures {first} to {last}: {notes}")
     checkpoint = folder.place / CHECKPOINT
     if resumes and checkpoint.exists():
         checkpoints.load(checkpoint, fit, record.digest())
@@ -343,7 +345,7 @@ def _first_lines(work: Work) -> Iterator[str]:
         yield f"another scene begins with picture {', '.join(scenes)}"
     if len(record.chunks) > 1:
         most = max(chunk["count"] for chunk in record.chunks)
-        yield f"{len(record.chunks)} networks, each for {most} pictures at most"
+        yield f"{len(record.chunks)} networks, each for {counted(most, 'picture')} at most"
 
 
 @contextlib.contextmanager

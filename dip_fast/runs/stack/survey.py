@@ -12,6 +12,7 @@ import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.models.packing import digest
+from dip_fast.names import counted
 from dip_fast.pictures.stacks import Stack, in_channels
 
 BLOCK = 8  # pixels: sides of the blocks whose means are compared, so that noise hardly counts
@@ -90,7 +91,9 @@ def check_reference(reference: Stack, stack: Stack) -> None:
     """Refuse a ground truth of other pictures."""
     kinds = [(each.count, each.kind.size, each.kind.channels, each.kind.dtype) for each in (reference, stack)]
     if kinds[0] != kinds[1]:
-        texts = [f"{n} pictures of {size[1]}x{size[0]}, {in_channels(c, dtype)}" for n, size, c, dtype in kinds]
+        texts = [
+            f"{counted(n, 'picture')} of {size[1]}x{size[0]}, {in_channels(c, dtype)}" for n, size, c, dtype in kinds
+        ]
         raise UsageError(f"the reference {reference.name} has {texts[0]}, and {stack.name} {texts[1]}; give such a one")
 
 
