@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("small", "plainly_finished")
 @pytest.fixture
 def plainly_finished(monkeypatch):
     """Leave out what takes longest once a tiny fit is over, and is the same for one picture and for many."""
-    monkeypatch.setattr("dip_fast.runs.reporting.history_plot", lambda *_: b"plot")
+    monkeypatch.setattr("dip_fast.runs.charts.plot", lambda *_: b"plot")
     monkeypatch.setattr("dip_fast.runs.report.page", lambda *_: b"report")
     monkeypatch.setattr("dip_fast.runs.finish.sheet_of", lambda looks: looks.result.image)
 

@@ -61,11 +61,11 @@ def test_folder_holds_all_that_was_promised(dip, noisy):
     assert dip("run", noisy, *SHORT, "--snapshot-every", "2", "--reference", noisy, "--seed", "7").code == 0
     folder = Path("runs/noisy")
     assert {str(path.relative_to(folder)) for path in folder.rglob("*")} == {
-        "result.png", "contact_sheet.png", "history.csv", "history.png", "run.json", "checkpoint.safetensors",
+        "result.png", "contact_sheet.png", "history.csv", "history.svg", "run.json", "checkpoint.safetensors",
         "model.onnx", "report.html", "snapshots",
         "snapshots/iter_000002.png", "snapshots/iter_000004.png", "snapshots/iter_000006.png",
     }  # fmt: skip
-    for name in ("history.png", "contact_sheet.png", "snapshots/iter_000002.png"):
+    for name in ("contact_sheet.png", "snapshots/iter_000002.png"):
         with Image.open(folder / name) as image:
             image.load()
     with Image.open(folder / "snapshots/iter_000002.png") as image:
@@ -159,7 +159,7 @@ def test_overwriting_replaces_the_run_and_keeps_what_is_the_users(dip, noisy):
     assert dip("run", "other.tif", *SHORT, "-o", "runs/noisy", "--overwrite", "--snapshot-every", "4").code == 0
     folder = Path("runs/noisy")
     assert {path.name for path in folder.iterdir()} == {
-        "notes.txt", "result.tif", "report.html", "contact_sheet.png", "history.csv", "history.png", "run.json",
+        "notes.txt", "result.tif", "report.html", "contact_sheet.png", "history.csv", "history.svg", "run.json",
         "checkpoint.safetensors", "snapshots", "model.onnx",
     }  # fmt: skip
     assert {path.name for path in (folder / "snapshots").iterdir()} == {"iter_000004.png", "iter_mine.png"}

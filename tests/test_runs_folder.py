@@ -11,7 +11,7 @@ import pytest
 from run_cases import ONE, SHORT, after, record
 
 from dip_fast.errors import DipFastError, UsageError
-from dip_fast.runs import finish, reporting
+from dip_fast.runs import charts, finish
 from dip_fast.runs import run as runs
 from dip_fast.runs.record import Record
 
@@ -164,7 +164,7 @@ def test_failure_beside_the_result_is_a_problem_and_no_more(dip, noisy, monkeypa
     def fail(*_):
         raise type(error)(*error.args)  # a new one, since the old would keep all frames, and the fit, for ever
 
-    monkeypatch.setattr(reporting, "history_plot", fail)
+    monkeypatch.setattr(charts, "plot", fail)
     ended = dip("run", noisy, *SHORT, "-o", "out")
     assert ended.code == 1
     assert "the result is in out/result.png" in ended.err.splitlines()[-1]

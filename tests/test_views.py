@@ -1,5 +1,7 @@
 """What of a run is worth a look, and how it is prepared."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 from conftest import pixels
@@ -101,5 +103,11 @@ def test_curves_of_many_steps_are_short_and_mark_the_answer():
     assert psnr.chosen == pytest.approx(charts.WIDTH / 2, abs=0.1)
     assert (psnr.lowest, psnr.highest, psnr.last) == ("0.00 dB", "10.00 dB", 10_000)
     assert charts.curves({}, 1) == []
+    drawing = ElementTree.fromstring(charts.plot(history, 5001))
+    assert [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text")][:2] == [
+        f"{curve.name}: {curve.lowest} to {curve.highest}{', on a logarithmic scale' * curve.logarithmic}; steps "
+        f"{curve.first} to {curve.last}"
+        for curve in (loss, psnr)
+    ]
     (flat,) = charts.curves({"step": steps[:1], "loss": np.zeros(1)}, 1)
     assert "nan" not in flat.path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,6 @@ def compare(
         from dip_fast.runs.parts import Part
 
     keep_memory()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
     names = {entry.name for task in TASKS.values() for entry in task.inputs}
     inputs = {name: path for name in names if (path := options.pop(name, None)) is not None}
     asked = {name: value for name, value in options.items() if value is not None}

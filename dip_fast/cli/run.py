@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import logging
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -113,7 +112,6 @@ def run(
         from dip_fast.device.memory import keep_memory
 
     keep_memory()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs that it builds its font cache
 
     names = {entry.name for task in TASKS.values() for entry in task.inputs}
     inputs = {name: path for name in names if (path := options.pop(name, None)) is not None}

@@ -1,4 +1,4 @@
-"""Charts as paths of SVG: curves over the steps, and histograms.  All words stand beside them, in HTML."""
+"""Charts as paths of SVG: curves over the steps, and histograms.  In a report all words stand beside them, in HTML."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ NAMES = {
     "estimated_psnr": ("estimated PSNR", " dB"),
 }
 LOGARITHMIC = ("loss", "variance")
+MARGIN, ROW = 20, 40  # around the charts of a picture of their own, and the height of the words under each
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,27 @@ def _curve(name: str, steps: np.ndarray, values: np.ndarray, best_step: int) -> 
         highest=f"{values.max():{digits}}{unit}",
         logarithmic=logarithmic,
     )
+
+
+def plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
+    """Draw what the history holds over the steps, curves under each other, as an SVG file with their words."""
+    rows: list[str] = []
+    for number, curve in enumerate(curves(history, best_step)):
+        scale = ", on a logarithmic scale" if curve.logarithmic else ""
+        words = f"{curve.name}: {curve.lowest} to {curve.highest}{scale}; steps {curve.first} to {curve.last}"
+        rows.append(
+            f'<g transform="translate({MARGIN} {MARGIN + number * (HEIGHT + ROW)})">'
+            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#bbb"/>'
+            f'<path d="{curve.path}" fill="none" stroke="#1f6fb4" stroke-width="1.5"/>'
+            f'<path d="M{curve.chosen} 0V{HEIGHT}" stroke="#000" stroke-dasharray="6 4"/>'
+            f'<text y="{HEIGHT + 20}">{words}</text></g>'
+        )
+    width, height = WIDTH + 2 * MARGIN, 2 * MARGIN + len(rows) * (HEIGHT + ROW) + 10
+    last = f'<text x="{MARGIN}" y="{height - 14}">The dashed line marks step {best_step}, the answer.</text>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="14"><rect width="100%" height="100%" fill="#fff"/>{"".join(rows)}{last}</svg>\n'
+    ).encode()
 
 
 @dataclass(frozen=True)

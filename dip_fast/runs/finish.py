@@ -19,7 +19,7 @@ from dip_fast.models.formats import FORMATS
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Extras, Kind, Picture, metrics
 from dip_fast.pictures.files import one_line
-from dip_fast.runs import report, reporting, views
+from dip_fast.runs import charts, report, reporting, views
 from dip_fast.runs.contact_sheet import sheet_of
 from dip_fast.runs.folder import Folder
 from dip_fast.runs.material import Material
@@ -124,7 +124,7 @@ def write(
     baseline = baseline_of(task, data, job.options, folder)
     if record.first is None:  # otherwise it is there
         folder.write("history.csv", lambda: reporting.history_csv(outcome.history))
-    folder.write("history.png", lambda: reporting.history_plot(outcome.history, outcome.best_step))
+    folder.write("history.svg", lambda: charts.plot(outcome.history, outcome.best_step))
     looks = None
     with folder.attempt("what there is to look at"):
         looks = views.collect(

@@ -247,7 +247,7 @@ class Folder:
         """List what a run may leave in its folder, besides the record and the snapshots."""
         results = [f"result{suffix}" for suffix in written_suffixes()]
         models = [f"model{entry.suffix}" for entry in FORMATS.values()]
-        return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.png"]
+        return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.svg"]
 
     def _require(self, name: str, kind: Callable[[int], bool]) -> None:
         """Refuse what has one of the run's names and is not of the kind that a run writes: a link, a folder, a pipe."""

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: snapshots, and the history as a table and as a plot."""
+"""What a run leaves to look at: snapshots, and the history as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dip_fast.fitting import showing
 from dip_fast.pictures import raster
 
 
@@ -33,23 +32,3 @@ def history_csv(history: Mapping[str, np.ndarray]) -> bytes:
         step, *values = row
         writer.writerow([int(step), *("" if np.isnan(value) else repr(float(value)) for value in values)])
     return text.getvalue().encode()
-
-
-def history_plot(history: Mapping[str, np.ndarray], best_step: int) -> bytes:
-    """Draw what the history holds over the steps, as a PNG file: loss, stopping statistic, PSNR."""
-    from matplotlib.figure import Figure  # here: nothing before the end of a run needs it
-
-    shown = showing.curves(history)
-    height = 1 + 2 * len(shown)  # inches
-    figure = Figure(figsize=(8, height))
-    # A layout that matplotlib computes takes as long as all else of the plot.
-    figure.subplots_adjust(left=0.11, right=0.98, bottom=0.5 / height, top=1 - 0.4 / height, hspace=0.08)
-    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, name in zip(axes, shown, strict=True):
-        showing.draw_curve(axis, name, history, best_step)
-        axis.set_ylabel(showing.LABELS[name])
-    axes[0].set_title(f"answer: averaged network of step {best_step}", fontsize="medium")
-    axes[-1].set_xlabel("step")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
-    return data.getvalue()
