@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from masked_cases import NOISE, RECIPE, SIGMA, clean, noisy
+from PIL import Image
 from torch import Tensor
 
 import dip_fast
@@ -274,3 +276,17 @@ def test_correlated_noise_drops_squares_of_all_channels() -> None:
     run.run()
     assert run.result().image.shape == (96, 96, 3)
     assert "neighbouring" in objective.notes[0]
+
+
+@pytest.mark.slow
+def test_nothing_of_a_sample_leaks_into_its_own_prediction() -> None:
+    """5,000 steps of the default preset: the loss on dropped samples never falls below the noise."""
+    photo = np.asarray(Image.open(Path(__file__).parents[1] / "examples" / "clean.png").convert("RGB"))[64:192, 64:192]
+    y = torch.from_numpy(photo / 255 + np.random.default_rng(0).normal(0, SIGMA, photo.shape)).float()
+    recipe = PRESETS["default"].recipe.with_(iterations=5000)
+    run = prepare(masked_prediction(y.permute(2, 0, 1)[None], NOISE, recipe, seed=3), recipe, seed=3)
+    while not run.stop_reason:
+        run.advance(run.options.iterations)
+    losses = run.history()["loss"].reshape(-1, 100).mean(1)
+    sampling = (2 / y.numel()) ** 0.5  # of the variance of so many samples
+    assert losses.min() > SIGMA**2 * (1 - 3 * sampling)
