@@ -13,6 +13,9 @@ LEVELS = 24  # of the gradient, each with the mean excess of its pixels
 SCALES = (2.5, 5.0, 10.0, 20.0)  # deviations of Gaussian windows, in pixels
 SPREAD = 3.0  # of the window in which a scale's detail is weighed, in deviations of the scale
 POWER = 2.5  # times the variance that chance gives a detail: what is below is chance
+# Times s^2: what is above it is an error that chance does not explain, of a star or a hot pixel, and is spread no
+# farther than NEAR pixels.  In the sky around stars x has 50.0 dB in place of 45.5; pictures lose 0.01.
+OUTSTANDING, NEAR = 9.0, 1.5
 LINE, ACROSS = 16.0, 1.25  # pixels: deviations of a window along a row or column, and of the one beside it
 LINE_POWER = 12.0
 
@@ -24,7 +27,8 @@ def error_map(excess: Tensor, own: Tensor, A: Tensor) -> Tensor:
     it is averaged, as locally as what it shows allows: first over all pixels with as large a gradient, since
     predictions go wrong at edges; then what that leaves is smoothed at several scales, and each scale's detail counts
     by the share of its local power that chance does not explain (Wiener's weight); last, single rows and columns that
-    differ from their neighbours, as the damaged ones at the margin of many a picture do.
+    differ from their neighbours, as the damaged ones at the margin of many a picture do.  Errors that stand out by
+    themselves count next to where they are, and nowhere else.
 
     Parameters
     ----------
@@ -46,6 +50,8 @@ def error_map(excess: Tensor, own: Tensor, A: Tensor) -> Tensor:
     """
     channels = excess.shape[1]
     excess, own = excess.mean(1, keepdim=True), own.mean(1, keepdim=True)
+    outstanding = (excess - OUTSTANDING * own).clamp(min=0)
+    excess = excess - outstanding
     expected = _by_gradient(excess, A)
     rest = excess - expected
     smoothed = [blur(rest, scale) for scale in SCALES]
@@ -60,7 +66,7 @@ def error_map(excess: Tensor, own: Tensor, A: Tensor) -> Tensor:
         along = 1 / (2 * math.sqrt(math.pi) * LINE)
         chance = _chance(along * (1 + _overlap(ACROSS, ACROSS) - 2 * _overlap(0.0, ACROSS)), own + v, channels)
         v = (v + detail * _wiener(detail.square(), LINE_POWER * chance)).clamp(min=0)
-    return v
+    return v + blur(outstanding, NEAR)
 
 
 def _by_gradient(excess: Tensor, A: Tensor) -> Tensor:

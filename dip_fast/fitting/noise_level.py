@@ -19,6 +19,9 @@ ENOUGH = 1000
 PATCHES = 2**15  # of a channel are looked at, or up to four times as many
 BANDS = 5  # one in so many holds the least of the picture
 QUIET = 0.1  # the part of the patches with the least structure, which are measured
+# Even quiet bands of quiet patches hold some of the picture: deviations measured in ten photographs with noise of 5 to
+# 50 levels were 0.8% too large on the mean, from 0.8% too small to 3% too large.
+TOO_LARGE = 1.008
 LEVELS = 8
 FEWEST = 25  # quiet patches of a level
 ROUNDS = 3
@@ -109,7 +112,7 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
             a, b = constant, slope
     quiet = inner.quiet()
     expected = float(NoiseModel(a, b, low, high).variance_at_mean(quiet.level).sum())  # with what is cut off
-    share = float(quiet.variance.sum()) / expected if expected else 1.0
+    share = float(quiet.variance.sum()) / expected / TOO_LARGE**2 if expected else 1.0
     return NoiseModel(share * a, share * b, low, high)
 
 
