@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ def denoise(
     image: np.ndarray,
     *,
     noise: str | float | tuple[float, float] = "auto",
+    guide: np.ndarray | None = None,
     preset: str | None = None,
     iterations: int | None = None,
     stop: str | None = None,
@@ -50,6 +51,9 @@ def denoise(
         and ``"poisson"`` measures a variance that is proportional to the true value.  A number is the standard
         deviation, in 1/255 of the image's range; ``(a, b)`` stands for a variance of ``a + b x`` at the true value x,
         in units of the range.
+    guide : ndarray, optional
+        What another denoiser made of the same image, of its shape and in its range: it is mixed into the answer as far
+        as it is worth, see `dip_fast.fitting.guide.mix`.
     preset : str, optional
         A name of ``dip_fast.presets.PRESETS``; ``"default"`` by default.
     iterations : int, optional
@@ -124,11 +128,16 @@ def denoise(
     >>> dip_fast.denoise(noisy, noise=25, iterations=3).shape
     (32, 32)
     """
+    layout, inputs = Layout(channel_axis, frames_axis), {}
+    if guide is not None:
+        if np.shape(guide) != np.shape(image):
+            raise ValueError(f"guide must have the shape of the image, {np.shape(image)}, got {np.shape(guide)}")
+        inputs["guide"] = layout.channels_last(guide)
     return restore(
         "denoise",
         image,
-        {},
-        Layout(channel_axis, frames_axis),
+        inputs,
+        layout,
         callbacks,
         noise=_as_option(noise),
         preset=preset,
@@ -246,7 +255,7 @@ def _as_option(noise: str | float | tuple[float, float]) -> str:
 def restore(
     task_name: str,
     image: np.ndarray,
-    inputs: dict[str, np.ndarray | str],
+    inputs: Mapping[str, np.ndarray | str],
     layout: Layout,
     callbacks: Sequence[Callable[[Fit], None]],
     *,
@@ -273,7 +282,10 @@ def restore(
     unit = to_unit(given, found.limits)
     if found.outliers is not None:
         unit = filled(unit, found.outliers)
-    result = fitted(job, data := replace(data, image=unit, aside=found.outliers), callbacks, progress=progress)
+    estimates = {entry.name for entry in task.inputs if entry.is_estimate} & data.inputs.keys()
+    scaled = {name: to_unit(as_samples(data.inputs[name]), found.limits) for name in estimates}
+    data = replace(data, image=unit, inputs={**data.inputs, **scaled}, aside=found.outliers)
+    result = fitted(job, data, callbacks, progress=progress)
     images = result.image if result.images is None else result.images
     images = images.reshape(*channels_last.shape[:-3], *result.image.shape)
     samples = from_unit(images, found.limits_of_result, given.dtype)

@@ -133,7 +133,7 @@ def test_python_examples_run(page, monkeypatch):
         "noisy": noisy,
         "holed": noisy,
         "small": noisy,
-        **dict.fromkeys(("blurred", "dark", "flash", "depth"), noisy),
+        **dict.fromkeys(("blurred", "filtered", "dark", "flash", "depth"), noisy),
         "photo": noisy.repeat(4, axis=0).repeat(4, axis=1),
         "known": noisy[..., 0] > 9,
         "dip_fast": dip_fast,

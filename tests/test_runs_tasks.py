@@ -18,8 +18,15 @@ TASKS = {
     "deblur": ("small.png", "--kernel", "gaussian:1.2"),
     "jpeg": ("small.jpg", "--task", "jpeg"),
     "guided": ("small.png", "--guide", "large.png", "--scale", "3"),
+    "denoise": ("small.png", "--task", "denoise", "--noise", "9", "--guide", "small.jpg"),
 }
-INPUTS: dict[str, set[str]] = {"superres": {"kernel"}, "deblur": {"kernel"}, "jpeg": set(), "guided": {"guide"}}
+INPUTS: dict[str, set[str]] = {
+    "superres": {"kernel"},
+    "deblur": {"kernel"},
+    "jpeg": set(),
+    "guided": {"guide"},
+    "denoise": {"guide"},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -302,7 +302,8 @@ def _figures(summary: Summary) -> str:
             figures = summary.baseline
             lines.append(f"{figures['name']}, to compare: PSNR {figures['psnr']:.2f} dB, SSIM {figures['ssim']:.3f}")
     if summary.estimated_psnr is not None:
-        lines.append(f"PSNR as estimated without a reference: {summary.estimated_psnr:.1f} dB")
+        alone = "" if summary.guide_psnr is None else f", of the guide alone {summary.guide_psnr:.1f} dB"
+        lines.append(f"PSNR as estimated without a reference: {summary.estimated_psnr:.1f} dB{alone}")
     reason = {"iterations": "all steps done", "variance": "stopped by itself", "interrupted": "stopped"}
     lines.append(
         f"{reason[summary.stop_reason]}: step {summary.steps}, answer from step {summary.best_step}, "

@@ -296,6 +296,7 @@ class Fit:
             kept=None if kept is None else (channels_last(kept[0])[0], channels_last(kept[1])[0]),
             estimated_psnr=self.objective.estimated_psnr,
             estimated_psnrs=self.objective.estimated_psnrs,
+            guide_psnr=self.objective.guide_psnr,
             images=None if several is None else channels_last(several),
         )
 

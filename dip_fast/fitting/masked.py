@@ -27,7 +27,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dip_fast.fitting import similar_patches
+from dip_fast.fitting import guide, similar_patches
 from dip_fast.fitting.combining import combine, mean_variance
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.noise_level import correlated_noise
@@ -39,6 +39,7 @@ from dip_fast.fitting.results import psnr
 from dip_fast.presets import Masking
 
 CORRELATED = "noise is alike in neighbouring pixels: predicting squares of them"
+NO_GUIDE = "the guide is not used: the error that it is weighed by is known of independent noise alone"
 ORIENTATIONS = 8
 # Side of the squares that a large picture is redrawn in: smaller ones differ more in their statistics, which are frozen
 # at their mean.  House, sigma 25, lost 0.1 dB in squares of 256 and 1.1 dB in squares of 128.
@@ -80,12 +81,15 @@ class MaskedPrediction(Objective):
         it; so several are fitted, and their predictions averaged.
     known : Tensor, optional
         Samples that are to be predicted, bool, of the shape of y: y has an estimate of the others.
+    guides : Tensor, optional
+        What another denoiser made of each picture, of the shape and the range of y, see `guide.mix`.  Not used where
+        ``block`` is larger than 1.
 
     Attributes
     ----------
     predicted_psnr, estimated_psnr : float or None
         PSNR in dB of the prediction A and of its combination with the noisy samples, estimated without the truth, the
-        mean over the pictures; None before.
+        mean over the pictures; None before.  With guides the latter is that of the mixture.
     estimated_psnrs : tuple of float
         The latter for each picture.
     """
@@ -103,6 +107,7 @@ class MaskedPrediction(Objective):
         seed: int = 0,
         networks: int = 1,
         known: Tensor | None = None,
+        guides: Tensor | None = None,
     ) -> None:
         height, width = y.shape[-2:]
         super().__init__(whole(y[:1], y.shape[1]), (height, width), y.shape[1])
@@ -112,7 +117,8 @@ class MaskedPrediction(Objective):
         self.masks = masking.passes if self.pictures == 1 else min(masking.passes, MASKS_OF_SEVERAL)
         self.noise = noise
         self.block = block
-        self.notes = (str(noise),) if block == 1 else (CORRELATED,)
+        self.notes = (str(noise),) if block == 1 else (CORRELATED,) if guides is None else (CORRELATED, NO_GUIDE)
+        self.guides = guides if block == 1 else None
         self.masking = masking
         self.networks = networks
         self.learned = min(LEARNED * iterations / networks / (len(y) * height * width), 0.1)
@@ -168,7 +174,19 @@ class MaskedPrediction(Objective):
         self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
         if not self._looks_for_similar:
             return x
-        return (yield from similar_patches.estimate(torch.cat(y), x, self.noise))
+        samples = torch.cat(y)
+        z = yield from similar_patches.estimate(samples, x, self.noise)
+        return z if self.guides is None else self._mixed(samples, z, self.guides)
+
+    def _mixed(self, y: Tensor, z: Tensor, guides: Tensor) -> Tensor:
+        """Mix the guides into the estimates, but for samples that were set aside."""
+        if self.known is not None:
+            guides = torch.where(self.known > 0, guides, z)
+        made = [guide.mix(y[n : n + 1], z[n : n + 1], guides[n : n + 1], self.noise) for n in range(self.pictures)]
+        images, guide_psnrs, self.estimated_psnrs = zip(*made, strict=True)
+        self.guide_psnr = sum(guide_psnrs) / self.pictures
+        self.estimated_psnr = sum(self.estimated_psnrs) / self.pictures
+        return torch.cat(images)
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
         """Make functions that draw with each of the networks that were fitted."""

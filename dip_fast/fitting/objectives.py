@@ -82,6 +82,8 @@ class Objective(ABC):
         where it is not known.
     estimated_psnrs : tuple of float
         The same for each picture; empty before, or where it is not known.
+    guide_psnr : float or None
+        The same of the guides alone; None before, or where there are none.
     notes : tuple of str
         What a user should know of it, a line each.
     """
@@ -92,6 +94,7 @@ class Objective(ABC):
     draws_iterates = True
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
+    guide_psnr: float | None = None
     notes: tuple[str, ...] = ()
     border: tuple[int, int] = (0, 0)
     seed: int = 0

@@ -56,6 +56,8 @@ class Result:
         PSNR of ``image`` in dB, as estimated without the truth, where the objective can; the mean over ``images``.
     estimated_psnrs : tuple of float
         The same for each picture.
+    guide_psnr : float, optional
+        The same of the guide alone, where there was one; the mean over the guides.
     images : ndarray, optional
         The restored pictures, ``(N, H, W, C)``, where several were fitted at once: what the objective made of each with
         the network, or, of an interrupted fit, what the network draws of each.
@@ -75,6 +77,7 @@ class Result:
     kept: tuple[np.ndarray, np.ndarray] | None = None
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
+    guide_psnr: float | None = None
     images: np.ndarray | None = None
     limits: tuple[float, float] = (0.0, 1.0)
 

@@ -60,7 +60,14 @@ def deep_image_prior(
 
 
 def masked_prediction(
-    y: Tensor, noise: NoiseModel, recipe: Recipe, *, block: int = 1, seed: int = 0, known: Tensor | None = None
+    y: Tensor,
+    noise: NoiseModel,
+    recipe: Recipe,
+    *,
+    block: int = 1,
+    seed: int = 0,
+    known: Tensor | None = None,
+    guides: Tensor | None = None,
 ) -> MaskedPrediction:
     """Make the objective of a fit to samples that the network does not see.
 
@@ -78,12 +85,14 @@ def masked_prediction(
         Seed of the fit.
     known : Tensor, optional
         Samples that are to be predicted, bool, of the shape of y; all by default.
+    guides : Tensor, optional
+        What another denoiser made of each picture, of the shape and the range of y.
     """
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
     side, several = _squares(y, recipe, masking)
     iterations = recipe.options.iterations
-    return MaskedPrediction(y, noise, masking, side, iterations, block, streams(seed)[2], several, known)
+    return MaskedPrediction(y, noise, masking, side, iterations, block, streams(seed)[2], several, known, guides)
 
 
 def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -> MaskedFilling:

@@ -94,3 +94,7 @@ class Picture:
     def samples(self) -> np.ndarray:
         """The samples as they stand in the file, upright."""
         return self.extras.put_back(self.kind.to_samples(self.image))
+
+    def in_range(self, kind: Kind) -> np.ndarray:
+        """Scale the image to the range of another picture's kind, where the samples of both are of one type."""
+        return self.image if self.kind.dtype != kind.dtype else kind.to_unit(self.samples)

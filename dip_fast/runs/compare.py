@@ -19,7 +19,7 @@ from dip_fast.runs import reporting, views
 from dip_fast.runs.contact_sheet import contact_sheet
 from dip_fast.runs.folder import Say
 from dip_fast.runs.job import complete
-from dip_fast.runs.material import Material, Request, in_range, read
+from dip_fast.runs.material import Material, Request, read
 from dip_fast.runs.places import found, run_folders
 from dip_fast.runs.record import NAME, Record, Summary
 from dip_fast.runs.run import run
@@ -183,7 +183,7 @@ def _with(request: Request, out: Path, *, resume: bool) -> Request:
 def _image(summary: Summary, material: Material) -> np.ndarray:
     """Read a result, in the range of the picture."""
     result = pictures.read_picture(summary.result, missing=True)
-    return in_range(result, material.picture.kind) if result.channels == material.picture.channels else result.image
+    return result.in_range(material.picture.kind) if result.channels == material.picture.channels else result.image
 
 
 def _row(name: str, preset: str, summary: Summary, image: np.ndarray, before: np.ndarray) -> Row:

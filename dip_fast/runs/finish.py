@@ -56,7 +56,7 @@ class Outcome:
 
     Attributes
     ----------
-    steps, best_step, stop_reason, seconds, estimated_psnr, strength
+    steps, best_step, stop_reason, seconds, estimated_psnr, strength, guide_psnr
         As in `Summary`.
     history : dict of str to ndarray
         As in `Result`.
@@ -69,6 +69,7 @@ class Outcome:
     estimated_psnr: float | None
     history: Mapping[str, np.ndarray]
     strength: float = 1.0
+    guide_psnr: float | None = None
 
 
 def finish(
@@ -84,7 +85,13 @@ def finish(
     kind, extras = result_kind(record, material)
     finished = draw(result, folder, record, kind, extras)
     outcome = Outcome(
-        result.steps, result.best_step, result.stop_reason, result.seconds, result.estimated_psnr, result.history
+        result.steps,
+        result.best_step,
+        result.stop_reason,
+        result.seconds,
+        result.estimated_psnr,
+        result.history,
+        guide_psnr=result.guide_psnr,
     )
     record.status = "interrupted" if result.stop_reason == "interrupted" else "done"
     record.ended = now()
@@ -161,6 +168,7 @@ def write(
         copy=None if copy is None else str(copy),
         strength=outcome.strength,
         file=hashlib.sha256(encoded).hexdigest(),
+        guide_psnr=outcome.guide_psnr,
     )
     record.summary = summary
     if looks is not None:

@@ -164,13 +164,6 @@ def read(request: Request, job: Job, task: Task) -> Material:
     return Material(picture, replace(data, inputs=inputs), reference, identity)
 
 
-def in_range(picture: Picture, kind: Kind) -> np.ndarray:
-    """Scale a picture's image to the range of a kind, where the samples of both are of one type."""
-    if picture.kind.dtype != kind.dtype:
-        return picture.image
-    return kind.to_unit(picture.samples)
-
-
 def _reference(path: Path, kind: Kind) -> np.ndarray:
     """Read the ground truth, in the range of the result's kind."""
     reference = pictures.read_picture(path)
@@ -185,4 +178,4 @@ def _reference(path: Path, kind: Kind) -> np.ndarray:
             f"the reference {reference.name} has {reference.channels} channels and the picture {kind.channels}; "
             "give one of the same kind"
         )
-    return in_range(reference, kind)
+    return reference.in_range(kind)

@@ -132,7 +132,8 @@ def pick(
             raise UsageError("{} is gone or damaged; the report cannot be written without it", path / "history.csv")
         is_first = (step, strength) == (first.best_step, 1.0)
         estimate = first.estimated_psnr if is_first else None
-        outcome = Outcome(first.steps, step, first.stop_reason, first.seconds, estimate, table, strength)
+        of_guide = first.guide_psnr if is_first else None
+        outcome = Outcome(first.steps, step, first.stop_reason, first.seconds, estimate, table, strength, of_guide)
         finished = Finished(model.samples, kind.to_unit(model.output), model)
         record.first = first
         chosen = finish.write(finished, outcome, folder, record, material, formats)

@@ -88,6 +88,8 @@ class Summary:
         How far the result goes from the input to the answer of the fit: 1 unless the user has picked less.
     file : str
         SHA-256 of the file of the result; empty in a record of an earlier version.
+    guide_psnr : float or None
+        As `estimated_psnr`, of the guide alone; None where there was none that was mixed in.
     """
 
     result: str
@@ -113,6 +115,7 @@ class Summary:
     copy: str | None = None
     strength: float = 1.0
     file: str = ""
+    guide_psnr: float | None = None
 
 
 def now() -> str:

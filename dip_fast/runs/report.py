@@ -200,7 +200,8 @@ def quality_lines(summary: Summary) -> Iterator[str]:
     if summary.baseline is not None and summary.baseline["psnr"] is not None:
         yield f"To compare, {summary.baseline['name']}: PSNR {summary.baseline['psnr']:.2f} dB."
     if summary.estimated_psnr is not None:
-        yield f"PSNR as estimated without a reference: {summary.estimated_psnr:.1f} dB."
+        alone = "" if summary.guide_psnr is None else f", of the guide alone {summary.guide_psnr:.1f} dB"
+        yield f"PSNR as estimated without a reference: {summary.estimated_psnr:.1f} dB{alone}."
 
 
 def _commands(record: Record, summary: Summary, folder: str) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ from dip_fast.runs import report, typed, views
 from dip_fast.runs.commands import STDIN
 from dip_fast.runs.finish import baseline_of
 from dip_fast.runs.folder import Folder, Say
-from dip_fast.runs.material import Material, Request, in_range, read
+from dip_fast.runs.material import Material, Request, read
 from dip_fast.runs.parts import Part
 from dip_fast.runs.places import NAME, run_folders
 from dip_fast.runs.record import Record, UnreadableError
@@ -108,7 +108,7 @@ def _report(path: Path, say: Say, inputs: Path | None) -> Path:
             raise UsageError("{} is not the result of this run any more; put it back", path / result.name)
         shown = views.collect(
             material.data.image,
-            in_range(result, kind),
+            result.in_range(kind),
             baseline=baseline_of(task, material.data, options, folder),
             reference=material.reference,
             known=task.known(material.data),

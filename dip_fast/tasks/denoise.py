@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dip_fast.errors import Argument, UsageError
-from dip_fast.presets import Recipe
-from dip_fast.tasks.task import Baseline, Data, Option, Task, as_target
+from dip_fast.presets import PRESETS, Recipe
+from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from dip_fast.fitting import Degradation, NoiseModel, Objective
 
 BLOCK = 3  # pixels: side of the squares that are predicted where noise is correlated
 NOISE = "Noise: auto, poisson, its standard deviation in 1/255 of the range, or a,b for a variance of a + b x."
+GUIDE = "What another denoiser made of the same picture: it is mixed into the result as far as it is worth."
 
 
 class Denoise(Task):
@@ -26,6 +29,7 @@ class Denoise(Task):
     name = "denoise"
     summary = "take the noise out of a picture"
     doing = "cleaning"
+    inputs = (Input("guide", GUIDE, required=False, is_estimate=True),)
     options = (Option("noise", str, "auto", NOISE),)
     aside = ("hidden", "outliers")
 
@@ -38,6 +42,21 @@ class Denoise(Task):
         completed = super().complete(options)
         parse_noise(completed["noise"])
         return completed
+
+    def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
+        """Read the guide, float32 ``(H, W, C)`` in the picture's range; an array has the range of the image."""
+        import numpy as np
+
+        from dip_fast.pictures import read_picture
+
+        if isinstance(source, np.ndarray):
+            _check_shape(source.shape, data.image.shape)
+            if not np.isfinite(source).all():
+                raise UsageError("{} must be finite, got NaN or infinite values", Argument(name))
+            return source
+        guide = read_picture(Path(source))
+        _check_shape(guide.image.shape, data.image.shape)
+        return guide.image if data.picture is None else guide.in_range(data.picture.kind)
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Leave the picture as it is: all of it is compared."""
@@ -54,7 +73,12 @@ class Denoise(Task):
         if recipe.masking is not None:
             y, known = as_target(data.image), _known(data)
             block = BLOCK if options["noise"] == "auto" and is_correlated(y, known) else 1
-            return masked_prediction(y, _noise(data, options), recipe, block=block, seed=seed, known=known)
+            guides = as_target(data.inputs["guide"]) if "guide" in data.inputs else None
+            noise = _noise(data, options)
+            return masked_prediction(y, noise, recipe, block=block, seed=seed, known=known, guides=guides)
+        if "guide" in data.inputs:
+            able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
+            raise UsageError("{} needs a preset that hides samples; take one of {}", Argument("guide"), able)
         if options["noise"] != "auto" and recipe.options.perturbation is None:
             perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
             recipe = replace(recipe, options=replace(recipe.options, perturbation=perturbation))
@@ -92,6 +116,16 @@ def parse_noise(text: str) -> tuple[float, float] | None:
             *(Argument("noise"), text),
         )
     return ((numbers[0] / 255) ** 2, 0.0) if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _check_shape(guide: tuple[int, ...], picture: tuple[int, ...]) -> None:
+    """Refuse a guide of another size, or with other channels, than the picture."""
+    if guide != picture:
+        of_guide, of_picture = (f"{w}x{h} pixels with {c} channels" for *_, h, w, c in (guide, picture))
+        raise UsageError(
+            "{} must be {} as the picture is, got {}; give what was made of this picture",
+            *(Argument("guide"), of_picture, of_guide),
+        )
 
 
 def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:

@@ -68,11 +68,15 @@ class Input:
         What it must be, in one sentence.
     required : bool
         Whether the task cannot do without it.
+    is_estimate : bool
+        Whether it is an estimate of the result: `Task.read` scales that of a file to the picture's range, and an array
+        is scaled as the image is.
     """
 
     name: str
     help: str
     required: bool = True
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,6 +126,11 @@ def restore(request: StackRequest, say: Say, emit: Emit | None = None) -> Summar
         stored = cast(StackRecord, StackRecord.read(request.out)) if request.resume else None
         job = complete(request.asked, request.inputs) if stored is None else resumed(request.asked, stored.settings)
         _require_masked(job)
+        if request.inputs:
+            raise UsageError(
+                "a stack takes no {}; in Python dip_fast.denoise(stack, frames_axis=0) does",
+                Argument(request.inputs[0]),
+            )
         metadata = job.keep_metadata
         with contextlib.ExitStack() as opened:
             stack = opened.enter_context(contextlib.closing(open_stack(request.sources, keep_metadata=metadata)))
