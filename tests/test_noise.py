@@ -74,6 +74,19 @@ def test_variance_that_grows_is_found_and_measured(peak: float) -> None:
         assert 1 / model.b == pytest.approx(peak, rel=0.12)
 
 
+def test_noise_of_few_photons_above_a_black_level_is_measured() -> None:
+    """Its variance is ``b (x - black)``: a line through 0 made it a third of what it is."""
+    photons = 40 * picture(384, 320).numpy()
+    y = (
+        100 + 12 * np.random.default_rng(0).poisson(photons) + np.random.default_rng(1).normal(0, 6, photons.shape)
+    ) / 1000
+    model = measure_noise(torch.tensor(y).float())
+    for value in (0.15, 0.3, 0.5):
+        true = (36 + 12 * (1000 * value - 100)) / 1e6
+        found = model.variance_at_mean(torch.tensor([value])).item()
+        assert found == pytest.approx(true, rel=0.15)
+
+
 def test_equal_noise_is_not_said_to_grow() -> None:
     y = noisy(picture(), NoiseModel(0.01)).float()
     assert measure_noise(y, grows=False).b == 0

@@ -105,15 +105,14 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
         low, high = cut_off(y, deviation)
         inner = patches[_inner(patches.level, deviation, low=low, high=high)]
         deviation = _deviation(inner)
-    a, b = deviation**2, 0.0
+    model = NoiseModel(deviation**2, 0.0, low, high)
     if grows is not False:
-        constant, slope = _line(inner, through_zero=bool(grows))
-        if slope > 0:
-            a, b = constant, slope
+        a, b, black = _line(inner, through_zero=bool(grows))
+        model = NoiseModel(a, b, low, high, black) if b > 0 else model
     quiet = inner.quiet()
-    expected = float(NoiseModel(a, b, low, high).variance_at_mean(quiet.level).sum())  # with what is cut off
+    expected = float(model.variance_at_mean(quiet.level).sum())  # with what is cut off
     share = float(quiet.variance.sum()) / expected / TOO_LARGE**2 if expected else 1.0
-    return NoiseModel(share * a, share * b, low, high)
+    return replace(model, a=share * model.a, b=share * model.b)
 
 
 def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
@@ -226,11 +225,17 @@ def _inner(level: Tensor, deviation: float, *, low: bool, high: bool) -> Tensor:
     return torch.ones_like(level, dtype=torch.bool)
 
 
-def _line(patches: Patches, *, through_zero: bool) -> tuple[float, float]:
+def _line(patches: Patches, *, through_zero: bool) -> tuple[float, float, float]:
     """Fit the variance as a line over the level, by weighted least squares; a slope of 0 if none is significant.
 
     The levels are quantiles.  The variance of a level, from the squares of n numbers, has a relative deviation of
     ``sqrt(2 / n)``.
+
+    Returns
+    -------
+    a, b, black : float
+        Of `NoiseModel`.  A line that falls to nothing above 0 shows a black level, as of a camera: half of the variance
+        at the darkest level is taken for that of the camera, which the darkest level cannot tell from the light's.
     """
     rows = []
     for part in patches.level.argsort().tensor_split(LEVELS):
@@ -240,7 +245,7 @@ def _line(patches: Patches, *, through_zero: bool) -> tuple[float, float]:
             error = math.sqrt(2 / (len(quiet) * patches.numbers)) * max(variance, 1e-9)
             rows.append((float(quiet.level.mean()), variance, error))
     if len(rows) < 3:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     x, variance, error = torch.tensor(rows, dtype=torch.float64).T
     columns = x[:, None] if through_zero else torch.stack((torch.ones_like(x), x), 1)
     weighted = columns / error[:, None]
@@ -248,8 +253,11 @@ def _line(patches: Patches, *, through_zero: bool) -> tuple[float, float]:
     line = inverse @ (weighted.T @ (variance / error))
     slope, slope_error = float(line[-1]), float(inverse[-1, -1]) ** 0.5
     if through_zero:
-        return 0.0, max(slope, 1e-9)
+        return 0.0, max(slope, 1e-9), 0.0
     ends = float(line[0] + slope * x.min()), float(line[0] + slope * x.max())
     if slope < SIGNIFICANT * slope_error or ends[1] < GROWTH * max(ends[0], 0.0):
-        return 0.0, 0.0
-    return max(float(line[0]), 0.0), slope
+        return 0.0, 0.0, 0.0
+    if line[0] > -SIGNIFICANT * float(inverse[0, 0]) ** 0.5:
+        return max(float(line[0]), 0.0), slope, 0.0
+    darkest = max(ends[0], rows[0][1] / 4)
+    return darkest / 2, slope, max(float(x.min()) - darkest / (2 * slope), 0.0)

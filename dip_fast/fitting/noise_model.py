@@ -14,9 +14,10 @@ POINTS = 4097  # of the tables: the values between are interpolated, to 1e-5 of 
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """Independent normal noise of variance ``a + b x`` at the true value x, cut off at the ends of the range.
+    """Independent normal noise of variance ``a + b (x - black)`` at the true value x, cut off at the ends of the range.
 
-    ``a`` is the variance of Gaussian noise; b that of Poisson noise, the reciprocal of the counts at x = 1.  Where
+    ``a`` is the variance of Gaussian noise, which is all there is below the black level; b that of Poisson noise, for a
+    black level of 0 the reciprocal of the counts at x = 1.  Where
     noise is cut off at 0 or at 1, the samples have another mean than x, and less variance: at x = 1 and deviation s, a
     mean of ``1 - 0.4 s`` and a variance of ``0.34 s^2``.
 
@@ -26,21 +27,28 @@ class NoiseModel:
         At least 0, in units of the range [0, 1].
     low, high : bool
         Whether samples are cut off at 0, and at 1.
+    black : float
+        The value that stands for no light.
     """
 
     a: float
     b: float = 0.0
     low: bool = False
     high: bool = False
+    black: float = 0.0
 
     @property
     def deviation(self) -> float:
         """The standard deviation in the middle of the range, without clipping."""
-        return math.sqrt(self.a + self.b / 2)
+        return math.sqrt(float(self._variance(torch.tensor(0.5, dtype=torch.float64))))
+
+    def _variance(self, x: Tensor) -> Tensor:
+        """Compute the variance at true values, without clipping."""
+        return self.a + self.b * (x - self.black).clamp(min=0)
 
     def noisy(self, x: Tensor, normal: Tensor) -> Tensor:
         """Make samples of true values: with standard normal numbers for the noise, cut off as the noise is."""
-        deviation = (self.a + self.b * x.clamp(min=0)).sqrt() if self.b else math.sqrt(self.a)
+        deviation = self._variance(x).sqrt() if self.b else math.sqrt(self.a)
         low, high = 0.0 if self.low else -math.inf, 1.0 if self.high else math.inf
         return (x + deviation * normal).clamp(low, high)
 
@@ -48,14 +56,14 @@ class NoiseModel:
         """Describe it for a user."""
         if not self.b:
             return f"noise about {255 * self.deviation:.2g} of 255"
-        low, high = (255 * math.sqrt(self.a + self.b * x) for x in (0.1, 0.9))
+        low, high = (255 * self._variance(torch.tensor([0.1, 0.9], dtype=torch.float64)).sqrt()).tolist()
         return f"noise about {low:.2g} of 255 in the shadows, {high:.2g} in the lights"
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tabulate true values, and the mean and the variance of a sample at each."""
         x = torch.linspace(0.0 if self.low else -1.0, 1.0 if self.high else 2.0, POINTS, dtype=torch.float64)
-        s2 = (self.a + self.b * x.clamp(min=0)).clamp(min=1e-12)
+        s2 = self._variance(x).clamp(min=1e-12)
         s = s2.sqrt()
         ends = []  # the distribution function and the density at both ends, and the density times the place
         for end, cut in ((0.0, self.low), (1.0, self.high)):
