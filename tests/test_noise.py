@@ -97,6 +97,7 @@ def test_line_drawing_has_no_noise_of_rounding() -> None:
     drawing[..., 40] = 0
     drawing[0, 0, torch.arange(96), torch.arange(96) * 3 % 96] = 0
     assert measure_noise(drawing) == NoiseModel(0.0, low=True, high=True)
+    assert not is_correlated(drawing)  # what predictions from afar leave of its lines was taken for noise
 
 
 def test_samples_pile_up_where_they_are_cut_off() -> None:

@@ -119,7 +119,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
     finest scale is missing there alone.  Without noise at that scale there is no telling, and the answer is yes, but
-    for flat pictures.
+    for pictures that have none at the next scale either.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     fine = measure_noise(y, grows=False, known=known).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
     coarse = 2 * measure_noise(avg_pool2d(y, 2), grows=False, known=seen).deviation
-    return fine < FINEST or coarse > COARSER * fine
+    return coarse >= FINEST and (fine < FINEST or coarse > COARSER * fine)
 
 
 def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
