@@ -49,8 +49,10 @@ class FitOptions:
     patience : float
         The part of the iterations that a fit goes on without a new minimum of the variance.
     consolidation : int
-        The number of last steps, which fit the averaged network at the fixed input to the averaged picture; a tenth of
+        The number of last steps, which fit the averaged network at the fixed input to the averaged picture; a part of
         the iterations where that is less.
+    consolidation_part : float
+        That part.
     consolidation_learning_rate : float
         The highest learning rate in these steps: it grows for five steps and falls to nothing, both linearly.
     """
@@ -68,12 +70,13 @@ class FitOptions:
     stop: Literal["auto", "never"] = "auto"
     patience: float = 0.15
     consolidation: int = 50
+    consolidation_part: float = 0.1
     consolidation_learning_rate: float = 0.003
 
     @property
     def consolidation_steps(self) -> int:
         """Steps of consolidation that follow the iterations."""
-        return min(self.consolidation, self.iterations // 10)
+        return min(self.consolidation, int(self.consolidation_part * self.iterations))
 
     def share(self, networks: int) -> int:
         """Count the steps of each of several networks that are fitted one after another; one goes on without end."""
@@ -219,6 +222,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
                 averaging=0.0,
                 stop="never",
                 consolidation=consolidation,
+                consolidation_part=1.0,  # of a network that has never drawn a whole picture, whose answer is another's
                 consolidation_learning_rate=0.02,
             ),
             masking=Masking(crop=crop, passes=passes),

@@ -104,6 +104,15 @@ def test_flat_picture_has_no_noise() -> None:
     assert measure_noise(torch.full((1, 3, 32, 32), 0.25)).deviation == 0
 
 
+def test_line_drawing_has_no_noise_of_rounding() -> None:
+    """It was said to have ``noise about 6.5e-24 of 255``."""
+    drawing = torch.ones(1, 1, 96, 96)
+    drawing[..., 40] = 0
+    drawing[0, 0, torch.arange(96), torch.arange(96) * 3 % 96] = 0
+    assert measure_noise(drawing) == NoiseModel(0.0, low=True, high=True)
+    assert not is_correlated(drawing)  # what predictions from afar leave of its lines was taken for noise
+
+
 def test_samples_pile_up_where_they_are_cut_off() -> None:
     clean = picture()
     assert cut_off(noisy(clean, NoiseModel(0.01, low=True)), 0.1) == (True, False)

@@ -32,6 +32,7 @@ SIGNIFICANT, GROWTH = 4.0, 1.4
 # Less than a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25 levels, up
 # to 2.7 where texture is as fine; 3 to 6, or no noise at the finest scale, for six pictures of cameras.
 FINEST, COARSER = 1 / 255, 2.9
+LEAST = torch.finfo(torch.float32).eps  # the samples are rounded to this; less is the rounding of the components
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
     finest scale is missing there alone.  Without noise at that scale there is no telling, and the answer is yes, but
-    for flat pictures.
+    for pictures that have none at the next scale either.
 
     Parameters
     ----------
@@ -132,7 +133,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     fine = measure_noise(y, grows=False, known=known).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
     coarse = 2 * measure_noise(avg_pool2d(y, 2), grows=False, known=seen).deviation
-    return fine < FINEST or coarse > COARSER * fine
+    return coarse >= FINEST and (fine < FINEST or coarse > COARSER * fine)
 
 
 def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
@@ -210,8 +211,9 @@ def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, 
 
 
 def _deviation(patches: Patches) -> float:
-    """Compute the deviation of the noise of patches from the quiet ones."""
-    return math.sqrt(patches.quiet().variance.mean()) if len(patches) else 0.0
+    """Compute the deviation of the noise of patches from the quiet ones; 0 if it is rounding."""
+    deviation = math.sqrt(patches.quiet().variance.mean()) if len(patches) else 0.0
+    return deviation if deviation > LEAST else 0.0
 
 
 def _inner(level: Tensor, deviation: float, *, low: bool, high: bool) -> Tensor:
