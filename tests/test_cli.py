@@ -169,7 +169,7 @@ def test_what_loads_long_is_seen_at_once(dip, monkeypatch, arguments):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
             patch.setattr("sys.stdout.isatty", lambda shows=shows: shows, raising=False)
-            dip(*arguments.split())
+            dip(*arguments)
         assert stream.getvalue().startswith("loading ...\r") == shows
 
 
@@ -302,7 +302,7 @@ def test_presets_lists_each_with_what_it_costs(dip):
         assert f"{name}: " in listed
         assert preset.summary in listed
         assert facts[name]["cost"] in listed
-        assert f"{facts[name]['iterations']} steps" in listed
+        assert f"{facts[name]['iterations']:,} steps" in listed
 
 
 def test_info_says_what_a_bug_report_needs(dip):

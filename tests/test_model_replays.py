@@ -99,7 +99,7 @@ def test_flat_area_between_two_levels_is_no_other_picture():
     kind = Kind("", 100, 10, 1, "uint8", (0.0, 255.0))
     expected = np.full((10, 100, 1), 7.4985, np.float32)
     require_alike(expected + np.float32(0.003), expected, kind, "the engine")
-    with pytest.raises(DipFastError, match=r"off by 2\.\de-05 of the range \(allowed: 2e-05\); 1000 pixels"):
+    with pytest.raises(DipFastError, match=r"off by 2\.\de-05 of the range \(allowed: 2e-05\); 1,000 pixels"):
         require_alike(expected + np.float32(0.006), expected, kind, "the engine")
     output = expected.copy()
     output[3, 4] = 7.6  # a single sample, off by much
