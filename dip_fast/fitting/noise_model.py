@@ -17,9 +17,9 @@ class NoiseModel:
     """Independent normal noise of variance ``a + b (x - black)`` at the true value x, cut off at the ends of the range.
 
     ``a`` is the variance of Gaussian noise, which is all there is below the black level; b that of Poisson noise, for a
-    black level of 0 the reciprocal of the counts at x = 1.  Where
-    noise is cut off at 0 or at 1, the samples have another mean than x, and less variance: at x = 1 and deviation s, a
-    mean of ``1 - 0.4 s`` and a variance of ``0.34 s^2``.
+    black level of 0 the reciprocal of the counts at x = 1.  Where noise is cut off at 0 or at 1, the samples have
+    another mean than x, and less variance: at x = 1 and deviation s, a mean of ``1 - 0.4 s`` and a variance of
+    ``0.34 s^2``.
 
     Attributes
     ----------
