@@ -77,6 +77,12 @@ def test_what_is_named_exists(page):
             pkgutil.resolve_name(name)
 
 
+@every_page
+def test_what_the_site_documents_is_there(page):
+    for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE):
+        pkgutil.resolve_name(name)
+
+
 def commands(text):
     """Find the command lines of a page's code, without what a shell does with them."""
     fenced = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
