@@ -29,9 +29,12 @@ ROUNDS = 3
 # equal noise (5 to 50 levels, eleven pictures): 0.8 times their error and 1.1 at most; of 30 counts: 13 times and 2 at
 # least in pictures, 3 to 5 times in four textures of few levels.
 SIGNIFICANT, GROWTH = 4.0, 1.4
-# Less than a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25 levels, up
-# to 2.7 where texture is as fine; 3 to 6, or no noise at the finest scale, for six pictures of cameras.
-FINEST, COARSER = 1 / 255, 2.9
+# Less than half a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25
+# levels, up to 2.7 where texture is as fine, 1.4 to 3.6 for clean pictures; 4.8 to 7 for six pictures of cameras.
+LEAST_COARSE, COARSER = 0.5 / 255, 4.0
+# Side in pixels of the squares in which correlated noise is alone where they are quiet, and how far above it the noise
+# of the rest may lie: 1.4 to 4.7 times for six pictures of cameras.
+SQUARE, ABOVE_QUIET = 16, 3.0
 LEAST = torch.finfo(torch.float32).eps  # the samples are rounded to this; less is the rounding of the components
 
 
@@ -120,8 +123,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """Find whether the noise of neighbouring pixels is alike, as in a camera's JPEG file or an enlarged picture.
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
-    finest scale is missing there alone.  Without noise at that scale there is no telling, and the answer is yes, but
-    for pictures that have none at the next scale either.
+    finest scale is missing there alone.
 
     Parameters
     ----------
@@ -133,7 +135,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     fine = measure_noise(y, grows=False, known=known).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
     coarse = 2 * measure_noise(avg_pool2d(y, 2), grows=False, known=seen).deviation
-    return coarse >= FINEST and (fine < FINEST or coarse > COARSER * fine)
+    return coarse >= LEAST_COARSE and coarse > COARSER * fine
 
 
 def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
@@ -147,9 +149,19 @@ def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
     Returns
     -------
     NoiseModel
-        Of twice the deviation of the residual where it is least: the prediction follows the noise by about half.
+        Of twice the deviation of the residual in its median: the prediction follows the noise by about half.  But no
+        more than a few times what quiet squares vary, for the prediction also misses what is in a picture.
     """
-    return NoiseModel(4 * float(blur((y - A).square(), 2.0).median()))
+    return NoiseModel(min(4 * float(blur((y - A).square(), 2.0).median()), ABOVE_QUIET**2 * _quiet_variance(y)))
+
+
+def _quiet_variance(y: Tensor) -> float:
+    """Compute the mean variance of the squares that vary least, but for flat ones, which hold nothing."""
+    side = min(SQUARE, *y.shape[2:])
+    means = [avg_pool2d(power, side, SQUARE // 4) for power in (y.double(), y.double().square())]
+    variance = (means[1] - means[0].square()).flatten()
+    variance = variance[variance > LEAST].sort().values
+    return float(variance[: math.ceil(QUIET * len(variance))].mean()) if len(variance) else 0.0
 
 
 def _windows(picture: Tensor) -> list[Tensor]:
