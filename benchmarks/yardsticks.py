@@ -69,6 +69,14 @@ class Noise:
         return math.sqrt(variance if self.peak is None else variance + float(image.mean()) / self.peak)
 
 
+@dataclass(frozen=True)
+class CameraNoise(Noise):
+    """The noise of a camera's picture, of which the deviation is known, and that neighbours have it in common."""
+
+    def __str__(self) -> str:
+        return "noise of a camera"
+
+
 # --- non-local means ----------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dip_fast.tasks.denoise import parse_noise
 
@@ -213,3 +214,33 @@ def test_table_has_means_of_pictures_with_the_same_noise(scripts):
 def test_table_shows_how_far_a_clean_picture_is_changed(scripts):
     table = scripts.figure_tables.denoising_table([row(sigma=0, bm3d=None, default=50.0)])
     assert table.splitlines()[-1] == "| F16 256x256, no noise | - | - | - | 0.50 levels off (20 s) | 50.00 |"
+
+
+def test_pairs_of_a_camera_are_an_exposure_and_what_it_is_compared_with(scripts, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    clean = rng.integers(60, 200, (24, 20, 3)).astype(np.uint8)
+    noise = rng.normal(0, 5, clean.shape).round().astype(int)
+    for part, samples in (("mean", clean), ("real", clean + noise)):
+        Image.fromarray(samples.astype(np.uint8)).save(tmp_path / f"wall_{part}.png")
+    (case,) = scripts.denoising.camera_cases(tmp_path)
+    np.testing.assert_allclose(255 * case.noisy(), clean + noise, atol=1e-3)
+    np.testing.assert_allclose(255 * case.clean, clean, atol=1e-3)
+    assert (case.picture, case.kind, str(case.noise)) == ("wall", "camera", "noise of a camera")
+    assert case.noise.sigma == pytest.approx(noise.std())
+    tried = []
+
+    def bm3d(noisy, noise):
+        tried.append(noise.sigma / case.noise.sigma)
+        return (case.clean if len(tried) == 4 else noisy), 1.0
+
+    assert scripts.denoising.by_bm3d(case, case.noisy(), bm3d)["psnr"] > 60  # the best of those that it tries
+    assert tried == [0.5, 0.75, 1.0, 1.5, 2.0]
+
+
+def test_pairs_of_a_camera_have_bars_for_their_mean(scripts):
+    good = row("wall", "camera", 5.0, default=23.0, bm3d=22.0) | {"noise": "noise of a camera"}
+    poor = row("door", "camera", 4.0, default=20.5, bm3d=22.0) | {"noise": "noise of a camera"}
+    assert not missed(scripts, good, good | {"picture": "door"})
+    lines = missed(scripts, good, poor)
+    assert len(lines) == 1
+    assert "mean at least BM3D's" in lines[0]  # 1.75 dB above the input, 0.25 below BM3D
