@@ -12,9 +12,9 @@ TIFF file, in a process of its own, and measures the noise unless ``--noise`` na
 it is.
 
 Beside it stand scikit-image's non-local means at the best of six strengths, and BM3D (CBM3D for colour) with the true
-noise, for Poisson noise behind an Anscombe transform.  BM3D needs the package ``bm3d``, whose licence forbids
-commercial use: without it its column is empty.  Of a camera's pairs, an exposure and the mean of many, it is at the best
-of five deviations, from half to twice the true one.
+noise, for Poisson noise behind an Anscombe transform; of a camera's pairs, an exposure and the mean of many, at the
+best of five deviations.  BM3D needs the package ``bm3d``, whose licence forbids commercial use: without it its column
+is empty.
 
 PSNR is in dB over all channels, at data range 1.  Seconds are those of the fit, without the start of Python;
 ``process_seconds``, in the JSON, are all of them.  "estimated" is the PSNR that `dip-fast` estimates without the clean
