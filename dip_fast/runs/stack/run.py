@@ -16,7 +16,7 @@ import torch
 
 from dip_fast.device import devices, engines
 from dip_fast.device.memory import available_bytes
-from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.errors import Argument, UsageError, in_words
 from dip_fast.fitting import Fit
 from dip_fast.names import counted
 from dip_fast.pictures.files import is_there, one_line
@@ -359,7 +359,6 @@ def _failures(work: Work) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error) if isinstance(error, DipFastError) else f"{type(error).__name__}: {error}"
-        work.record.status, work.record.error = "failed", one_line(text)
+        work.record.status, work.record.error = "failed", one_line(str(in_words(error)))
         work.folder.write(NAME, work.record.json)
         raise
