@@ -202,32 +202,6 @@ def test_a_full_disk_is_no_fault_of_the_pictures(two, monkeypatch):
     assert carried_out(batch())[0].counts == {"done": 2}
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (
-            FileNotFoundError(2, "No such file or directory", "gone"),
-            "cannot use gone: No such file or directory; check the path and the drive",
-        ),
-        (MemoryError(), "there is not enough memory; free some, or take a smaller preset (dip-fast presets)"),
-        (ModuleNotFoundError("No module named 'x'", name="x"), "x is missing; pip install it, or dip-fast with all"),
-        (KeyError("a\nb"), "unexpected KeyError: 'a\\nb'; please report it with the output of --debug"),
-    ],
-    ids=["file", "memory", "module", "unforeseen"],
-)
-def test_a_worker_says_in_one_line_what_the_command_says(error, line, two, dip, monkeypatch):
-    """The manifest had Python's name of the error and no word of what to do."""
-
-    def fails(*_):
-        raise error
-
-    monkeypatch.setattr("dip_fast.runs.run.start", fails)
-    result, _, _ = carried_out(batch(retries=0))
-    reason = rows(result)["a.png"]["error"]
-    assert reason.startswith(line)
-    assert dip("run", two[0], "--threads", "1", "--out", "alone").err.splitlines()[-1] == f"dip-fast: {reason}"
-
-
 def test_busy_folder_is_waited_for(two, monkeypatch):
     monkeypatch.setattr(driver, "SECONDS_BETWEEN_TRIES", 0.0)
     result, _, pool = carried_out(batch(retries=0), ["busy", "busy", "busy"])
