@@ -83,3 +83,18 @@ class ReplayDiffersError(DipFastError):
     """A model file that does not draw the picture that it was kept for.  Exit code 4."""
 
     exit_code = 4
+
+
+def in_words(error: Exception) -> DipFastError:
+    """Make what a user is shown of an error: itself where it is one of these, else a line of the same kind."""
+    if isinstance(error, DipFastError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return DipFastError("{} is missing; pip install it, or dip-fast with all it needs", error.name)
+    if isinstance(error, MemoryError):
+        return DipFastError("there is not enough memory; free some, or take a smaller preset (dip-fast presets)")
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f"cannot use {error.filename}: "
+        return DipFastError("{}{}; check the path and the drive", place, error.strerror)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return DipFastError("unexpected {}; please report it with the output of --debug", text)

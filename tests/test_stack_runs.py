@@ -159,6 +159,57 @@ def test_a_stack_that_is_stopped_goes_on_with_the_same_bits(chunk, damaged, left
     assert [chunk["count"] for chunk in record()["chunks"]] == [2, 2]
 
 
+def test_model_files_draw_each_frame_byte_for_byte(dip, small, place, monkeypatch):
+    frames(place, 3)
+    arguments = ("stack", "noisy", "--chunk", "2", "--export", "onnx", *SHORT)
+    ended = dip(*arguments, "--out", "out", "--json")
+    assert ended.code == 0, ended.err
+    models = json.loads(ended.out)["models"]
+    assert [Path(model["path"]).name for model in models] == [f"model_{n:04}.onnx" for n in (1, 2, 3)]
+    for number, model in enumerate(models):
+        name = f"frame_{number:04}.png"
+        assert dip("replay", model["path"], "--out", name).code == 0
+        assert Path(name).read_bytes() == Path("out", name).read_bytes()
+    assert len({path.read_bytes() for path in Path("out").glob("*.png")}) == 4  # three frames, and the sheet
+    assert "name one, as out/model_0001.onnx" in dip("replay", "out").err
+    # Stopped in the second chunk, it goes on with the same bits, and the files of the first are not made again.
+    with monkeypatch.context() as patch:
+        Interrupts(patch, 1)
+        assert dip(*arguments, "--out", "again").code == 130
+    first = Path("again/model_0001.onnx").stat().st_mtime_ns
+    resume = ("stack", "noisy", "--out", "again", "--resume", "--quiet")
+    assert "cannot resume with --export none" in dip(*resume, "--export", "none").err
+    assert dip(*resume).code == 0
+    assert Path("again/model_0001.onnx").stat().st_mtime_ns == first
+    np.testing.assert_array_equal(read("again"), read("out"))
+    Path("noisy/frame_0002.png").unlink()
+    assert dip("stack", "noisy", "--out", "out", "--overwrite", *SHORT).code == 0
+    assert not list(Path("out").glob("*.onnx"))  # none of the earlier stack is left
+
+
+def test_a_model_of_a_frame_has_what_was_set_aside(dip, small, place):
+    Path("in").mkdir()
+    for number in range(2):
+        rgba = np.dstack([pixels(24, 32, 3, seed=number), np.full((24, 32), 255, np.uint8)])
+        rgba[:6, :, 3], rgba[:6, :, :3] = 0, (255, 0, 255)
+        Image.fromarray(rgba).save(f"in/{number}.png")
+    assert dip("stack", "in", "--out", "out", "--export", "onnx", *SHORT).code == 0
+    for number in range(2):
+        drawn, after = dip_fast.replay(f"out/model_{number + 1:04}.onnx"), np.asarray(Image.open(f"out/{number}.png"))
+        np.testing.assert_array_equal(drawn, after)
+        assert (after[:6] == (255, 0, 255, 0)).all()
+
+
+def test_a_frame_whose_model_fails_is_as_the_fit_has_made_it(dip, small, place, monkeypatch):
+    frames(place, 2)
+    assert dip("stack", "noisy", "--out", "plain", *SHORT).code == 0
+    monkeypatch.setattr("dip_fast.models.onnx_engine.draw", lambda *_, **__: 1 / 0)
+    ended = dip("stack", "noisy", "--out", "out", "--export", "onnx", *SHORT)
+    assert ended.code == 1
+    assert "frame_0000.png has no model file: unexpected ZeroDivisionError" in ended.err
+    np.testing.assert_array_equal(read("out"), read("plain"))
+
+
 def test_results_that_were_not_all_written_are_written_again(dip, small, place, monkeypatch):
     """Killed between two files: nothing is fitted once more."""
     from dip_fast.runs.stack.record import StackFolder

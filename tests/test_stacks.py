@@ -12,6 +12,7 @@ from test_masked import NOISE, RECIPE, SIGMA, clean
 from torch import Tensor
 
 import dip_fast
+from dip_fast.errors import UsageError
 from dip_fast.fitting import (
     Fit,
     MaskedPrediction,
@@ -140,6 +141,18 @@ def test_order_does_not_matter_where_nothing_is_drawn() -> None:
     forth, back = finished(made(y, recipe)), finished(made(y.flip(0), recipe))
     assert torch.equal(forth, back.flip(0))
     assert not torch.equal(forth[0], forth[1])
+
+
+def test_each_picture_is_drawn_from_the_weights_that_the_steps_have_left(tmp_path: Path) -> None:
+    fitting = prepare(made(frames(2)), RECIPE, seed=3)
+    fitting.run()
+    whole = fitting.result()
+    first, second, again = (fitting.result(n).image for n in (0, 1, 0))
+    np.testing.assert_array_equal(first, again)
+    for drawn, other, image in ((first, second, whole.images[0]), (second, first, whole.images[1])):
+        assert np.mean((drawn - image) ** 2) < np.mean((other - image) ** 2)
+    with pytest.raises(UsageError, match="the result holds 2 pictures, and a model file draws one"):
+        dip_fast.export(whole, tmp_path / "model.onnx")
 
 
 def test_masks_of_several_pictures_differ() -> None:

@@ -26,6 +26,8 @@ from dip_fast.tasks import TASKS
 if TYPE_CHECKING:
     from dip_fast.runs.record import Summary
 
+MOST_MODELS = 3  # that are named in the end
+
 
 @click.command(cls=Restoring, short_help="Restore one picture.")
 @click.argument("picture", type=click.Path(allow_dash=True))  # so that a shell completes it
@@ -263,7 +265,9 @@ def _write_to_stdout(result: Path, *, keep: bool) -> None:
 def reported(summary: Summary, facts: dict[str, Any] | None, *, quiet: bool, to_stdout: bool, has_folder: bool) -> int:
     """Print what a run gave, in words or as these facts, and choose the exit code."""
     say = speaker(quiet)
-    models = [f"replay: {commands.replay(model)}" for model in summary.models]
+    models = [f"replay: {commands.replay(model)}" for model in summary.models[:MOST_MODELS]]
+    if more := len(summary.models) - len(models):
+        models.append(f"... and {counted(more, 'model file')} more")
     try:
         if to_stdout:
             say(_figures(summary))

@@ -18,11 +18,13 @@ from dip_fast.tasks import TASKS
 
 _OWN_WORDS = {
     "reference": "Clean pictures, a stack as the first, to log PSNR and SSIM with.",
+    "export": "Formats of model files, one for each picture, which then draw the results: onnx, torchscript, pt2, with "
+    "commas between them.  [default: none]",
     "resume": "Go on with the run in --out, as if it had never stopped.",
 }
 _SHARED = (
     *("task", "reference", "preset", "network", "upsampling", "iterations", "fused", "device", "precision", "threads"),
-    *("seed", "keep_metadata", "resume", "overwrite", "quiet", "verbose", "as_json", "json_events"),
+    *("seed", "keep_metadata", "export", "resume", "overwrite", "quiet", "verbose", "as_json", "json_events"),
 )
 
 
@@ -43,6 +45,7 @@ def stack(
     chunk: int | None,
     reference: Path | None,
     fused: bool | None,
+    export: tuple[str, ...] | None,
     resume: bool,
     overwrite: bool,
     quiet: bool,
@@ -78,9 +81,8 @@ def stack(
     asked = {name: value for name, value in options.items() if value is not None}
     if fused is not None:
         asked["engine"] = "fused" if fused else "plain"
-    request = StackRequest(
-        sources, asked, out, inputs, chunk, reference, resume=resume, overwrite=overwrite, quiet=quiet, verbose=verbose
-    )
+    going = {"resume": resume, "overwrite": overwrite, "quiet": quiet, "verbose": verbose}
+    request = StackRequest(sources, asked, out, inputs, chunk, reference, export, **going)
     emit = one.emitted if json_events else None
     summary = restore(request, one.noter(emit) if emit else one.speaker(quiet), emit)
     facts = {"event": "done", **asdict(summary)} if json_events else asdict(summary) if as_json else None

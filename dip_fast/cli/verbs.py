@@ -24,7 +24,7 @@ from dip_fast.cli.report import report
 from dip_fast.cli.run import run
 from dip_fast.cli.stack import stack
 from dip_fast.cli.ui import ui
-from dip_fast.errors import DipFastError
+from dip_fast.errors import in_words
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -61,12 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = complain(error.format_message(), error.exit_code, arguments)
     except (KeyboardInterrupt, click.exceptions.Abort):
         code = complain("stopped by the user", signals.INTERRUPTED, arguments)
-    except DipFastError as error:
-        command = cli.commands.get(arguments[0]) if arguments else None
-        code = complain(error.spelled(spelling(command)), error.exit_code, arguments)
-    except ModuleNotFoundError as error:
-        code = complain(f"{error.name} is missing; pip install it, or dip-fast with all it needs", 1, arguments)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        code = complain(f"unexpected {text}; please report it with the output of --debug", 1, arguments)
+        shown, command = in_words(error), cli.commands.get(arguments[0]) if arguments else None
+        code = complain(shown.spelled(spelling(command)), shown.exit_code, arguments)
     sys.exit(code)

@@ -75,6 +75,12 @@ class Finishing:
             self.passes += 1
             call_those_due(callbacks, fit, self.passes)
 
+    def redraw(self, fit: Fit, n: int) -> None:
+        """Let the network draw one of several pictures, from the weights that the steps have left."""
+        assert self.pictures is not None, "there are several, and they are made"
+        self.weights, self.z, self.frozen = {}, None, None
+        self._teach(fit, self.pictures[n : n + 1], fit.options.consolidation_steps, ())
+
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
         return fit.objective.draws_iterates or self.z is not None or self.pictures is not None
@@ -106,14 +112,15 @@ class Finishing:
     def _consolidate(
         self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None = None
     ) -> None:
-        """Let the network draw the picture, if there is one; several are the answer as they are.
-
-        Without callbacks nothing interrupts it.
-        """
+        """Let the network draw the picture, if there is one; several are the answer as they are."""
         if fit.objective.pictures > 1:
             self.pictures = pictures
             return
-        drawing, self.consolidated = fit.objective.drawing(pictures), 0
+        self._teach(fit, pictures, steps, callbacks)
+
+    def _teach(self, fit: Fit, picture: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None) -> None:
+        """Fit the network to a picture; without callbacks nothing interrupts it."""
+        drawing, self.consolidated = fit.objective.drawing(picture), 0
         problem = replace(fit.problem, objective=drawing.to(fit.device))
         further, highest = FurtherSteps(problem, fit.answer(), fit.options), fit.options.consolidation_learning_rate
         while self.consolidated < steps and not (fit.interrupted and callbacks is not None):

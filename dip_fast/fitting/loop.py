@@ -275,10 +275,17 @@ class Fit:
         with self._threads:
             return self.objective.composite(self._finishing.draw(self, self.z))
 
-    def result(self) -> Result:
-        """Draw the answer and load its weights into the network; the fit cannot go on afterwards."""
+    def result(self, n: int | None = None) -> Result:
+        """Draw the answer and load its weights into the network; the fit cannot go on afterwards.
+
+        Of several pictures it has all as they were made; with ``n`` it has that one, which the network is fitted to
+        first, so that it draws it.  It holds until the next call, which loads other weights.
+        """
         self._steps.release()
         several, kept = self._finishing.pictures, self.objective.kept
+        if several is not None and n is not None:
+            self._finishing.redraw(self, n)
+            several = None
         image = self.draw() if several is None else several[:1]
         self.network.load_state_dict(self.answer())
         z = self.z.surrounded(*self.network.input_size(*self.objective.scene))

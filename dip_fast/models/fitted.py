@@ -143,6 +143,8 @@ def from_result(
     ------
     ValueError
         If the image, the kind and the alpha differ in size.
+    UsageError
+        If the result has several pictures.
     DipFastError
         If onnxruntime fails, or draws another picture than PyTorch does.
     """
@@ -150,6 +152,11 @@ def from_result(
 
     from dip_fast.programs import drawing
 
+    if result.images is not None:
+        raise UsageError(
+            f"the result holds {len(result.images)} pictures, and a model file draws one; dip-fast stack ... --export "
+            "onnx writes one for each"
+        )
     height, width, channels = result.image.shape
     if kind is None:
         kind = Kind("", width, height, channels, "float32", result.limits, suffix=".tif")

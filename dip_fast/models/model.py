@@ -148,6 +148,10 @@ def located(path: str | os.PathLike[str]) -> Path:
         return path / IN_FOLDER
     if not (path / "run.json").exists():
         raise UsageError(f"{path} is not a run's folder; name one, or a {IN_FOLDER}")
+    if any(path.glob("model_*.onnx")):
+        raise UsageError(
+            f"{path} holds a model file for each picture of a stack; name one, as {path / 'model_0001.onnx'}"
+        )
     # A command to type, and so in its own spelling.
     raise UsageError(f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx")
 

@@ -82,10 +82,11 @@ def _settings(record: Record) -> list[str]:
         words += _option(name, value, flag=own.get(name) is bool)
     if job.keep_metadata:
         words.append("--keep-metadata")
+    models = [] if record.summary is None else record.summary.models
+    formats = [*dict.fromkeys(model["format"] for model in models)]
     if record.sources:
-        return words
+        return [*words, *(_option("export", ",".join(formats)) if formats else [])]
     words += _option("snapshot_every", job.snapshot_every)
-    formats = [] if record.summary is None else [model["format"] for model in record.summary.models]
     return [*words, *_option("export", ",".join(formats) or "none")]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from dip_fast.device import devices, engines
-from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.errors import Argument, DipFastError, UsageError, in_words
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
 from dip_fast.pictures.files import is_there, one_line
@@ -175,7 +175,7 @@ def _failures(folder: Folder, record: Record, fit: Fit) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, Exception):
-            text = str(error) if isinstance(error, DipFastError) else f"{type(error).__name__}: {error}"
+            text = one_line(str(in_words(error)))
             record.status, record.error, record.events = "failed", text, fit.events
             folder.write(NAME, record.json)
         if folder.result is None:

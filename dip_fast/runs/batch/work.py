@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dip_fast.errors import BusyError, DipFastError, PlaceError, TooLargeError, UsageError
+from dip_fast.errors import BusyError, DipFastError, PlaceError, TooLargeError, UsageError, in_words
 from dip_fast.pictures.files import one_line
 from dip_fast.runs.batch.plan import Item
 from dip_fast.runs.batch.settings import Settings
@@ -79,8 +79,7 @@ def perform(settings: Settings, item: Item, say: Say, emit: Emit | None = None) 
         leave(settings, item, status, str(error))
         return Outcome(status, str(error))
     except Exception as error:  # whatever it is, the other pictures are to be restored
-        text = str(error) if isinstance(error, DipFastError) else f"{type(error).__name__}: {error}"
-        return Outcome("failed", one_line(text))
+        return Outcome("failed", one_line(str(in_words(error))))
 
 
 def _request(settings: Settings, item: Item) -> Request:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dip_fast.models import onnx_engine
 from dip_fast.models.packing import digest
 from dip_fast.pictures import metrics
 from dip_fast.pictures.stacks import Stack
@@ -79,8 +80,8 @@ def finish(record: StackRecord, stack: Stack, reference: Stack | None, folder: S
         estimated_psnr=sum(estimated) / len(estimated) if estimated else None,
         baseline=None,
         sha256=found.hexdigest(),
-        drawn_by=f"torch {torch.__version__}",
-        models=[],
+        drawn_by=onnx_engine.version() if record.models else f"torch {torch.__version__}",
+        models=record.models,
         problems=folder.problems,
     )
     record.status, record.ended, record.summary = "done", now(), summary

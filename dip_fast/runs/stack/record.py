@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal, TypedDict
 
 from dip_fast.errors import UsageError
+from dip_fast.models.formats import FORMATS
 from dip_fast.pictures.files import is_there, stream_in
+from dip_fast.pictures.stacks import MOST
 from dip_fast.runs import places
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.folder import OUT, SNAPSHOTS, Folder, Say
-from dip_fast.runs.record import NAME, Record
+from dip_fast.runs.record import NAME, ModelFile, Record
 
 
 class Chunk(TypedDict):
@@ -46,11 +48,17 @@ class StackRecord(Record):
         See `Chunk`.
     results : list of str
         Names of the files in the folder that are results.
+    export : list of str
+        Formats of the model files, one for each picture.
+    models : list of dict
+        Those that are written, of chunks that are done.
     """
 
     chunk: int | None = None
     chunks: list[Chunk] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
+    export: list[str] = field(default_factory=list)
+    models: list[ModelFile] = field(default_factory=list)
 
     current = 0  # chunk that is being fitted; no field
 
@@ -58,6 +66,11 @@ class StackRecord(Record):
         """Hash what the steps of the current chunk depend on."""
         chunk = self.chunks[self.current]
         return hashlib.sha256(f"{super().digest()} {chunk['first']} {chunk['count']}".encode()).hexdigest()
+
+
+def model_names(first: int, count: int, formats: Sequence[str]) -> list[str]:
+    """Name the model files of pictures, which are counted from 0 here and from 1 in the names."""
+    return [f"model_{n + 1:04}{FORMATS[key].suffix}" for n in range(first, first + count) for key in formats]
 
 
 class StackFolder(Folder):
@@ -74,11 +87,15 @@ class StackFolder(Folder):
         self.earlier = self._earlier()
 
     def _earlier(self) -> list[str]:
-        """List the results that the record in the folder names."""
+        """List the results and the model files of the stack whose record is in the folder."""
         document = places.found(self.path) or {}
-        named = document.get("results"), [c.get("file") for c in document.get("chunks") or [] if isinstance(c, dict)]
-        names = [name for each in named if isinstance(each, list) for name in each if isinstance(name, str)]
-        return [name for name in names if name and Path(name).name == name]
+        chunks = [chunk for chunk in document.get("chunks") or [] if isinstance(chunk, dict)]
+        named = document.get("results"), [chunk.get("file") for chunk in chunks], document.get("export")
+        lists = [each if isinstance(each, list) else [] for each in named]
+        results, files, formats = ([name for name in each if isinstance(name, str)] for each in lists)
+        count = sum(chunk["count"] for chunk in chunks if isinstance(chunk.get("count"), int))
+        models = model_names(0, min(count, MOST), [key for key in formats if key in FORMATS])
+        return [name for name in (*results, *files, *models) if name and Path(name).name == name]
 
     def own(self) -> list[str]:
         """List what this and an earlier stack leave, besides the record."""

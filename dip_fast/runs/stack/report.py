@@ -67,6 +67,7 @@ def page(record: StackRecord, shown: Sequence[tuple[str, Views]], folder: str) -
     """
     summary = record.summary
     assert summary is not None, "a run that gave nothing has no report"
+    few = replace(summary, models=summary.models[:SHOWN])
     return report.fitted(
         shown,
         title=record.inputs["picture"]["name"],
@@ -77,9 +78,10 @@ def page(record: StackRecord, shown: Sequence[tuple[str, Views]], folder: str) -
         commands=[
             ("make the same run again", commands.repeat(record, folder, record.chunk)),
             ("go on", commands.resume(record, folder)),
+            *((f"draw {Path(model['path']).stem} again", commands.replay(model)) for model in few.models),
             ("write this report again", commands.report(folder)),
         ],
-        tables=[("Networks", list(_networks(record))), *report.tables(record, summary)],
+        tables=[("Networks", list(_networks(record))), *report.tables(record, few)],
     )
 
 

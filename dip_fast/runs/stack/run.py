@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,9 @@ import torch
 
 from dip_fast.device import devices, engines
 from dip_fast.device.memory import available_bytes
-from dip_fast.errors import Argument, DipFastError, UsageError
+from dip_fast.errors import Argument, UsageError, in_words
 from dip_fast.fitting import Fit
+from dip_fast.models.formats import require
 from dip_fast.names import counted
 from dip_fast.pictures.files import is_there, one_line
 from dip_fast.pictures.stacks import Stack, in_channels, open_stack
@@ -30,12 +31,14 @@ from dip_fast.runs.job import Job, complete, resumed, start
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import NAME, Summary
 from dip_fast.runs.recorder import Checkpoints
+from dip_fast.runs.stack import models
 from dip_fast.runs.stack.finish import finish, load
 from dip_fast.runs.stack.fitting import BYTES_A_SAMPLE, together
-from dip_fast.runs.stack.record import Chunk, StackFolder, StackRecord
+from dip_fast.runs.stack.record import Chunk, StackFolder, StackRecord, model_names
 from dip_fast.runs.stack.survey import check_reference, chunks, survey
 from dip_fast.tasks import TASKS
 
+BYTES_OF_A_MODEL = 2**22  # without what its picture takes
 SHARE_OF_MEMORY = 0.5  # of what is available, for the pictures of a chunk
 
 
@@ -57,6 +60,8 @@ class StackRequest:
         Most pictures that one network is fitted to; by default as many as memory allows.
     reference : Path, optional
         The ground truth: a stack of the same pictures.
+    export : tuple of str, optional
+        Formats of model files, one for each picture, which then draw the results; none by default.
     resume, overwrite, quiet, verbose : bool
         As in `Request`.
     """
@@ -67,6 +72,7 @@ class StackRequest:
     inputs: tuple[str, ...] = ()
     chunk: int | None = None
     reference: Path | None = None
+    export: tuple[str, ...] | None = None
     resume: bool = False
     overwrite: bool = False
     quiet: bool = False
@@ -115,6 +121,8 @@ def restore(request: StackRequest, say: Say, emit: Emit | None = None) -> Summar
     KeyboardInterrupt
         If the user stops it; it goes on with ``resume``.
     """
+    if request.export:
+        require("onnx", "onnxruntime")
     if request.resume and request.overwrite:
         raise UsageError(
             "{} and {} exclude each other; give one of the two", Argument("resume", True), Argument("overwrite", True)
@@ -169,16 +177,19 @@ def _restored(work: Work, stored: StackRecord | None) -> Summary:
     record = StackRecord("running", job, asdict(job.recipe(size)), identity, _files(request), results=stack.results)
     record.sources = [str(source) for source in request.sources]
     if stored is None:
+        record.export = list(request.export or ())
         record.chunk, most = request.chunk, request.chunk or _most(work, needed)
         record.chunks = _planned(chunks(stack.count, found.cuts, most), found.cuts)
     else:
         _require_same(stored, record, request)
         record.started, record.chunk, record.chunks = stored.started, stored.chunk, stored.chunks
+        record.export, record.models = stored.export, stored.models
         if (summary := _done(stored, request)) is not None:
             work.say("this run is done; nothing is left to resume")
             return summary
     work.record = record
-    folder.check_room(_bytes_on_disk(stack))
+    folder.check_results(model_names(0, stack.count, record.export), request.paths)
+    folder.check_room(_bytes_on_disk(stack, len(record.export)))
     folder.open(record, fresh=stored is None, overwrite=request.overwrite)
     for line in _first_lines(work):
         work.say(line)
@@ -214,15 +225,20 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
     stop = _Stop(kept)
     with interruptible(fit, quiet=True), progress:
         fit.run([progress, kept, stop])
-    stop(fit)  # where it was interrupted after the last call
-    kept.write(fit)
-    result = fit.result()
+        stop(fit)  # where it was interrupted after the last call
+        kept.write(fit)
+        result = fit.result()
+        samples = pictures.restored(result)
+        if record.export:
+            for n, drawn in models.write(fit, pictures, work.stack, chunk, record, folder):
+                samples[n] = drawn
+        stop(fit)
     data = io.BytesIO()
-    np.save(data, pictures.restored(result), allow_pickle=False)
+    np.save(data, samples, allow_pickle=False)
     folder.rewrite(chunk["file"], data.getvalue())  # here it must not fail
     folder.remove([CHECKPOINT])  # it is of this chunk, and not of the next one
     chunk["sha256"] = hashlib.sha256(data.getvalue()).hexdigest()
-    chunk["steps"], chunk["seconds"] = result.steps, round(result.seconds, 3)
+    chunk["steps"], chunk["seconds"] = result.steps, round(fit.seconds, 3)
     chunk["estimated_psnrs"] = [float(each) for each in result.estimated_psnrs or ()]
     record.events += result.events
     folder.rewrite(NAME, record.json())
@@ -247,7 +263,9 @@ def _is_done(work: Work, number: int) -> bool:
     """Whether the results of a chunk are there, as they were written."""
     chunk = work.record.chunks[number]
     path = work.folder.place / chunk["file"]
-    if chunk["sha256"] is None or not is_there(path):
+    named = model_names(chunk["first"], chunk["count"], work.record.export)
+    wanted = [path, *(work.folder.place / name for name in named)]
+    if chunk["sha256"] is None or not all(is_there(each) for each in wanted):
         return False
     return hashlib.sha256(path.read_bytes()).hexdigest() == chunk["sha256"] and load(path) is not None
 
@@ -311,6 +329,7 @@ def _require_same(stored: StackRecord, record: StackRecord, request: StackReques
     for name, value, known in (
         ("chunk", request.chunk, stored.chunk),
         ("iterations", request.asked.get("iterations"), iterations),
+        ("export", _formats(request.export), _formats(stored.export)),
     ):
         if value is not None and value != known:
             raise UsageError(
@@ -318,22 +337,30 @@ def _require_same(stored: StackRecord, record: StackRecord, request: StackReques
             )
 
 
+def _formats(export: Sequence[str] | None) -> str | None:
+    """Spell formats as the option does."""
+    return None if export is None else ",".join(export) or "none"
+
+
 def _done(stored: StackRecord, request: StackRequest) -> Summary | None:
     """Find the summary of a run that is done and whose results are there."""
     summary = stored.summary
     if stored.status != "done" or summary is None or summary.problems:
         return None
-    if not all(is_there(request.out / name) for name in stored.results):
+    models = [model | {"path": str(request.out / Path(model["path"]).name)} for model in summary.models]
+    names = [*stored.results, *(Path(model["path"]).name for model in models)]
+    if not all(is_there(request.out / name) for name in names):
         return None
     result = request.out if len(stored.results) > 1 else request.out / stored.results[0]
-    return Summary(**{**asdict(summary), "result": str(result), "folder": str(request.out)})
+    return Summary(**{**asdict(summary), "result": str(result), "folder": str(request.out), "models": models})
 
 
-def _bytes_on_disk(stack: Stack) -> int:
-    """Estimate what the run writes at most: the results twice, and a checkpoint."""
+def _bytes_on_disk(stack: Stack, formats: int) -> int:
+    """Estimate what the run writes at most: the results twice, a checkpoint, and model files."""
     kind = stack.kind
     samples = np.dtype(kind.dtype).itemsize * kind.width * kind.height * (kind.channels + 1)
-    return 2 * samples * stack.count + 2**26
+    model = BYTES_OF_A_MODEL + 4 * kind.width * kind.height * kind.channels
+    return (2 * samples + formats * model) * stack.count + 2**26
 
 
 def _first_lines(work: Work) -> Iterator[str]:
@@ -359,7 +386,6 @@ def _failures(work: Work) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error) if isinstance(error, DipFastError) else f"{type(error).__name__}: {error}"
-        work.record.status, work.record.error = "failed", one_line(text)
+        work.record.status, work.record.error = "failed", one_line(str(in_words(error)))
         work.folder.write(NAME, work.record.json)
         raise
