@@ -188,7 +188,7 @@ def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPa
         return combined[-1]
 
     monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
-    monkeypatch.setattr(MaskedPrediction, "_looks_for_similar", False)
+    monkeypatch.setattr(MaskedPrediction, "_rounds", 0)
     result = fit(made(frames(3)), RECIPE, seed=3)
     assert result.images.shape == (3, 37, 45, 3)
     for image, (x, _, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
