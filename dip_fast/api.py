@@ -154,7 +154,7 @@ def denoise(
 
 def inpaint(
     image: np.ndarray,
-    mask: np.ndarray | None = None,
+    mask: np.ndarray | str | None = None,
     *,
     composite: bool = True,
     preset: str | None = None,
@@ -175,10 +175,10 @@ def inpaint(
     ----------
     image : ndarray
         As in `denoise`; unknown pixels may hold anything, NaN included.
-    mask : ndarray, optional
+    mask : ndarray or "nan", optional
         ``(H, W)``, True (or not zero) where the image is known, as white is in the mask of ``dip-fast run``.
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
-        Without a mask, pixels with a NaN or an infinite value are the unknown ones.
+        Without a mask, or with ``"nan"``, pixels with a NaN or an infinite value are the unknown ones.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
     preset : str, optional
@@ -220,14 +220,16 @@ def inpaint(
     >>> bool((filled[known] == ramp[known]).all())
     True
     """
-    if mask is not None:
+    if mask is None or (isinstance(mask, str) and mask == "nan"):
+        mask = "nan"
+    else:
         mask = np.asarray(mask)
         for doubt in doubts(mask.astype(bool)):
             warnings.warn(doubt, stacklevel=2)
     return restore(
         "inpaint",
         image,
-        {"mask": "nan" if mask is None else mask},
+        {"mask": mask},
         Layout(channel_axis),
         callbacks,
         composite=composite,
@@ -247,8 +249,10 @@ def _as_option(noise: str | float | tuple[float, float]) -> str:
     """Write the noise as the option of the task has it."""
     if isinstance(noise, str):
         return noise
-    numbers = noise if isinstance(noise, tuple) else (noise,)
-    return ",".join(repr(float(number)) for number in numbers)
+    try:
+        return ",".join(repr(float(number)) for number in np.ravel(noise))
+    except (TypeError, ValueError):
+        return repr(noise)  # which the task refuses
 
 
 @fresh_state()
@@ -300,6 +304,6 @@ def restore(
 def fitted(job: Job, data: Data, callbacks: Sequence[Callable[[Fit], None]], *, progress: bool = False) -> Result:
     """Fit a network as a job says."""
     run = start(job, data)
-    with shown(run, progress) as bar:
-        run.run([*callbacks, *bar])
+    with shown(run, callbacks, progress) as called:
+        run.run(called)
     return run.result()

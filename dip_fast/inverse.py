@@ -13,6 +13,7 @@ import numpy as np
 
 from dip_fast.api import fitted, restore
 from dip_fast.device.modes import fresh_state
+from dip_fast.errors import UsageError
 from dip_fast.fitting import Fit
 from dip_fast.fitting.results import Restored
 from dip_fast.pictures import read_picture
@@ -325,10 +326,14 @@ def dejpeg(
     ----------
     D. Ulyanov, A. Vedaldi, V. Lempitsky, "Deep Image Prior", arXiv 1711.10925.
     """
+    if not isinstance(file, str | os.PathLike | bytes):
+        raise UsageError(
+            f"file must be a JPEG file or its content, got {type(file).__name__}, which does not say what was rounded"
+        )
     asked = {"preset": preset, "iterations": iterations, "stop": stop, "seed": seed}
     asked |= {"device": device, "engine": engine, "precision": precision}
     job = complete({"task": "jpeg", **asked})
-    picture = read_picture(file)
+    picture = read_picture(file, name="the file" if isinstance(file, bytes) else None)
     result = fitted(job, Data(picture.image, picture=picture), callbacks, progress=progress)
     samples = picture.kind.to_samples(result.image)
     image = samples[..., 0] if picture.channels == 1 else samples

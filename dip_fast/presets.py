@@ -11,7 +11,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from dip_fast.errors import Argument, UsageError
+from dip_fast.names import STOPS
 from dip_fast.registry import Registry, suggest
+from dip_fast.values import choice, integer, number
+
+# Numbers of `FitOptions` that have no other bound.
+AT_LEAST_NOTHING = (
+    "learning_rate", "matrix_rate", "weight_noise", "averaging_window", "patience", "consolidation_learning_rate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,19 @@ class FitOptions:
     consolidation_part: float = 0.1
     consolidation_learning_rate: float = 0.003
 
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 1), ("warmup", 0), ("consolidation", 0)):
+            integer(name, getattr(self, name), least=least)
+        for name, most in (("consolidation_part", 1.0), *dict.fromkeys(AT_LEAST_NOTHING, math.inf).items()):
+            number(name, getattr(self, name), least=0.0, most=most)
+        if self.perturbation is not None:
+            number("perturbation", self.perturbation, least=0.0)
+        if number("averaging", self.averaging, least=0.0) >= 1:
+            raise UsageError(f"averaging must be less than 1, got {self.averaging}")
+        choice("optimizer", self.optimizer, ("adam", "muon"))
+        choice("decay", self.decay, ("none", "cosine"))
+        choice("stop", self.stop, STOPS)
+
     @property
     def consolidation_steps(self) -> int:
         """Steps of consolidation that follow the iterations."""
@@ -111,6 +131,11 @@ class Masking:
     margin: int = 16
     passes: int = 64
 
+    def __post_init__(self) -> None:
+        for name, least in (("crop", 1), ("margin", 0), ("passes", 1)):
+            integer(name, getattr(self, name), least=least)
+        number("keep", self.keep, least=0.0, most=1.0)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -146,6 +171,10 @@ class Recipe:
     masking: Masking | None = None
     full_size: int = 0
     learns_input: bool = False
+
+    def __post_init__(self) -> None:
+        integer("in_channels", self.in_channels, least=1)
+        integer("full_size", self.full_size, least=0)
 
     def least(self) -> Recipe:
         """Return a recipe of one step, for a picture in which there is nothing to fit."""

@@ -1,10 +1,13 @@
 """Physics of deepinv and operators of pylops, as they are; both are dependencies of this test alone.
 
 pip install --no-deps -r requirements/deepinv.txt
+pytest -m slow tests/test_deepinv.py
 """
 
 import importlib
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from physics_cases import PLAIN, by_hand
 from torch import nn
 
 from dip_fast import fit, interop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import other_models
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -29,6 +35,7 @@ def physics():
     """The physics of deepinv, imported without what it warns of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        other_models.declare_torchvision_operators()
         try:
             return importlib.import_module("deepinv").physics
         except Exception as error:  # torchvision raises RuntimeError where it does not go with torch

@@ -57,6 +57,30 @@ def test_a_preset_with_other_values():
         PRESETS["decoder"].with_(width=3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
+        ({"iterations": 2.5}, "iterations must be an integer of at least 1, got 2.5"),
+        ({"stop": "nver"}, "stop must be one of auto, never, got 'nver'"),
+        ({"decay": "cos"}, "decay must be one of none, cosine, got 'cos'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, got 'sgd'"),
+        ({"learning_rate": -1}, "learning_rate must be a number of at least 0, got -1"),
+        ({"learning_rate": "a"}, "learning_rate must be a number of at least 0, got 'a'"),
+        ({"perturbation": -0.1}, "perturbation must be a number of at least 0, got -0.1"),
+        ({"averaging": 1}, "averaging must be less than 1, got 1"),
+        ({"in_channels": 0}, "in_channels must be an integer of at least 1, got 0"),
+        ({"width": 3.5}, "down must be an integer of at least 1, got 3.5"),
+        ({"network_options": {"skip": -1}}, "skip must be an integer of at least 0, got -1"),
+        ({"network_options": {"upsamplng": 1}}, "the skip network has no 'upsamplng'; did you mean upsampling"),
+    ],
+)
+def test_value_that_no_recipe_has_is_refused(changes, message):
+    """Most of them were taken in silence, and something else was fitted."""
+    with pytest.raises(UsageError, match=message):
+        fit(lambda x: x, X, preset=PRESETS["quick"].with_(**{"iterations": 2} | changes), device="cpu")
+
+
 def test_a_result_is_shown_in_a_line_and_a_thumbnail():
     result = fit(lambda x: x, target(20, 700), preset=THREE)
     assert repr(result).startswith("<Result: 20 x 700 x 3, 3 steps in ")

@@ -88,7 +88,7 @@ def test_guide_must_be_finite_and_presets_of_noise_are_refused():
     with pytest.raises(UsageError, match="guide must be finite"):
         dip_fast.guided(pixels(18, 21), guide)
     with pytest.raises(UsageError, match="guided needs a preset that fits from random input"):
-        dip_fast.guided(pixels(18, 21), np.zeros((18, 21)), preset="default")
+        dip_fast.guided(pixels(18, 21), pixels(18, 21), preset="default")
 
 
 def test_guided_pictures_are_compared_with_the_guided_filter():

@@ -45,6 +45,16 @@ def test_callbacks_see_iterates_of_the_results_size():
     assert sizes == [(1, 3, 18, 21)] * 2
 
 
+def test_numbers_of_numpy_are_numbers():
+    small = image("uint8")[..., 0]
+    found = dip_fast.superres(small, np.int64(2), iterations=np.int32(2), seed=np.uint8(1))
+    np.testing.assert_array_equal(found, dip_fast.superres(small, 2, iterations=2, seed=1))
+    guide = small > 100
+    assert dip_fast.guided(small, guide, iterations=2).shape == small.shape
+    by_list = dip_fast.denoise(small, noise=[0.01, 0.02], preset="fast", iterations=2)
+    np.testing.assert_array_equal(by_list, dip_fast.denoise(small, noise=(0.01, 0.02), preset="fast", iterations=2))
+
+
 def test_steps_of_superresolution_are_not_stopped_early():
     assert complete({"task": "superres"}).stop == complete({"task": "jpeg"}).stop == "never"
     assert complete({"task": "superres", "stop": "auto"}).stop == "auto"
@@ -55,6 +65,14 @@ def test_steps_of_superresolution_are_not_stopped_early():
     ("call", "message"),
     [
         (lambda: dip_fast.superres(image("uint8"), 9, channel_axis=-1), "scale=9 must be from 2 to 8"),
+        (lambda: dip_fast.superres(image("uint8"), callbacks=print, channel_axis=-1), "callbacks must be a list of"),
+        (lambda: dip_fast.dejpeg(image("uint8")), "file must be a JPEG file or its content, got ndarray"),
+        (lambda: dip_fast.dejpeg(b"text"), "cannot read the file: it is not a PNG"),
+        (
+            lambda: dip_fast.guided(image("uint8"), np.ones((18, 21)), channel_axis=-1),
+            "guide is the same at all places",
+        ),
+        (lambda: dip_fast.inpaint(image("uint8"), np.full((18, 21), np.nan), channel_axis=-1), "mask must be finite"),
         (lambda: dip_fast.superres(image("uint8"), 2.5, channel_axis=-1), "scale must be int, got 2.5"),
         (
             lambda: dip_fast.superres(image("uint8"), kernel="cubic", channel_axis=-1),
@@ -79,6 +97,13 @@ def test_holes_may_be_nan():
     holed[3, 4], known[3, 4] = (0.5, np.inf, 0.5), False
     filled = dip_fast.inpaint(holed, iterations=2, channel_axis=-1)
     np.testing.assert_array_equal(filled, dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1))
+    np.testing.assert_array_equal(filled, dip_fast.inpaint(holed, "nan", iterations=2, channel_axis=-1))
+    missing = int((~np.isfinite(holed).all(2) & (np.arange(21) > 0)).sum())
+    wrong = np.tile(np.arange(21) > 0, (18, 1))
+    with pytest.raises(
+        ValueError, match=f"{missing} pixels that mask has as known are NaN or infinite; give mask='nan'"
+    ):
+        dip_fast.inpaint(holed, wrong, iterations=2, channel_axis=-1)
     for mask in (None, np.ones((18, 21))):
         with pytest.raises(ValueError, match="mask leaves nothing to fill in: all pixels are known; mark some"):
             dip_fast.inpaint(whole, mask, iterations=2, channel_axis=-1)

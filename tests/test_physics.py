@@ -23,6 +23,8 @@ FUNCTIONS = {
     "fewer dimensions": lambda x: MATRIX @ x[0, 0].flatten(),
     "complex": lambda x: FOURIER * torch.fft.fft2(torch.view_as_complex(x.movedim(1, -1).contiguous()), norm="ortho"),
     "list": lambda x: [x[..., ::2], x.sum(1, keepdim=True)],
+    "one number": lambda x: x.square().mean(),
+    "list with a number": lambda x: [x[..., ::2], x.mean()],
     "nonlinear": lambda x: torch.fft.fft2(x).abs() + x.mean() ** 2,
 }
 
@@ -126,9 +128,23 @@ def test_what_does_not_go_together_is_refused_before_the_first_step(physics, y, 
     [
         ({"preset": "default"}, "begins with a random input: quick, paper"),
         ({"limits": (1, 0)}, "limits must be"),
+        ({"limits": (0, 1, 2)}, "limits must be"),
+        ({"noise": -2}, "noise must be a number of at least 0, got -2"),
+        ({"noise": "auto"}, "noise must be a number of at least 0, got 'auto'"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
+        ({"shape": 32}, r"shape must be \(channels, height, width\) or \(height, width\) of x, got 32"),
+        ({"z": torch.rand(4, 32, 36)}, r"z must be a tensor or an array \(1, .*, got the shape \(4, 32, 36\)"),
+        ({"z": "noise"}, "z must be a tensor or an array .*, got str"),
+        ({"z": np.full((1, 4, 32, 36), np.nan)}, "z must be real and finite"),
+        ({"z": np.ones((1, 4, 32, 36))}, "z is the same at all places"),
+        ({"z": torch.rand(1, 4, 99, 36)}, r"z must be at most \(32, 36\), what the network reads .*, got \(99, 36\)"),
+        ({"callbacks": print}, "callbacks must be a list of functions of the fit, got .*print"),
+        ({"callbacks": [3]}, r"callbacks must be a list of functions of the fit, got \[3\]"),
+        ({"iterations": 2.5}, "iterations must be an integer of at least 1, got 2.5"),
         ({"loss": "huber"}, "loss must be one of squares, absolute, poisson"),
         ({"loss": lambda made, y: made - y}, "one real number"),
-        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
         ({"reference": X[..., 1:]}, "reference must be real, and have the shape of x"),
         ({"network": "skip"}, "network must be a Module"),
         ({"network": nn.Conv2d(4, 1, 1)}, r"must draw an image \(1, 2, 32, 36\), got \(1, 1, 32, 36\)"),
@@ -282,6 +298,13 @@ def test_half_an_operator_is_refused(arguments, message):
     with pytest.raises(UsageError, match=message):
         linear(*arguments)
     assert linear(lambda x: 2 * x, lambda y: y, (8, 8), check=False).img_size == (1, 8, 8)
+
+
+def test_numbers_of_numpy_and_arrays_are_taken_as_pythons_own():
+    z = target(32, 36, 4)
+    options = {"iterations": np.int64(2), "seed": np.int32(1), "noise": np.float32(0.25), "z": z.numpy()}
+    found = fit(lambda x: x, X, preset=THREE, **options)
+    assert torch.equal(found.tensor, fit(lambda x: x, X, preset=THREE, iterations=2, seed=1, noise=0.25, z=z).tensor)
 
 
 def test_any_module_can_be_the_network():

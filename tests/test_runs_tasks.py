@@ -167,6 +167,13 @@ def test_mask_without_a_hole_is_refused(dip, mask, message):
     assert message in outcome.err
 
 
+@pytest.mark.parametrize("kind", ["alpha", "colour", "nan"])
+def test_what_white_means_is_about_a_file(dip, kind):
+    """It was ignored where the picture itself says what is missing."""
+    outcome = run(dip, *holed(kind), "--mask-white", "hole", code=2)
+    assert "--mask-white hole says what white means in a file, and --mask " in outcome.err
+
+
 def test_missing_samples_must_be_in_the_hole(dip):
     picture, *_ = holed("nan")
     mask = np.full((20, 24), 255, np.uint8)

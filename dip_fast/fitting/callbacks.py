@@ -7,12 +7,26 @@ multiple of it; with 0 whenever the host hears of the fit; without it after each
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dip_fast.errors import UsageError
+from dip_fast.values import integer
+
 if TYPE_CHECKING:
     from dip_fast.fitting.loop import Fit
+
+
+def checked(callbacks: Any) -> list[Callable[[Any], None]]:
+    """List callbacks, and refuse what cannot be called, or not at the steps that it names."""
+    if isinstance(callbacks, Iterable) and not callable(callbacks):
+        listed = [*callbacks]
+        if all(map(callable, listed)):
+            for callback in listed:
+                integer("every of a callback", getattr(callback, "every", 1), least=0)
+            return listed
+    raise UsageError(f"callbacks must be a list of functions of the fit, got {callbacks!r}; put one into a list")
 
 
 def periods(callbacks: Sequence[Callable[[Any], None]]) -> list[int]:
@@ -58,12 +72,15 @@ class Bar:
 
 
 @contextmanager
-def shown(fit: Fit, progress: bool) -> Iterator[list[Callable[[Any], None]]]:
-    """Make the callbacks that show a fit's progress, if it is to be shown: a bar on a terminal or in a notebook."""
+def shown(
+    fit: Fit, callbacks: Sequence[Callable[[Any], None]], progress: bool
+) -> Iterator[list[Callable[[Any], None]]]:
+    """List the callbacks of a fit, with one that shows its progress if it is to be shown: a bar, in notebooks too."""
+    asked = checked(callbacks)
     if not progress:
-        yield []
+        yield asked
         return
     from tqdm.auto import tqdm  # here, since it looks for a notebook
 
     with tqdm(total=steps_in_all(fit), initial=steps_done(fit), unit="step") as bar:
-        yield [Bar(bar)]
+        yield [*asked, Bar(bar)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dip_fast import networks
 from dip_fast.device import devices
 from dip_fast.device.modes import fresh_state
 from dip_fast.errors import UsageError
@@ -20,9 +21,10 @@ from dip_fast.fitting.measurement import Measurement, as_measured
 from dip_fast.fitting.objectives import Objective
 from dip_fast.fitting.results import Result
 from dip_fast.fitting.start import deep_image_prior, prepare, streams
-from dip_fast.networks.network_input import NetworkInput, Part, draw
+from dip_fast.networks.network_input import NetworkInput, Part, draw, require_contrast
 from dip_fast.networks.own import OwnNetwork
 from dip_fast.presets import PRESETS, Preset, Recipe
+from dip_fast.values import integer
 
 
 @fresh_state()
@@ -37,7 +39,7 @@ def fit(
     noise: float | None = None,
     preset: str | Preset | Recipe | None = None,
     network: nn.Module | None = None,
-    z: Tensor | NetworkInput | None = None,
+    z: Tensor | np.ndarray | NetworkInput | None = None,
     iterations: int | None = None,
     seed: int = 0,
     device: torch.device | str = "auto",
@@ -81,8 +83,8 @@ def fit(
     network : Module, optional
         What is fitted in place of the preset's network, from the weights that it has; it is copied.  Its upsamplings
         run fused where `dip_fast.fuse` can fuse them.
-    z : Tensor, optional
-        The network's fixed input, ``(1, C, h, w)``, float; drawn by default.
+    z : Tensor or ndarray, optional
+        The network's fixed input, ``(1, C, h, w)``, not all one value; drawn by default.
     iterations : int, optional
         Most steps; the preset's by default.
     seed : int
@@ -126,6 +128,7 @@ def fit(
     >>> dip_fast.fit(row_sums, y, shape=(1, 16, 16), iterations=3).tensor.shape
     torch.Size([1, 1, 16, 16])
     """
+    seed = integer("seed", seed, least=0)
     where = devices.choose(_default_device(target, y) if device == "auto" else device)
     if isinstance(target, Degradation | Objective):
         about_y = {"shape": shape, "channels": channels, "limits": limits, "loss": loss, "noise": noise}
@@ -144,8 +147,8 @@ def fit(
         objective, recipe, seed=seed, device=where, engine=engine, precision=precision, network=own,
         reference=_reference(reference, objective, limits),
     )  # fmt: skip
-    with shown(run, progress) as bar:
-        run.run([*callbacks, *bar])
+    with shown(run, callbacks, progress) as called:
+        run.run(called)
     return replace(run.result(), limits=limits)
 
 
@@ -182,8 +185,7 @@ def _recipe(target: Any, preset: str | Preset | Recipe | None, device: torch.dev
         raise UsageError(f"preset must be one whose fit begins with a random input: {names}; this one hides samples")
     if iterations is None:
         return recipe
-    if iterations < 1:
-        raise UsageError(f"iterations must be at least 1, got {iterations}")
+    iterations = integer("iterations", iterations, least=1)
     return replace(recipe, options=replace(recipe.options, iterations=iterations))
 
 
@@ -191,8 +193,7 @@ def _objective(
     target: Degradation | Objective, recipe: Recipe, network: nn.Module | None, z: Any, seed: int
 ) -> tuple[Objective, OwnNetwork | None]:
     """Make the objective, and the network where it is the user's own."""
-    if isinstance(z, Tensor):
-        z = NetworkInput((Part(z.detach().cpu().float()),))
+    z = None if z is None else _given_input(z)
     if isinstance(target, Objective):
         if z is not None:
             raise UsageError("z is for fit(physics, y) and degradations; an Objective has its own")
@@ -208,7 +209,25 @@ def _objective(
         raise UsageError(f"network must be a Module, got {type(network).__name__}; preset= names a network of ours")
     if isinstance(target, Objective):
         return target, own
+    if z is not None and own is None:
+        most = networks.input_size(recipe.network, target.scene, **recipe.network_options)
+        if z.size[0] > most[0] or z.size[1] > most[1]:
+            raise UsageError(f"z must be at most {most}, what the network reads for this picture, got {z.size}")
     return deep_image_prior(target, recipe, seed=seed, z=z), own
+
+
+def _given_input(z: Any) -> NetworkInput:
+    """Make a network input of a tensor or an array."""
+    if not isinstance(z, NetworkInput):
+        if not isinstance(z, Tensor | np.ndarray) or z.ndim != 4 or z.shape[0] != 1 or not all(z.shape):
+            got = f"the shape {tuple(z.shape)}" if isinstance(z, Tensor | np.ndarray) else type(z).__name__
+            raise UsageError(f"z must be a tensor or an array (1, channels, height, width), got {got}")
+        values = as_measured(z).cpu()
+        if values.is_complex() or not bool(values.isfinite().all()):
+            raise UsageError("z must be real and finite")
+        z = NetworkInput((Part(values),))
+    require_contrast("z", z.tensor())
+    return z
 
 
 def _beside(z: Tensor, network: nn.Module) -> Tensor:

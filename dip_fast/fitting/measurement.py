@@ -16,6 +16,7 @@ from dip_fast.fitting.adjoint import linear
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.fitting.likelihoods import LOSSES
 from dip_fast.fitting.limits import estimate, limits_from
+from dip_fast.values import integer, number
 
 UNKNOWN_NOISE = 0.1  # a third of it perturbs z, which is the most that any noise does
 
@@ -117,7 +118,7 @@ class Measurement(Degradation):
         _require_finite(self.y)
         self._loss = _named_loss(loss, self.y)
         self._least = 0.0 if loss == "poisson" else None
-        self.noise_of_y = noise if noise is not None else _noise_of(physics)
+        self.noise_of_y = _noise_of(physics) if noise is None else number("noise", noise, least=0.0)
 
         self._take_shape(self._shapes(shape, channels))
         self._scale = sum(float(entry.double().square().mean()) for entry in entries(self.y)) or 1.0
@@ -156,7 +157,11 @@ class Measurement(Degradation):
     def _shapes(self, shape: Sequence[int] | None, channels: int | None) -> list[tuple[int, int, int]]:
         """List what the shape of x may be, the likeliest first: as given, of A_adjoint(y), as the physics has it, y."""
         candidates: list[Iterable[int]] = []
+        if channels is not None:
+            channels = integer("channels", channels, least=1)
         if shape is not None:
+            if not isinstance(shape, Sequence):
+                raise UsageError(f"shape must be (channels, height, width) or (height, width) of x, got {shape!r}")
             sides = tuple(shape[1:] if len(shape) == 4 and shape[0] == 1 else shape)  # of a batch of one
             candidates = [sides if len(sides) > 2 else (channels or 1, *sides)]
         else:
@@ -207,7 +212,7 @@ class Measurement(Degradation):
         entries(made)  # tensors, or a message
         ours, theirs = _tensors(self.y), _tensors(made)
         for mine, their in zip(ours, theirs, strict=False):
-            if mine.shape[1:] == their.shape[1:] and mine.dim() == their.dim() and their.shape[0] == 1 < mine.shape[0]:
+            if mine.dim() == their.dim() > 0 and (1, *mine.shape[1:]) == their.shape != mine.shape:
                 raise UsageError(
                     f"y holds {mine.shape[0]} measurements, {tuple(mine.shape)}, and a fit is of one: pass "
                     "y[i : i + 1], or use dip_fast.interop.DeepImagePrior, which fits one after the other"
@@ -232,7 +237,10 @@ class Measurement(Degradation):
                 lambda x: entries(operator_of(self.physics)(x)), entries(self.y), (1, self.channels, *self.size)
             )
             return limits_from(rough, self._least)
-        low, high = (float(limit) for limit in limits)
+        try:
+            low, high = (float(limit) for limit in limits)
+        except (TypeError, ValueError):
+            low = high = 0.0
         if not -torch.finfo().max < low < high < torch.finfo().max:
             raise UsageError(f"limits must be the least and the largest value of x, got {limits}")
         return low, high

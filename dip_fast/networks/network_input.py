@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import Argument, UsageError
 
 DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.float32)
 MAX_CODE = 2**16 - 1
@@ -194,6 +194,17 @@ def of_image(image: Tensor | np.ndarray, bits: int = 16) -> NetworkInput:
 def joined(*inputs: NetworkInput) -> NetworkInput:
     """Concatenate network inputs of one size along the channels."""
     return NetworkInput(tuple(part for z in inputs for part in z.parts))
+
+
+def require_contrast(name: str, values: Tensor) -> None:
+    """Refuse an input in which all places are alike: batch norms of it have gradients that overflow.
+
+    Raises
+    ------
+    UsageError
+    """
+    if bool((values == values[..., :1, :1]).all()):
+        raise UsageError("{} is the same at all places, from which nothing can be drawn; give another", Argument(name))
 
 
 def surround(x: Tensor, height: int, width: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from dip_fast.registry import Registry
+from dip_fast.errors import UsageError
+from dip_fast.registry import Registry, suggest
 
 if TYPE_CHECKING:
     from dip_fast.networks.layers import Network
@@ -34,9 +36,14 @@ def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Net
     Raises
     ------
     UsageError
-        If no network has that name.
+        If no network has that name, or it has no such argument.
     """
-    return NETWORKS[name](in_channels, out_channels, **options)
+    network = NETWORKS[name]
+    known = inspect.signature(network).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        for option in options.keys() - known.keys():
+            raise UsageError(f"the {name} network has no {option!r}{suggest(option, known)}")
+    return network(in_channels, out_channels, **options)
 
 
 def input_size(name: str, size: tuple[int, int], **options: Any) -> tuple[int, int]:

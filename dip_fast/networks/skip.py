@@ -24,6 +24,7 @@ from dip_fast.networks.layers import (
     operand,
     without_gradient,
 )
+from dip_fast.values import integer
 
 if TYPE_CHECKING:
     from dip_fast.programs.folding import Folder, Value
@@ -231,6 +232,11 @@ class Skip(Network):
         downs, ups, skips = (_each(value, depth) for value in (down, up, skip))
         kernels_down, kernels_up, kernels_skip = (_each(v, depth) for v in (kernel_down, kernel_up, kernel_skip))
         upsamplings, downsamplings = _each(upsampling, depth), _each(downsampling, depth)
+        counts = {"down": downs, "up": ups, "skip": skips}
+        counts |= {"kernel_down": kernels_down, "kernel_up": kernels_up, "kernel_skip": kernels_skip}
+        for name, values in counts.items():
+            for value in values:
+                integer(name, value, least=0 if name == "skip" else 1)
         if any(kernel % 2 == 0 for kernel in (*kernels_down, *kernels_up, *kernels_skip)):
             raise ValueError("kernel sizes must be odd, so that a padded convolution keeps the size")
         for name, values, allowed in (

@@ -18,6 +18,7 @@ from dip_fast.names import DEVICES, ENGINES, PRECISIONS, STOPS, UPSAMPLINGS
 from dip_fast.presets import PRESETS, Recipe, default
 from dip_fast.tasks import TASKS, Data, choose
 from dip_fast.tasks.task import as_target
+from dip_fast.values import choice, integer
 
 LARGEST_SEED = 2**63 - 1
 MOST_ITERATIONS = 10**9  # more are a mistake
@@ -98,7 +99,9 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
     UsageError
         If what was asked for contradicts itself, or is not available here.
     """
-    asked = {name: value for name, value in asked.items() if value is not None}
+    # Numbers and words of NumPy count as Python's own.
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in asked.items()}
+    asked = {name: value for name, value in plain.items() if value is not None}
     _check(asked)
     task = choose(asked.pop("task", None), given)
     options = task.complete({name: asked.pop(name) for name in [*asked] if name not in OWN})
@@ -155,16 +158,12 @@ def _check(asked: Mapping[str, Any]) -> None:
         if not isinstance(asked.get(name, ""), str):
             raise UsageError("{} must be a name; PRESETS.register(name, preset) gives a preset one", Argument(name))
     least = {"iterations": 1, "threads": 1, "seed": 0, "snapshot_every": 0}
+    most = {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}
     for name in least.keys() & asked.keys():
-        value = asked[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least[name]:
-            raise UsageError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
-    for name, most in {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}.items():
-        if asked.get(name, 0) > most:
-            raise UsageError("{} must be at most {}, got {}", Argument(name), most, asked[name])
+        integer(name, asked[name], least=least[name], most=most.get(name))
     for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
-        if name in asked and asked[name] not in choices:
-            raise UsageError(f"{name} must be one of {', '.join(choices)}, got {asked[name]!r}")
+        if name in asked:
+            choice(name, asked[name], choices)
 
 
 def _engine(wanted: str, job: Job) -> str:

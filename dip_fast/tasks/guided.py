@@ -56,6 +56,7 @@ class Guided(Task):
 
     def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Read the guide, float32 ``(H, W, C)`` in [0, 1], or make the kernel."""
+        from dip_fast.networks.network_input import require_contrast
         from dip_fast.tasks import kernels
 
         scale = options["scale"]
@@ -65,6 +66,7 @@ class Guided(Task):
             return kernel
         guide = _of_array(source) if hasattr(source, "shape") else _of_file(source)
         _check_size(guide.shape[:2], data.image.shape[:2], scale)
+        require_contrast("guide", as_target(guide))
         return guide
 
     def network_input(self, data: Data, options: Mapping[str, Any]) -> NetworkInput:
@@ -112,7 +114,7 @@ def _of_array(source: Any) -> np.ndarray:
 
     from dip_fast.pictures.samples import as_samples, to_unit, value_range
 
-    if source.ndim not in (2, 3) or not source.size or source.dtype.kind not in "iuf":
+    if source.ndim not in (2, 3) or not source.size or source.dtype.kind not in "biuf":
         raise UsageError(f"guide must be numbers (H, W) or (H, W, C), got {source.shape} of {source.dtype}")
     samples = as_samples(source.reshape(*source.shape[:2], -1))
     if not np.isfinite(samples).all():

@@ -71,6 +71,8 @@ class Inpaint(Task):
 
     def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Read the mask: bool ``(H, W)``, True where the picture is known."""
+        import numpy as np
+
         from dip_fast.tasks import masks
 
         known = masks.known(source, data, white_is_known=options["mask_white"] == "known")
@@ -78,7 +80,10 @@ class Inpaint(Task):
             raise UsageError("{} leaves nothing to fill in: all pixels are known; mark some", Argument("mask"))
         if not known.any():
             raise UsageError("mask must hold at least one known pixel, got none")
-        missing = None if data.picture is None else data.picture.missing
+        if data.picture is None:
+            missing = ~np.isfinite(data.image).all(axis=2)
+        else:
+            missing = data.picture.missing
         if missing is not None and (lost := int((known & missing).sum())):
             raise UsageError(
                 "{} that {} has as known {} NaN or infinite; give {}",

@@ -12,6 +12,8 @@ from dip_fast.pictures.reading import read_mask
 from dip_fast.pictures.samples import to_unit, value_range
 from dip_fast.tasks.task import Data
 
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
+
 
 def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool = True) -> np.ndarray:
     """Find the known pixels.
@@ -39,8 +41,16 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
     if isinstance(source, np.ndarray):
         if source.shape != (height, width):
             raise UsageError(f"mask must be {(height, width)} as the image is, got {source.shape}")
+        if source.dtype.kind == "f" and not np.isfinite(source).all():
+            raise UsageError("mask must be finite, got NaN or infinite values; pass True where the picture is known")
         return source.astype(bool)
     text, picture = str(source), data.picture
+    says_itself = text in ("nan", "alpha") or _COLOUR.fullmatch(text)
+    if says_itself and not white_is_known:
+        raise UsageError(
+            "{} says what white means in a file, and {} is none; leave it out",
+            *(Argument("mask_white", "hole"), Argument("mask", text)),
+        )
     if text == "nan":
         if picture is None:
             return np.asarray(np.isfinite(data.image).all(axis=2))
@@ -50,7 +60,7 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
         if alpha is None:
             raise UsageError("{}: the picture has no alpha; name a file instead", Argument("mask", text))
         return np.asarray(alpha >= _opaque(alpha))
-    if re.fullmatch("#[0-9a-fA-F]{6}", text):
+    if _COLOUR.fullmatch(text):
         colour = np.array([*bytes.fromhex(text[1:])], np.float32) / 255
         image = data.image
         if image.shape[2] not in (1, 3):
