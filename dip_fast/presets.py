@@ -55,6 +55,9 @@ class FitOptions:
         Whether the moving variance of the iterates ends the fit and chooses the step that is the answer.
     patience : float
         The part of the iterations that a fit goes on without a new minimum of the variance.
+    rounds : int
+        Rounds of patches and data after a fit from z of a blurred, reduced or compressed picture, see
+        `dip_fast.fitting.patch_prior`; at most one for `start.STEPS_A_ROUND` iterations.
     consolidation : int
         The number of last steps, which fit the averaged network at the fixed input to the averaged picture; a part of
         the iterations where that is less.
@@ -76,6 +79,7 @@ class FitOptions:
     averaging_window: int = 9
     stop: Literal["auto", "never"] = "auto"
     patience: float = 0.15
+    rounds: int = 0
     consolidation: int = 50
     consolidation_part: float = 0.1
     consolidation_learning_rate: float = 0.003
@@ -282,6 +286,7 @@ PRESETS: Registry[Preset] = Registry(
                     perturbation=None,
                     averaging=0.995,
                     averaging_window=4,
+                    rounds=8,
                     consolidation_learning_rate=0.002,
                 ),
             ),
@@ -293,7 +298,7 @@ PRESETS: Registry[Preset] = Registry(
                 network_options={"upsampling": "bilinear"},
                 in_channels=32,
                 distribution="uniform",
-                options=FitOptions(iterations=3000),
+                options=FitOptions(iterations=3000, rounds=8),
             ),
             "the denoising run of the paper",
         ),

@@ -38,7 +38,7 @@ def problem(data):
 
 def distance(found, x):
     """Root of the mean squared distance to the boxes, in levels of 255."""
-    return 255 * float(found.distance(x)) ** 0.5
+    return 255 * (float(found.distance(x)) / found.codes) ** 0.5
 
 
 @pytest.mark.parametrize("quality", [10, 50, 90])

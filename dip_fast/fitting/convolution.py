@@ -34,6 +34,8 @@ class Convolution(Degradation):
         If the kernel has other dimensions or values that are not finite.
     """
 
+    has_patches = True
+
     def __init__(self, target: Tensor, kernel: Tensor, stride: int = 1) -> None:
         if kernel.dim() != 2 or not kernel.isfinite().all():
             raise ValueError(f"kernel must be finite (h, w), got {tuple(kernel.shape)}")

@@ -56,6 +56,8 @@ class Degradation:
         Channels of x.
     kept : Tensor, optional
         Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
+    has_patches : bool
+        Whether a fit can go on with patches of x that are alike, see `patch_prior`.
     captures : bool
         Whether the data term can be captured in a CUDA graph: it reads no tensor on the host.
     border : tuple of int
@@ -72,6 +74,7 @@ class Degradation:
 
     kept: Tensor | None = None
     captures = True
+    has_patches = False
     border: tuple[int, int] = (0, 0)
 
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
@@ -121,6 +124,10 @@ class Degradation:
     def data_term(self, x: Tensor) -> Tensor:
         """Mean squared error of A(x) against y, a scalar."""
         return mean_square(self.apply(x) - self.target)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Sum the squares of what A(x) is off from what was measured, a scalar."""
+        return total((self.apply(x) - self.target).square())
 
     def noise(self) -> float:
         """Estimate the standard deviation of the noise in y, in units of its range [0, 1]."""

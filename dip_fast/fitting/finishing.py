@@ -47,6 +47,8 @@ class Finishing:
         What the objective made, where it has several pictures.
     frozen : Network or None
         What draws a large picture.
+    network : Network or None
+        What the weights are of, where the objective has one that draws the answer.
     """
 
     def __init__(self) -> None:
@@ -56,6 +58,7 @@ class Finishing:
         self.z: NetworkInput | None = None
         self.pictures: Tensor | None = None
         self.frozen: networks.Network | None = None
+        self.network: networks.Network | None = None
 
     def run(self, fit: Fit, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Let the objective make its picture, and the network draw it.
@@ -96,7 +99,7 @@ class Finishing:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""
         if self.frozen is not None:
             return frozen.draw(self.frozen, z, fit.objective.size).to(fit.device)
-        problem = replace(fit.problem, precision="fp32")
+        problem = replace(fit.problem, network=self.network or fit.network, precision="fp32")
         with torch.no_grad(), products("fp32", fit.device):
             return problem.draw(z.tensor(fit.device), fit.answer())
 
@@ -121,8 +124,13 @@ class Finishing:
     def _teach(self, fit: Fit, picture: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None) -> None:
         """Fit the network to a picture; without callbacks nothing interrupts it."""
         drawing, self.consolidated = fit.objective.drawing(picture), 0
-        problem = replace(fit.problem, objective=drawing.to(fit.device))
-        further, highest = FurtherSteps(problem, fit.answer(), fit.options), fit.options.consolidation_learning_rate
+        network, weights, options = fit.network, fit.answer(), fit.options
+        if fit.objective.redrawer is not None:
+            network, options = fit.objective.redrawer
+            network = network.to(fit.device)
+            weights = dict(network.named_parameters())
+        problem = replace(fit.problem, network=network, objective=drawing.to(fit.device))
+        further, highest = FurtherSteps(problem, weights, options), options.consolidation_learning_rate
         while self.consolidated < steps and not (fit.interrupted and callbacks is not None):
             started, done = time.perf_counter(), self.consolidated
             numbers = range(done, done + fit.steps_until_sync(callbacks or (), done, steps))
@@ -135,7 +143,7 @@ class Finishing:
             call_those_due(callbacks or (), fit, self.consolidated)
         if self.consolidated < steps:
             return
-        self.weights, self.z = further.weights, drawing.z
+        self.weights, self.z, self.network = further.weights, drawing.z, network
         if fit.objective.is_large:
             with fit.at_work():
                 self.frozen = frozen.freeze(fit.network, fit.answer(), drawing.windows())

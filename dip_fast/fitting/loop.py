@@ -149,7 +149,8 @@ class Fit:
     @property
     def consolidation_steps(self) -> int:
         """Steps that fit the network to its own picture, in the end: where there is one."""
-        return self.options.consolidation_steps if self.objective.pictures == 1 else 0
+        options = self.options if self.objective.redrawer is None else self.objective.redrawer.options
+        return options.consolidation_steps if self.objective.pictures == 1 else 0
 
     @property
     def consolidated(self) -> int:
@@ -287,9 +288,10 @@ class Fit:
             self._finishing.redraw(self, n)
             several = None
         image = self.draw() if several is None else several[:1]
-        self.network.load_state_dict(self.answer())
-        z = self.z.surrounded(*self.network.input_size(*self.objective.scene))
-        network, z = (self._finishing.frozen or self.network).settled(z)
+        network = self._finishing.network or self.network
+        network.load_state_dict(self.answer())
+        z = self.z.surrounded(*network.input_size(*self.objective.scene))
+        network, z = (self._finishing.frozen or network).settled(z)
         return Result(
             image=channels_last(image)[0],
             network=network,

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from dip_fast.device.modes import to_keep
 from dip_fast.fitting.degradations import Degradation, Identity
+from dip_fast.networks.layers import Network
 from dip_fast.networks.network_input import NetworkInput
+from dip_fast.presets import FitOptions
 
 # Pixels of a picture that is still drawn at once: a step on all of it takes a second and a gigabyte a megapixel.
 LARGEST_WHOLE = 2**20
@@ -36,6 +38,13 @@ class Example(NamedTuple):
 
     z: Tensor
     target: Tensor | None = None
+
+
+class Redrawer(NamedTuple):
+    """A network that draws the answer in place of the fitted one, and the options of its consolidation."""
+
+    network: Network
+    options: FitOptions
 
 
 class Objective(ABC):
@@ -84,6 +93,8 @@ class Objective(ABC):
         The same for each picture; empty before, or where it is not known.
     guide_psnr : float or None
         The same of the guides alone; None before, or where there are none.
+    redrawer : Redrawer or None
+        What draws the answer; None for the fitted network.
     notes : tuple of str
         What a user should know of it, a line each.
     """
@@ -95,6 +106,7 @@ class Objective(ABC):
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
     guide_psnr: float | None = None
+    redrawer: Redrawer | None = None
     notes: tuple[str, ...] = ()
     border: tuple[int, int] = (0, 0)
     seed: int = 0

@@ -99,15 +99,15 @@ class Quantised(Degradation):
 
     def data_term(self, x: Tensor) -> Tensor:
         """Add the mean squared distance to the boxes and the weighted total variation, a scalar."""
-        return self.distance(x) + self.smoothness * total_variation(x)
+        return self.distance(x) / self.codes + self.smoothness * total_variation(x)
 
     def distance(self, x: Tensor) -> Tensor:
-        """Mean squared distance of the coefficients to their boxes, a scalar."""
+        """Sum the squared distances of the coefficients to their boxes, a scalar."""
         distances = []
         for i, found in enumerate(self.coefficients(x)):
             nearest = torch.minimum(torch.maximum(found, getattr(self, f"low_{i}")), getattr(self, f"high_{i}"))
             distances.append(total((found - nearest).square()))
-        return torch.stack(distances).sum() / self.codes
+        return torch.stack(distances).sum()
 
 
 def total_variation(x: Tensor) -> Tensor:

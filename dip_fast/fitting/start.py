@@ -16,15 +16,17 @@ from dip_fast.fitting.filling import MaskedFilling
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Objective
+from dip_fast.fitting.objectives import DeepImagePrior, Objective, Redrawer
+from dip_fast.fitting.patch_prior import PatchPrior
 from dip_fast.networks.learned_input import LearnedInput
 from dip_fast.networks.network_input import NetworkInput, draw
-from dip_fast.presets import Masking, Recipe
+from dip_fast.presets import PRESETS, Masking, Recipe
 
 # A network that predicts dropped samples makes about so many steps with each pixel, but not fewer than it needs to
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
 STEPS_A_PIXEL = 0.007
 FEWEST_STEPS = 400
+STEPS_A_ROUND = 50  # of a fit from z for each round of patches and data that follows it, at least
 
 
 def streams(seed: int) -> tuple[int, int, int]:
@@ -56,7 +58,19 @@ def deep_image_prior(
     perturbation = recipe.options.perturbation
     if perturbation is None:
         perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
-    return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
+    rounds = min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
+    if not (rounds and degradation.has_patches):
+        return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
+    redrawer = _redrawer(degradation.channels, seed)
+    return PatchPrior(degradation, z, rounds, redrawer, perturbation=perturbation, seed=for_steps)
+
+
+def _redrawer(channels: int, seed: int) -> Redrawer:
+    """Build the network that is shown a picture and draws it, as that of the masked objective does in the end."""
+    recipe = PRESETS["default"].recipe
+    with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
+        network = networks.build(recipe.network, 2 * channels, channels, **recipe.network_options)
+    return Redrawer(network, recipe.options)
 
 
 def masked_prediction(
@@ -163,6 +177,8 @@ def prepare(
         step_size = objective.step_size if objective.is_large else None
         devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels, step_size)
     network.use(chosen)
+    if objective.redrawer is not None:
+        objective.redrawer.network.use(engines.choose(engine, objective.redrawer.network, where))
     return Fit(
         network,
         objective,
