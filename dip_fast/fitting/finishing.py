@@ -21,7 +21,7 @@ from dip_fast.networks.network_input import NetworkInput
 if TYPE_CHECKING:
     from dip_fast.fitting.loop import Fit
 
-BRIEF_PASSES, BRIEF_STEPS = 16, 20  # for an interrupted fit, whose network draws no answer yet
+BRIEF_PASSES, BRIEF_STEPS = 16, 20  # at most, for what an interrupted fit still has to do for its answer
 
 
 class Finishing:
@@ -60,27 +60,29 @@ class Finishing:
     def run(self, fit: Fit, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Let the objective make its picture, and the network draw it.
 
-        Several pictures are the answer as they are, since the network has one fixed input.
+        Several pictures are the answer as they are, since the network has one fixed input.  Where there are no iterates
+        an interrupted fit has no answer but the end of this way, so it takes the shortest one from where it is.
         """
-        work = fit.objective.finish(partial(self.image, fit), fit.averages()[PICTURE])
-        while not fit.interrupted:
+        work, enough = fit.objective.finish(partial(self.image, fit), fit.averages()[PICTURE]), None
+        while not (fit.interrupted and fit.objective.draws_iterates):
             started = time.perf_counter()
             try:
                 with fit.at_work():
-                    next(work)
+                    work.send(enough)
             except StopIteration as end:
                 self._consolidate(fit, end.value, fit.consolidation_steps, callbacks)
                 return
             fit.count_time(time.perf_counter() - started)
             self.passes += 1
             call_those_due(callbacks, fit, self.passes)
+            enough = BRIEF_PASSES if fit.interrupted else None
 
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
         return fit.objective.draws_iterates or self.z is not None or self.pictures is not None
 
     def in_brief(self, fit: Fit) -> None:
-        """Make an answer in seconds, for a fit without iterates that was interrupted."""
+        """Make an answer in seconds, for a fit without iterates that was interrupted in its steps."""
         with fit.at_work():
             draw = partial(self.image, fit)
             pictures = [fit.objective.brief(draw, BRIEF_PASSES, n) for n in range(fit.objective.pictures)]
@@ -104,30 +106,30 @@ class Finishing:
         return fit.problem.draw(z, weights, (z.shape[2], z.shape[3]))
 
     def _consolidate(
-        self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None = None
+        self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] = ()
     ) -> None:
-        """Let the network draw the picture, if there is one; several are the answer as they are.
-
-        Without callbacks nothing interrupts it.
-        """
+        """Let the network draw the picture, if there is one; several are the answer as they are."""
         if fit.objective.pictures > 1:
             self.pictures = pictures
             return
         drawing, self.consolidated = fit.objective.drawing(pictures), 0
         problem = replace(fit.problem, objective=drawing.to(fit.device))
         further, highest = FurtherSteps(problem, fit.answer(), fit.options), fit.options.consolidation_learning_rate
-        while self.consolidated < steps and not (fit.interrupted and callbacks is not None):
+        while self.consolidated < steps:
+            if fit.interrupted:
+                if fit.objective.draws_iterates:  # the averages are an answer
+                    return
+                # The rate of the steps that are left falls to nothing all the same.
+                steps = min(steps, self.consolidated + BRIEF_STEPS)
             started, done = time.perf_counter(), self.consolidated
-            numbers = range(done, done + fit.steps_until_sync(callbacks or (), done, steps))
+            numbers = range(done, done + fit.steps_until_sync(callbacks, done, steps))
             with fit.at_work():
                 further.make([(consolidation_rate(number, steps, highest),) for number in numbers])
                 if fit.device.type == "cuda":
                     torch.cuda.synchronize(fit.device)
             self.consolidated += len(numbers)
             fit.count_time(time.perf_counter() - started, len(numbers))
-            call_those_due(callbacks or (), fit, self.consolidated)
-        if self.consolidated < steps:
-            return
+            call_those_due(callbacks, fit, self.consolidated)
         self.weights, self.z = further.weights, drawing.z
         if fit.objective.is_large:
             with fit.at_work():

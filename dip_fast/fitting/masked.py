@@ -160,7 +160,7 @@ class MaskedPrediction(Objective):
         """Whether patches are estimated once more from those that are like them: where the noise is white."""
         return self.block == 1
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and estimate patches from those like them."""
         x, y, predicted, estimated = torch.empty_like(self.y), [], [], []
         networks = self._networks(draw)
@@ -221,7 +221,7 @@ class MaskedPrediction(Objective):
 
     def _predict(
         self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int | None = None
-    ) -> Generator[None, None, Tensor]:
+    ) -> Generator[None, int | None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks, orientations and networks: A."""
         masks = masks or self.masks
         predicted, seen = (torch.zeros_like(self.y[:1]) for _ in range(2))
@@ -232,9 +232,11 @@ class MaskedPrediction(Objective):
                 predicted[place] += image * (1 - kept)
                 count[place] += kept < 0.5
                 seen[place] += image
-            yield
+            enough = yield
+            if enough and number + 1 >= enough:
+                break
         # With few masks some sample is never dropped; then what the network drew while it saw it has to do.
-        return torch.where(count > 0, predicted / count.clamp(min=1), seen / masks)
+        return torch.where(count > 0, predicted / count.clamp(min=1), seen / (number + 1))
 
     def _pass(
         self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float
