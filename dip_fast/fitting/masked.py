@@ -148,7 +148,8 @@ class MaskedPrediction(Objective):
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR of a single prediction: what the loss is above the noise is its error."""
-        return psnr(loss - self.noise_variance)
+        error = loss - self.noise_variance
+        return psnr(error) if error > 0 else None  # the noise is not known as well as the error is small
 
     @property
     def passes(self) -> int:
