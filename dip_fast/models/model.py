@@ -149,7 +149,10 @@ def located(path: str | os.PathLike[str]) -> Path:
     if not (path / "run.json").exists():
         raise UsageError(f"{path} is not a run's folder; name one, or a {IN_FOLDER}")
     # A command to type, and so in its own spelling.
-    raise UsageError(f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx")
+    raise UsageError(
+        f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx, "
+        "but for a stack: no file draws all of it"
+    )
 
 
 def _file_content(path: Path) -> bytes:
