@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from model_files import model, ran, small_models  # noqa: F401  (fixtures of several files)
+from ui_cases import client, desk  # noqa: F401
 
 torch.set_num_threads(1)
 pytest.register_assert_rewrite(

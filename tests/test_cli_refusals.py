@@ -317,3 +317,9 @@ def test_checkpoint_of_another_network_is_refused(dip, stopped):
     assert dip("run", "colour.png", *SHORT, "--quiet", "-o", "other").code == 0
     Path("other/checkpoint.safetensors").replace("runs/noisy/checkpoint.safetensors")
     assert_not_resumed(dip(*stopped), "checkpoint.safetensors")
+
+
+def test_folder_without_pictures_is_refused_in_the_spelling_of_the_command_line(dip):
+    """It said to give recursive=True, which is Python's spelling."""
+    Path("empty").mkdir()
+    assert_refused(dip("batch", "empty", "--out", "out"), "no picture in empty", "or give --recursive to look")

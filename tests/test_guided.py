@@ -70,8 +70,8 @@ def test_guide_has_any_range_and_any_number_of_channels():
 @pytest.mark.parametrize(
     ("shape", "scale", "message"),
     [
-        ((36, 42), 1, "guide must be 21x18 pixels, 1 times the picture, got 42x36; scale=2"),
-        ((18, 21), 2, "guide must be 42x36 pixels, 2 times the picture, got 21x18; scale=1"),
+        ((36, 42), 1, "guide must be 21x18 pixels, 1 times the picture, got 42x36; give scale=2"),
+        ((18, 21), 2, "guide must be 42x36 pixels, 2 times the picture, got 21x18; give scale=1"),
         ((36, 41), 2, "guide must be 42x36 pixels, 2 times the picture, got 41x36; align and resize it first"),
         ((18, 21, 3, 1), 1, r"guide must be numbers \(H, W\) or \(H, W, C\), got \(18, 21, 3, 1\) of float32"),
         ((18, 21), 17, "scale=17 must be from 1 to 16"),

@@ -263,6 +263,29 @@ def test_interrupted_fit_has_an_answer_and_goes_on_as_if_nothing_was() -> None:
     np.testing.assert_array_equal(again.result().image, whole.result().image)
 
 
+@pytest.mark.parametrize(("stop", "passes"), [("passes 3", 17), ("passes 24", 25), ("consolidated 1", 25)])
+def test_fit_interrupted_near_its_end_goes_the_rest_of_its_way_in_brief(monkeypatch, stop: str, passes: int) -> None:
+    """It threw a nearly finished answer away, and made one of 16 masks anew."""
+    run = made(recipe=replace(RECIPE, masking=replace(RECIPE.masking, passes=24)))
+    monkeypatch.setattr(MaskedPrediction, "brief", lambda *_: pytest.fail("made anew"))
+    name, number = stop.split()
+    run.run([lambda fit: fit.interrupt() if getattr(fit, name) == int(number) else None])
+    assert (run.passes, run.consolidated) == (passes, run.consolidation_steps)
+    assert run.result().stop_reason == "interrupted"
+    assert np.abs(run.result().image - clean()[0].permute(1, 2, 0).numpy()).mean() < SIGMA / 2
+
+
+def test_a_loss_below_the_noise_says_nothing_of_the_quality() -> None:
+    """The noise of a small picture was taken for a little more than it was, and a run said "about 144.5 dB"."""
+    run = made()
+    assert isinstance(run.objective, MaskedPrediction)
+    variance = run.objective.noise_variance
+    run.rows = [(1, variance + 0.01, 0.1, np.nan, np.nan), (2, variance - 0.5, 0.1, np.nan, np.nan)]
+    assert run.estimated_psnr(1) == pytest.approx(20)
+    assert run.estimated_psnr() is None
+    np.testing.assert_allclose(run.history()["estimated_psnr"], [20, np.nan])
+
+
 def test_iterate_is_a_picture_without_noise() -> None:
     """It was the image of the noisy picture without holes, which the network has never seen: noisier than the input."""
     run = made(recipe=replace(RECIPE, options=replace(RECIPE.options, iterations=200)), y=noisy(96, 96))

@@ -16,6 +16,7 @@ from run_cases import ONE, SHORT, after, answer, assert_same_run, read, record, 
 
 from dip_fast.fitting import degradations
 from dip_fast.fitting.loop import KEEP_EVERY
+from dip_fast.runs import finish
 from dip_fast.runs import run as runs
 
 pytestmark = pytest.mark.usefixtures("place", "from_random_input")
@@ -168,6 +169,32 @@ def test_going_on_does_not_write_over_what_somebody_has_changed(dip, noisy, monk
     assert dip("run", noisy, *SIXTY, "--resume").code == 0
     assert dip("run", noisy, *SIXTY[:2], "--iterations", "70", "--resume").code == 2
     assert file.read_bytes() == b"retouched"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_resumed_run_that_is_killed_still_knows_what_it_had_written(dip, noisy, monkeypatch):
+    """Its record had lost the hashes, so the next start wrote over what the user had made of the result."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    file = Path("runs/noisy/result.png")
+    with monkeypatch.context() as patch:
+        signal_after(patch, lambda fit: fit.steps == 5, signal.SIGINT)
+        assert dip("run", noisy, *SIXTY).code == 130
+    with monkeypatch.context() as patch:
+        after(patch, lambda fit: fit.steps == 9, killed)
+        assert dip("run", noisy, *SIXTY, "--resume").code == 130
+    written = file.read_bytes()
+    file.write_bytes(b"retouched")
+    assert "is not as the run wrote it" in dip("run", noisy, *SIXTY, "--resume").err
+    assert file.read_bytes() == b"retouched"
+    file.write_bytes(written)
+    with monkeypatch.context() as patch:  # what it has written itself is no reason to refuse it
+        patch.setattr(finish, "_models", killed)
+        assert dip("run", noisy, *SIXTY, "--resume").code == 130
+    assert file.read_bytes() != written
+    assert dip("run", noisy, *SIXTY, "--resume").code == 0
 
 
 @pytest.mark.usefixtures("small")

@@ -338,6 +338,7 @@ def test_a_stack_has_a_report_that_can_be_written_again(dip, small, place):
     assert dip(*rewrite[1:]).code == 0
     assert Path("-o/report.html").read_text() == written
     assert dip("report", ".").code == 0
+    assert "is the folder of a stack, and holds no other answers" in dip("pick", "./-o").err
     assert Path("index.html").read_text().count("<img") == 2
     Path("noisy").rename("elsewhere")
     assert "--inputs" in dip("report", "./-o").err

@@ -16,23 +16,13 @@ from dip_fast.errors import UsageError
 pytest.importorskip("starlette", reason="starlette is missing")
 pytest.importorskip("httpx2", reason="httpx2 is missing")
 from starlette.testclient import TestClient
-from ui_cases import HOSTILE, PAGE, TOKEN, a_client, a_desk
+from ui_cases import HOSTILE, PAGE, TOKEN
 
 from dip_fast.ui import guard, jobs, orders
 from dip_fast.ui.desk import Desk
 from dip_fast.ui.server import SCRIPTS, application
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-@pytest.fixture
-def desk(tmp_path):
-    return a_desk(tmp_path)
-
-
-@pytest.fixture
-def client(desk):
-    return a_client(desk)
 
 
 @pytest.fixture

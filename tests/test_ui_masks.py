@@ -11,19 +11,9 @@ from dip_fast.errors import UsageError
 
 pytest.importorskip("starlette", reason="starlette is missing")
 pytest.importorskip("httpx2", reason="httpx2 is missing")
-from ui_cases import HOSTILE, a_client, a_desk
+from ui_cases import HOSTILE
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-@pytest.fixture
-def desk(tmp_path):
-    return a_desk(tmp_path)
-
-
-@pytest.fixture
-def client(desk):
-    return a_client(desk)
 
 
 @pytest.mark.parametrize("size", [(16, 18), (17, 19)])

@@ -11,6 +11,7 @@ Y. Quan et al., "Self2Self with Dropout", CVPR 2020, section 4.4.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Generator
 
@@ -100,7 +101,7 @@ class MaskedFilling(MaskedPrediction):
         """One for each orientation and network: with all known pixels, and with some held out."""
         return 2 * self.networks * ORIENTATIONS
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Draw the holes from all that is known, and held-out pixels to learn the error."""
         networks = self._networks(draw)
         drawn, _ = yield from self._drawn(networks, 1.0)
@@ -123,16 +124,16 @@ class MaskedFilling(MaskedPrediction):
 
     def _drawn(
         self, networks: list[Callable[[Tensor], Tensor]], keep: float, orientations: int = ORIENTATIONS
-    ) -> Generator[None, None, tuple[Tensor, Tensor]]:
+    ) -> Generator[None, int | None, tuple[Tensor, Tensor]]:
         """Average what the networks draw over the orientations; return that, and which pixels they saw."""
         drawn, seen = torch.zeros_like(self.y), torch.zeros_like(self.shown)
-        for draw in networks:
-            for number in range(orientations):
-                for place, image, kept in self._pass(draw, 0, number, keep):
-                    drawn[place] += image
-                    seen[place] = kept
-                yield
-        return drawn / (orientations * len(networks)), seen
+        for made, (draw, number) in enumerate(itertools.product(networks, range(orientations)), start=1):
+            for place, image, kept in self._pass(draw, 0, number, keep):
+                drawn[place] += image
+                seen[place] = kept
+            if (yield) and made >= ORIENTATIONS:  # those of one network will do
+                break
+        return drawn / made, seen
 
     def _window(self, n: int, top: int, left: int, orientation: int, keep: float, number: int) -> Tensor:
         """Show a window; all orientations have one mask."""

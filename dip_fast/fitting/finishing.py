@@ -21,7 +21,7 @@ from dip_fast.networks.network_input import NetworkInput
 if TYPE_CHECKING:
     from dip_fast.fitting.loop import Fit
 
-BRIEF_PASSES, BRIEF_STEPS = 16, 20  # for an interrupted fit, whose network draws no answer yet
+BRIEF_PASSES, BRIEF_STEPS = 16, 20  # at most, for what an interrupted fit still has to do for its answer
 
 
 class Finishing:
@@ -63,33 +63,35 @@ class Finishing:
     def run(self, fit: Fit, callbacks: Sequence[Callable[[Fit], None]]) -> None:
         """Let the objective make its picture, and the network draw it.
 
-        Several pictures are the answer as they are, since the network has one fixed input.
+        Several pictures are the answer as they are, since the network has one fixed input.  Where there are no iterates
+        an interrupted fit has no answer but the end of this way, so it takes the shortest one from where it is.
         """
-        work = fit.objective.finish(partial(self.image, fit), fit.averages()[PICTURE])
-        while not fit.interrupted:
+        work, enough = fit.objective.finish(partial(self.image, fit), fit.averages()[PICTURE]), None
+        while not (fit.interrupted and fit.objective.draws_iterates):
             started = time.perf_counter()
             try:
                 with fit.at_work():
-                    next(work)
+                    work.send(enough)
             except StopIteration as end:
                 self._consolidate(fit, end.value, fit.consolidation_steps, callbacks)
                 return
             fit.count_time(time.perf_counter() - started)
             self.passes += 1
             call_those_due(callbacks, fit, self.passes)
+            enough = BRIEF_PASSES if fit.interrupted else None
 
     def redraw(self, fit: Fit, n: int) -> None:
         """Let the network draw one of several pictures, from the weights that the steps have left."""
         assert self.pictures is not None, "there are several, and they are made"
         self.weights, self.z, self.frozen = {}, None, None
-        self._teach(fit, self.pictures[n : n + 1], fit.options.consolidation_steps, ())
+        self._teach(fit, self.pictures[n : n + 1], fit.options.consolidation_steps)
 
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
         return fit.objective.draws_iterates or self.z is not None or self.pictures is not None
 
     def in_brief(self, fit: Fit) -> None:
-        """Make an answer in seconds, for a fit without iterates that was interrupted."""
+        """Make an answer in seconds, for a fit without iterates that was interrupted in its steps."""
         with fit.at_work():
             draw = partial(self.image, fit)
             pictures = [fit.objective.brief(draw, BRIEF_PASSES, n) for n in range(fit.objective.pictures)]
@@ -113,7 +115,7 @@ class Finishing:
         return fit.problem.draw(z, weights, (z.shape[2], z.shape[3]))
 
     def _consolidate(
-        self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None = None
+        self, fit: Fit, pictures: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] = ()
     ) -> None:
         """Let the network draw the picture, if there is one; several are the answer as they are."""
         if fit.objective.pictures > 1:
@@ -121,8 +123,8 @@ class Finishing:
             return
         self._teach(fit, pictures, steps, callbacks)
 
-    def _teach(self, fit: Fit, picture: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] | None) -> None:
-        """Fit the network to a picture; without callbacks nothing interrupts it."""
+    def _teach(self, fit: Fit, picture: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] = ()) -> None:
+        """Fit the network of the answer to a picture."""
         drawing, self.consolidated = fit.objective.drawing(picture), 0
         network, weights, options = fit.network, fit.answer(), fit.options
         if fit.objective.redrawer is not None:
@@ -131,18 +133,21 @@ class Finishing:
             weights = dict(network.named_parameters())
         problem = replace(fit.problem, network=network, objective=drawing.to(fit.device))
         further, highest = FurtherSteps(problem, weights, options), options.consolidation_learning_rate
-        while self.consolidated < steps and not (fit.interrupted and callbacks is not None):
+        while self.consolidated < steps:
+            if fit.interrupted:
+                if fit.objective.draws_iterates:  # the averages are an answer
+                    return
+                # The rate of the steps that are left falls to nothing all the same.
+                steps = min(steps, self.consolidated + BRIEF_STEPS)
             started, done = time.perf_counter(), self.consolidated
-            numbers = range(done, done + fit.steps_until_sync(callbacks or (), done, steps))
+            numbers = range(done, done + fit.steps_until_sync(callbacks, done, steps))
             with fit.at_work():
                 further.make([(consolidation_rate(number, steps, highest),) for number in numbers])
                 if fit.device.type == "cuda":
                     torch.cuda.synchronize(fit.device)
             self.consolidated += len(numbers)
             fit.count_time(time.perf_counter() - started, len(numbers))
-            call_those_due(callbacks or (), fit, self.consolidated)
-        if self.consolidated < steps:
-            return
+            call_those_due(callbacks, fit, self.consolidated)
         self.weights, self.z, self.network = further.weights, drawing.z, network
         if fit.objective.is_large:
             with fit.at_work():

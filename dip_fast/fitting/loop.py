@@ -178,8 +178,9 @@ class Fit:
         """Arrange the history by column, a value a step; with the estimated PSNR where the objective has one."""
         table = np.array(self.rows, dtype=np.float64).reshape(-1, len(COLUMNS))
         history = {name: table[:, i] for i, name in enumerate(COLUMNS)}
-        if self.estimated_psnr() is not None:
-            history["estimated_psnr"] = np.array([self.estimated_psnr(step + 1) for step in range(len(self.rows))])
+        estimated = [self.estimated_psnr(step + 1) for step in range(len(self.rows))]
+        if any(value is not None for value in estimated):
+            history["estimated_psnr"] = np.array(estimated, dtype=np.float64)  # NaN where it does not say
         return history
 
     def estimated_psnr(self, step: int | None = None) -> float | None:

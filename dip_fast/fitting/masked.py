@@ -155,7 +155,8 @@ class MaskedPrediction(Objective):
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR of a single prediction: what the loss is above the noise is its error."""
-        return psnr(loss - self.noise_variance) if self.block == 1 else None
+        error = loss - self.noise_variance  # which is not known as well as the error is small
+        return psnr(error) if error > 0 and self.block == 1 else None
 
     @property
     def passes(self) -> int:
@@ -167,7 +168,7 @@ class MaskedPrediction(Objective):
         """Count the estimates from patches that are alike."""
         return 1 if self.block == 1 else ALIKE_ROUNDS
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and estimate patches from those like them."""
         x, y, variances, predicted, estimated = torch.empty_like(self.y), [], [], [], []
         networks = self._networks(draw)
@@ -235,7 +236,7 @@ class MaskedPrediction(Objective):
 
     def _predict(
         self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int | None = None
-    ) -> Generator[None, None, Tensor]:
+    ) -> Generator[None, int | None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks, orientations and networks: A."""
         masks = masks or self.masks
         predicted = torch.zeros_like(self.y[:1])
@@ -245,7 +246,9 @@ class MaskedPrediction(Objective):
             for place, image, kept in self._pass(draw, n, number, self.masking.keep):
                 predicted[place] += image * (1 - kept)
                 count[place] += kept < 0.5
-            yield
+            enough = yield
+            if enough and number + 1 >= enough:
+                break
         # With few masks some sample is never dropped.  What the network draws where it sees one has its noise, so the
         # predictions around have to do.
         dropped = (count > 0).to(predicted)

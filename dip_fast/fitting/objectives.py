@@ -171,10 +171,11 @@ class Objective(ABC):
         """Make network inputs of the size of a step, which stand for a large picture that this is the `drawing` of."""
         raise TypeError(f"{type(self).__name__} fits no squares and must define windows()")
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Make the picture that the answer is fitted to, or several, from the network as the steps have left it.
 
-        It yields after each of its `passes`, so that the fit can show its progress or be interrupted.  By default it
+        It yields after each of its `passes`, so that the fit can show its progress.  What it is sent is None, or a
+        number once the fit was interrupted: so many passes are enough then for each part of its work.  By default it
         has nothing to do.
 
         Parameters

@@ -73,7 +73,7 @@ class PatchPrior(DeepImagePrior):
         """One for each part of the estimates from patches."""
         return self.rounds * similar_patches.passes(self.scene)
 
-    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, None, Tensor]:
+    def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Take patches and data in turns, from the average of the iterates."""
         x = yield from in_turns(self.degradation, self._widened(average), self.rounds)
         return crop(x, *self.size)
@@ -88,7 +88,7 @@ class PatchPrior(DeepImagePrior):
         return pad(picture, (columns, columns, rows, rows), mode="replicate") if rows or columns else picture
 
 
-def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None, None, Tensor]:
+def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None, int | None, Tensor]:
     """Make a picture of its patches and bring it near to what was measured, so many times.
 
     Parameters

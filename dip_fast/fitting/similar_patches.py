@@ -25,7 +25,7 @@ FAR = 1e3  # what no sample of the picture is near
 UNIT = 2.0**-32  # of sums: those of whole numbers do not depend on their order, hence not on threads or device
 
 
-def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
+def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, int | None, Tensor]:
     """Estimate pictures once more, by the patches that are alike in a first estimate.
 
     The patches of a group, as vectors of all their samples, are taken for draws of one normal distribution, whose mean
@@ -47,7 +47,7 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, T
     Returns
     -------
     Tensor
-        Of the shape of y; x itself where pictures have less than two patches.
+        Of the shape of y; x itself where pictures have less than two patches, or `Objective.finish` is to be brief.
 
     References
     ----------
@@ -76,7 +76,7 @@ def _rows_of_strip(columns: int) -> int:
     return max(1, GROUPS // columns)
 
 
-def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, Tensor]:
+def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, int | None, Tensor]:
     if min(y.shape[2:]) <= SIDE:
         return x
     channels, height, width = y.shape[1:]
@@ -89,8 +89,8 @@ def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, None, 
     inside = (square[:, None] * y.shape[3] + square).flatten()
     for n in range(len(y)):
         for number, corners in enumerate(_groups(x, n)):
-            if number % STRIPS == 0:
-                yield
+            if number % STRIPS == 0 and (yield):
+                return x[..., :height, :width]
             places = (corners[..., None] + inside).flatten()
             shape = (*corners.shape, SIDE * SIDE * channels)
             restored = _restored(samples[places].view(shape), estimates[places].view(shape), noise)

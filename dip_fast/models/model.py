@@ -153,7 +153,10 @@ def located(path: str | os.PathLike[str]) -> Path:
             f"{path} holds a model file for each picture of a stack; name one, as {path / 'model_0001.onnx'}"
         )
     # A command to type, and so in its own spelling.
-    raise UsageError(f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx")
+    raise UsageError(
+        f"{path} holds no {IN_FOLDER}; make it with dip-fast run PICTURE ... --resume --export onnx, "
+        "but for a stack: no file draws all of it"
+    )
 
 
 def _file_content(path: Path) -> bytes:

@@ -9,8 +9,10 @@ import torch
 from dip_fast import figures
 from dip_fast.device import devices
 from dip_fast.fitting.objectives import LARGEST_WHOLE
+from dip_fast.pictures import Kind
 from dip_fast.presets import Recipe
 from dip_fast.runs.job import Job
+from dip_fast.tasks import TASKS
 
 MINUTE, GIGABYTE = 60.0, 1e9
 # Seconds a pixel that the predictions of a masked fit take beyond its steps: 15 megapixels in RGB took 11.4 minutes,
@@ -32,15 +34,22 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
         side = min(recipe.masking.crop, *(32 * math.ceil(length / 32) for length in size))
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
     return devices.require_memory(
-        recipe, channels, size, torch.device(job.device), job.engine, recipe.in_channels, step
+        recipe, channels, _drawn(job, size), torch.device(job.device), job.engine, recipe.in_channels, step
     )
+
+
+def _drawn(job: Job, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the result of a picture of this size, which is what the network draws."""
+    height, width = size
+    kind = Kind("", width, height, 1, "float32", (0.0, 1.0))
+    return TASKS[job.task].result_kind(kind, job.options).size
 
 
 def seconds(job: Job, size: tuple[int, int]) -> float | None:
     """Estimate the time of a fit on two cores, from what was measured; None where nothing near it was."""
     if job.device != "cpu" or job.engine != "fused":
         return None
-    recipe, pixels = job.recipe(size), math.prod(size)
+    recipe, pixels = job.recipe(size), math.prod(_drawn(job, size))
     measured = _step_seconds(job.preset)
     if measured is None:
         return None

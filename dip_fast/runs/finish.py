@@ -97,6 +97,9 @@ def finish(
     record.ended = now()
     record.seconds_per_step = result.seconds / result.steps
     record.events = result.events
+    if record.written:  # from here on these files are others, also where the process is killed on the way
+        record.written = {}
+        folder.write(NAME, record.json)
     return write(finished, outcome, folder, record, material, formats, named)
 
 

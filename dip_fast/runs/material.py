@@ -13,6 +13,7 @@ import numpy as np
 from dip_fast import pictures
 from dip_fast.errors import UsageError
 from dip_fast.models.packing import digest
+from dip_fast.names import counted
 from dip_fast.pictures import Kind, Picture
 from dip_fast.pictures.reading import read_content
 from dip_fast.runs import places
@@ -175,7 +176,7 @@ def _reference(path: Path, kind: Kind) -> np.ndarray:
         )
     if reference.channels != kind.channels:
         raise UsageError(
-            f"the reference {reference.name} has {reference.channels} channels and the picture {kind.channels}; "
-            "give one of the same kind"
+            f"the reference {reference.name} has {counted(reference.channels, 'channel')} "
+            f"and the picture {kind.channels}; give one of the same kind"
         )
     return reference.in_range(kind)

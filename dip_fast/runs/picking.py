@@ -26,7 +26,7 @@ from dip_fast.runs.job import start
 from dip_fast.runs.material import Material
 from dip_fast.runs.record import NAME, Record, Summary, UnreadableError
 from dip_fast.runs.rewriting import history, material_of
-from dip_fast.runs.untouched import changed
+from dip_fast.runs.untouched import changed, written_by
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def pick(
         strength = summary.strength if strength is None else strength
         _check(_choices(record, folder), step, strength)
         if not overwrite:
-            _require_untouched(path, summary)
+            _require_untouched(path, record)
         material = material_of(record, inputs)
         kind, extras = finish.result_kind(record, material)
         samples = _samples(material, kind) if strength < 1 else None
@@ -153,6 +153,8 @@ def _record(path: Path) -> tuple[Record, Summary]:
         record = Record.load(path)
     except UnreadableError as error:
         raise UsageError("{} {}; there is nothing to pick from without it", path / NAME, error) from error
+    if record.sources is not None:
+        raise UsageError("{} is the folder of a stack, and holds no other answers; pick from that of one picture", path)
     if record.summary is None:
         raise UsageError("the run in {} has no result yet ({}); let it end first", path, record.status)
     return record, record.summary
@@ -195,9 +197,9 @@ def _name_older(path: Path, chosen: Summary, say: Say) -> None:
             say(f"{file.name} stays as it is, of the answer before; dip-fast export ... --overwrite replaces it")
 
 
-def _require_untouched(path: Path, summary: Summary) -> None:
+def _require_untouched(path: Path, record: Record) -> None:
     """Refuse to replace what somebody has changed since the run wrote it."""
-    if (file := changed(path, summary)) is not None:
+    if (file := changed(path, written_by(record))) is not None:
         raise UsageError(
             "{} is not as this version of the run wrote it; move what you have changed away, or give {}",
             *(file, Argument("overwrite", True)),

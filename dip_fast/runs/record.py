@@ -174,6 +174,8 @@ class Record:
         The machine that it was begun or resumed on last.
     key : str or None
         SHA-256 of what a batch asked for, by which it knows its own runs.
+    written : dict of str to str
+        SHA-256 of the result and the model files by name, as they were before it was resumed.
     sources : list of str or None
         What a stack was read from, as the user named it; None for one picture.
     """
@@ -198,6 +200,7 @@ class Record:
     attempts: int = 1
     host: str = field(default_factory=host)
     key: str | None = None
+    written: dict[str, str] = field(default_factory=dict)
     sources: list[str] | None = None
 
     def json(self) -> bytes:

@@ -30,7 +30,7 @@ from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.runs.states import MOST, States, has_states
-from dip_fast.runs.untouched import changed
+from dip_fast.runs.untouched import changed, written_by
 from dip_fast.tasks import TASKS
 
 
@@ -100,7 +100,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         record = Record("running", job, recipe, material.identity, request.files, file=request.file, key=request.key)
         checkpoint = request.folder / CHECKPOINT
         if stored is not None:
-            record.started, record.copies = stored.started, stored.copies
+            record.started, record.copies, record.written = stored.started, stored.copies, written_by(stored)
             record.attempts = stored.attempts + 1
             if checkpoint.exists():
                 checkpoints.load(checkpoint, fit, record.digest())
@@ -257,7 +257,7 @@ def _require_same(stored: Record, job: Job, material: Material) -> None:
 
 def _require_untouched(folder: Path, stored: Record) -> None:
     """Refuse to write over what somebody has made of the result of a run that was stopped, or that is extended."""
-    if stored.summary and stored.summary.file and (file := changed(folder, stored.summary)) is not None:
+    if (file := changed(folder, written_by(stored))) is not None:
         raise UsageError(
             "cannot resume: {} is not as the run wrote it; move what you have changed away, or start again with {}",
             *(file, Argument("overwrite", True)),

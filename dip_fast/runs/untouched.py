@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from dip_fast.pictures.files import is_there, read_regular
-from dip_fast.runs.record import Summary
+from dip_fast.runs.record import Record
 
 MAX_RESULT_BYTES = 2**34
 
 
-def changed(folder: Path, summary: Summary) -> Path | None:
-    """Find a result or model file that is there and is not as it was written; None where there is no such file."""
-    written = {Path(summary.result).name: summary.file}
-    written |= {Path(model["path"]).name: model["sha256"] for model in summary.models}
+def written_by(record: Record) -> dict[str, str]:
+    """List the SHA-256 of result and model files by name, as the run that left them in its folder wrote them."""
+    summary = record.summary
+    if summary is None or not summary.file:  # it goes on, or is of an earlier version
+        return record.written
+    return {
+        Path(summary.result).name: summary.file,
+        **{Path(model["path"]).name: model["sha256"] for model in summary.models},
+    }
+
+
+def changed(folder: Path, written: Mapping[str, str]) -> Path | None:
+    """Find a file that is there and is not as it was written, by `written_by`; None where there is no such file."""
     found = (
         folder / name
         for name, sha256 in written.items()

@@ -129,9 +129,10 @@ def _check_size(guide: tuple[int, ...], picture: tuple[int, ...], scale: int) ->
     found = guide[0] // picture[0]
     fits = 1 <= found <= MAX_SCALE and guide == tuple(found * side for side in picture)
     raise UsageError(
-        "{} must be {}x{} pixels, {} times the picture, got {}x{}; {}",
+        "{} must be {}x{} pixels, {} times the picture, got {}x{}; "
+        + ("give {}" if fits else "align and resize it first"),
         *(Argument("guide"), scale * picture[1], scale * picture[0], scale, guide[1], guide[0]),
-        Argument("scale", found) if fits else "align and resize it first",
+        *([Argument("scale", found)] if fits else []),
     )
 
 

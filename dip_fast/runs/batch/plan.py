@@ -108,8 +108,11 @@ def find(sources: Sequence[str | Path], out: Path, *, recursive: bool = False) -
         pictures |= dict.fromkeys(files)
         roots.append(_fixed_part(source))
     if not pictures:
-        more = "" if recursive else f", or give {Argument('recursive', True)} to look into folders"
-        raise UsageError(f"there is no picture in {', '.join(map(str, sources))}; name another folder{more}")
+        raise UsageError(
+            "there is no picture in {}; name another folder"
+            + ("" if recursive else ", or give {} to look into folders"),
+            *(", ".join(map(str, sources)), Argument("recursive", True)),
+        )
     return Found(list(pictures), list(ignored), os.path.commonpath(roots))
 
 
