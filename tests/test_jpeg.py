@@ -114,7 +114,7 @@ def test_only_a_jpeg_file_says_how_it_was_compressed(dip, place):
     for cut in (("--preview", "8,8,32,32"), ("--max-size", "32")):
         outcome = dip("run", "photo.jpg", "--task", "jpeg", *cut)
         assert (outcome.code, "has no blocks; leave --preview and --max-size out" in outcome.err) == (2, True)
-    with pytest.raises(UsageError, match="cannot read stdin: it is not a PNG"):
+    with pytest.raises(UsageError, match="cannot read the file: it is not a PNG"):
         dip_fast.dejpeg(b"no picture")
     plain = encoded(clean(), keep_rgb=True)
     with pytest.raises(UsageError, match="its components are not brightness and colour"):

@@ -4,9 +4,9 @@ A network fitted to ``||A(f(z)) - y||^2`` stops short of the finest detail, or d
 that are alike over a picture know better (`similar_patches`), but not what was measured.  Half-quadratic splitting asks
 both in turns: with v the picture x made of its own patches, as if it had noise of the deviation t,
 
-    x = argmin  ||A(x) - y||^2 / s^2 + ||x - v||^2 / t^2
+    x = argmin  ||A(x) - y||^2 / s^2 + w ||x - v||^2 / t^2
 
-where s is the deviation of the noise in y, and t falls from round to round.
+where s is the deviation of the noise in y, and t falls from round to round; w is `PART`.
 
 References
 ----------
@@ -34,8 +34,11 @@ from dip_fast.fitting.reductions import total
 from dip_fast.networks import crop
 from dip_fast.networks.network_input import NetworkInput
 
-FIRST, LAST = 20 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
+FIRST, LAST = 40 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
 LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
+# What v counts for beside the data, as a part of what its noise would be worth: the errors of patches that are alike are
+# not independent, as noise is.
+PART = 0.2
 STEPS = 15  # of conjugate gradients in a round
 
 
@@ -109,7 +112,7 @@ def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None
     for number in range(rounds):
         deviation = first * (last / first) ** (number / max(rounds - 1, 1))
         v = yield from similar_patches.estimate(x, v, NoiseModel(deviation**2))
-        x = nearest(degradation, v, (noise / deviation) ** 2)
+        x = nearest(degradation, v, PART * (noise / deviation) ** 2)
     return v
 
 
