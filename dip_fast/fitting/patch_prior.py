@@ -36,7 +36,7 @@ from dip_fast.networks.network_input import NetworkInput
 
 FIRST, LAST = 40 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
 LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
-# What v counts for beside the data, as a part of what its noise would be worth: the errors of patches that are alike are
+# What v counts for beside the data, as a part of what its noise would be worth: errors of patches that are alike are
 # not independent, as noise is.
 PART = 0.2
 STEPS = 15  # of conjugate gradients in a round
