@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+import numpy as np
 import tifffile
 from figures import machine, measured_commit, typed
 from inverse_cases import Case, chosen_cases
@@ -137,6 +138,12 @@ def measure(case: Case, options: argparse.Namespace) -> Row:
 
 def by_dip_fast(case: Case, preset: str, options: argparse.Namespace) -> Row:
     """Restore as a user does, and compare the result with what the picture was."""
+    image, summary = restored(case, preset, options)
+    return {"psnr": round(case.psnr(image), 3), "seconds": summary["seconds"], "steps": summary["steps"]}
+
+
+def restored(case: Case, preset: str, options: argparse.Namespace) -> tuple[np.ndarray, Row]:
+    """Restore as a user does: the image, ``(H, W, C)``, and what is known of the run."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"damaged{case.suffix}"
         file.write_bytes(case.file)
@@ -157,8 +164,7 @@ def by_dip_fast(case: Case, preset: str, options: argparse.Namespace) -> Row:
         summary = json.loads(ended.stdout)
         result = Path(summary["result"])
         image = tifffile.imread(result) if case.suffix == ".tif" else common.read_image(result)  # floats as they are
-    found = case.psnr(image.reshape(case.clean.shape))
-    return {"psnr": round(found, 3), "seconds": summary["seconds"], "steps": summary["steps"]}
+    return image.reshape(case.clean.shape), summary
 
 
 def table(rows: list[Row]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -106,6 +106,31 @@ def reduced(small: Path, scale: int) -> Case:
     return Case(group, name, small.read_bytes(), ".png", arguments, large[:height, :width], others, edge=scale)
 
 
+def reduction(clean: np.ndarray, scale: int) -> np.ndarray:
+    """Reduce a picture by the task's own kernel, continued as in a mirror."""
+    import torch
+
+    from dip_fast.fitting import Convolution
+    from dip_fast.tasks.kernels import of_reduction
+    from dip_fast.tasks.task import as_target
+
+    height, width = (side // scale for side in clean.shape[:2])
+    small = as_target(np.zeros((height, width, clean.shape[2]), np.float32))
+    problem = Convolution(small, torch.from_numpy(of_reduction("bicubic", scale)), scale)
+    rows, columns = problem.border
+    wide = np.pad(clean, ((rows, rows), (columns, columns), (0, 0)), mode="symmetric").astype(np.float32)
+    found: np.ndarray = problem.apply(as_target(wide))[0].permute(1, 2, 0).numpy()
+    return found
+
+
+def decoded(case: Case) -> np.ndarray:
+    """Read the damaged picture of a case, of the size of its result."""
+    if case.suffix == ".tif":
+        return tifffile.imread(io.BytesIO(case.file)).reshape(case.clean.shape)
+    with Image.open(io.BytesIO(case.file)) as picture:
+        return np.asarray(picture, np.float32).reshape(case.clean.shape) / 255
+
+
 def blurred(name: str, clean: np.ndarray, deviation: float, sigma: float) -> Case:
     """Blur a picture, of which the part remains that no edge has touched, and add noise."""
     import torch
@@ -133,10 +158,8 @@ def compressed(name: str, clean: np.ndarray, quality: int) -> Case:
     """Compress a picture."""
     file = io.BytesIO()
     Image.fromarray(np.rint(255 * clean).astype(np.uint8).squeeze()).save(file, "JPEG", quality=quality)
-    with Image.open(io.BytesIO(file.getvalue())) as picture:
-        decoded = np.asarray(picture, np.float32).reshape(clean.shape) / 255
-    arguments = ["--task", "jpeg"]
-    return Case(f"JPEG quality {quality}", name, file.getvalue(), ".jpg", arguments, clean, {"decoded": decoded})
+    case = Case(f"JPEG quality {quality}", name, file.getvalue(), ".jpg", ["--task", "jpeg"], clean, {})
+    return replace(case, others={"decoded": decoded(case)})
 
 
 def holed(

@@ -85,6 +85,7 @@ SCRIPTS = {
         "--kills 2 --mutations 4",
         ["| runs killed | 2 | 2 went on, 0 lost, 0 stuck, 0 with other bits |", "0 failed, 0 stuck"],
     ),
+    "task_pictures.py": ("jpeg --out . --iterations 2 --threads 1", ["jpeg damaged ", " dB, quick "]),
     "tomography.py": (  # deepinv is not among the libraries of the tests
         "--pictures phantom --size 32 --iterations 2 --threads 1 --without-deepinv",
         ["| picture | filtered back-projection | `quick` |", "| phantom 32x32, 30 views | "],

@@ -180,6 +180,18 @@ def test_noise_of_enlarged_pictures_is_correlated() -> None:
     assert not is_correlated(torch.full((1, 3, 64, 64), 0.5))  # there is none at all
 
 
+def test_detail_that_fades_with_its_size_is_no_correlated_noise() -> None:
+    """Fur without noise came back at 33.8 dB: at half scale it has 4.5 times as much of what was taken for noise."""
+    rows, columns = torch.fft.fftfreq(128)[:, None], torch.fft.rfftfreq(128)
+    spectrum = torch.fft.rfft2(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    smooth = torch.fft.irfft2(spectrum / (rows.square() + columns.square() + 1e-4) ** 1.3)
+    fur = 0.5 + 0.2 * smooth / smooth.std()
+    levels = [measure_noise(image, grows=False).deviation for image in (fur, torch.nn.functional.avg_pool2d(fur, 2))]
+    assert 2 * levels[1] > 4 * levels[0]
+    assert levels[1] > 0.001
+    assert not is_correlated(fur)
+
+
 def test_correlated_noise_is_measured_where_the_residual_is_least() -> None:
     generator = torch.Generator().manual_seed(1)
     y = 0.5 + 0.02 * torch.randn(1, 3, 64, 64, generator=generator)

@@ -32,6 +32,9 @@ SIGNIFICANT, GROWTH = 4.0, 1.4
 # Less than half a level of 8 bits is no noise that a file holds.  Ratios: 0.96 to 1.15 for white noise of 5 to 25
 # levels, up to 2.7 where texture is as fine, 1.4 to 3.6 for clean pictures; 4.8 to 7 for six pictures of cameras.
 LEAST_COARSE, COARSER = 0.5 / 255, 4.0
+# How much more quiet squares may vary: 0.7 to 1.1 times as much for these cameras, where noise is all there is in them,
+# and 1.3 to 8 times for clean pictures of fur, bricks and print, whose noise at half scale is their detail.
+QUIET_SQUARES = 1.2
 # Side in pixels of the squares in which correlated noise is alone where they are quiet, and how far above it the noise
 # of the rest may lie: 1.4 to 4.7 times for six pictures of cameras.
 SQUARE, ABOVE_QUIET = 16, 3.0
@@ -123,7 +126,7 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """Find whether the noise of neighbouring pixels is alike, as in a camera's JPEG file or an enlarged picture.
 
     White noise keeps its density when pixels are averaged by fours; what compression or interpolation took from the
-    finest scale is missing there alone.
+    finest scale is missing there alone.  But where even quiet squares hold more, it is the picture that is alike.
 
     Parameters
     ----------
@@ -135,7 +138,9 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     fine = measure_noise(y, grows=False, known=known).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
     coarse = 2 * measure_noise(avg_pool2d(y, 2), grows=False, known=seen).deviation
-    return coarse >= LEAST_COARSE and coarse > COARSER * fine
+    if coarse < LEAST_COARSE or coarse <= COARSER * fine:
+        return False
+    return math.sqrt(_quiet_variance(y)) < QUIET_SQUARES * coarse
 
 
 def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
