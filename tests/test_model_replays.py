@@ -87,7 +87,7 @@ def test_rounding_that_moves_a_sample_is_within_the_tolerance():
     output[3, 4] = 7.504  # 7.499 was rounded to 7 at export
     found = compare(output, recorded, kind, tolerance(kind))
     assert (found.same, found.within, found.samples, found.worst) == (False, True, 1, (3, 4, 0))
-    output[3, 4] = 7.52
+    output[3, 4] = 7.54
     assert not compare(output, recorded, kind, tolerance(kind)).within
     output[:] = 7.5001  # half a level off is one thing; that many are another
     output[:, ::2] = 7
@@ -95,12 +95,12 @@ def test_rounding_that_moves_a_sample_is_within_the_tolerance():
 
 
 def test_flat_area_between_two_levels_is_no_other_picture():
-    """Two engines may round all of it apart; their float pictures are 1.2e-5 of the range apart, and 2e-5 may be."""
+    """Two engines may round all of it apart; their float pictures are 1.2e-5 of the range apart, and 1e-4 may be."""
     kind = Kind("", 100, 10, 1, "uint8", (0.0, 255.0))
     expected = np.full((10, 100, 1), 7.4985, np.float32)
     require_alike(expected + np.float32(0.003), expected, kind, "the engine")
-    with pytest.raises(DipFastError, match=r"off by 2\.\de-05 of the range \(allowed: 2e-05\); 1,000 pixels"):
-        require_alike(expected + np.float32(0.006), expected, kind, "the engine")
+    with pytest.raises(DipFastError, match=r"off by 0\.00012 of the range \(allowed: 0\.0001\); 1,000 pixels"):
+        require_alike(expected + np.float32(0.03), expected, kind, "the engine")
     output = expected.copy()
     output[3, 4] = 7.6  # a single sample, off by much
     with pytest.raises(DipFastError, match="drew another picture than PyTorch does"):

@@ -65,7 +65,7 @@ def export(
     Notes
     -----
     The file is run and compared before it is kept.  Its picture is that of the result up to the rounding of the
-    engines, within 2e-5 of the range.
+    engines, within 1e-4 of the range.
 
     Examples
     --------
