@@ -103,6 +103,16 @@ def test_interrupted_turns_have_the_answer_of_the_fit_and_are_made_anew() -> Non
     np.testing.assert_array_equal(again.result().image, whole.result().image)
 
 
+def test_objective_may_be_fitted_twice() -> None:
+    objective = made().objective
+    images = []
+    for _ in range(2):
+        fit = prepare(objective, RECIPE, seed=1, engine="fused")
+        fit.run()
+        images.append(fit.result().image)
+    np.testing.assert_array_equal(*images)
+
+
 def test_same_bits_for_any_number_of_threads() -> None:
     images = []
     for threads in (1, 2):

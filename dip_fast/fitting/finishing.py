@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -129,7 +130,7 @@ class Finishing:
         network, weights, options = fit.network, fit.answer(), fit.options
         if fit.objective.redrawer is not None:
             network, options = fit.objective.redrawer
-            network = network.to(fit.device)
+            network = copy.deepcopy(network).to(fit.device)  # another fit of the objective begins with its weights
             weights = dict(network.named_parameters())
         problem = replace(fit.problem, network=network, objective=drawing.to(fit.device))
         further, highest = FurtherSteps(problem, weights, options), options.consolidation_learning_rate
