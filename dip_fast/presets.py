@@ -269,7 +269,7 @@ PRESETS: Registry[Preset] = Registry(
     "preset",
     {
         "fast": _masked(
-            "a first look, from small squares of the picture", iterations=300, passes=8, crop=128, consolidation=24
+            "a first look, from small squares of the picture", iterations=260, passes=8, crop=128, consolidation=18
         ),
         "default": _masked("predicts samples that the network does not see", iterations=300),
         "best": _masked("five times the steps of default, in several networks for small pictures", iterations=1500),

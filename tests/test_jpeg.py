@@ -9,10 +9,13 @@ from PIL import Image
 
 import dip_fast
 from dip_fast.errors import UsageError
+from dip_fast.fitting.patch_prior import PatchPrior, nearest
 from dip_fast.fitting.quantisation import dct, total_variation, turned_back
+from dip_fast.fitting.start import deep_image_prior
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.jpeg import read_coding
 from dip_fast.pictures.upright import UPRIGHT
+from dip_fast.presets import PRESETS
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.task import as_target
 
@@ -52,6 +55,17 @@ def test_original_and_decoded_picture_are_in_the_boxes(quality, subsampling):
     assert distance(found, x) < 0.12 < error  # what encoders and decoders round on their way
     assert distance(found, decoded) < 0.12
     assert distance(found, moved) > 0.5
+
+
+def test_turn_to_the_data_leads_into_the_boxes():
+    found, decoded = problem(encoded(clean(), quality=10))
+    away = decoded + 0.1 * torch.randn(decoded.shape, generator=torch.Generator().manual_seed(0))
+    near = nearest(found, away, 1e-3)
+    assert distance(found, away) > 0.9
+    assert distance(found, near) < 0.1
+    assert (near - away).square().mean() < (decoded - away).square().mean()
+    recipe = PRESETS["quick"].recipe
+    assert isinstance(deep_image_prior(found, recipe), PatchPrior)  # JPEG files have the turns
 
 
 def test_boxes_of_gray_and_of_progressive_files():

@@ -71,6 +71,8 @@ class Quantised(Degradation):
         Weight of the total variation, a mean over the pixels, beside the squared distance, a mean over coefficients.
     """
 
+    has_patches = True
+
     def __init__(
         self,
         target: Tensor,
