@@ -56,7 +56,7 @@ class FitOptions:
     patience : float
         The part of the iterations that a fit goes on without a new minimum of the variance.
     rounds : int
-        Rounds of patches and data after a fit from z of a blurred, reduced or compressed picture, see
+        Rounds of patches and data after a fit of a blurred, reduced, compressed or holed picture, see
         `dip_fast.fitting.patch_prior`; at most one for `start.STEPS_A_ROUND` iterations.
     consolidation : int
         The number of last steps, which fit the averaged network at the fixed input to the averaged picture; a part of
@@ -254,6 +254,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
                 perturbation=0.0,
                 averaging=0.0,
                 stop="never",
+                rounds=8,
                 consolidation=consolidation,
                 consolidation_part=1.0,  # of a network that has never drawn a whole picture, whose answer is another's
                 consolidation_learning_rate=0.02,

@@ -124,8 +124,8 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 def test_short_fits_have_no_rounds() -> None:
-    """So that a first look is one: a round takes as long as some fifty steps."""
-    short = PRESETS["quick"].with_(iterations=49).recipe
+    """So that a first look is one: a round takes as long as some thirty steps."""
+    short = PRESETS["quick"].with_(iterations=29).recipe
     from dip_fast.fitting.start import deep_image_prior
 
     assert not isinstance(deep_image_prior(blurred(), short), PatchPrior)

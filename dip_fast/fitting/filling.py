@@ -18,10 +18,13 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
+from dip_fast.fitting import similar_patches
 from dip_fast.fitting.blur import blur
+from dip_fast.fitting.degradations import Mask
 from dip_fast.fitting.masked import ORIENTATIONS, MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example
+from dip_fast.fitting.patch_prior import in_turns
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import network_input
@@ -43,13 +46,24 @@ class MaskedFilling(MaskedPrediction):
         bool, ``(1, 1, H, W)``.
     masking, side, iterations, seed, networks
         As of `MaskedPrediction`.
+    rounds : int
+        Of patches that are alike and the known pixels, in turns, see `patch_prior`.
     """
 
     def __init__(
-        self, y: Tensor, known: Tensor, masking: Masking, side: int, iterations: int, seed: int = 0, networks: int = 1
+        self,
+        y: Tensor,
+        known: Tensor,
+        masking: Masking,
+        side: int,
+        iterations: int,
+        seed: int = 0,
+        networks: int = 1,
+        rounds: int = 0,
     ) -> None:
         super().__init__(y, NoiseModel(0.0), masking, side, iterations, seed=seed, networks=networks)
         self.shown = known.to(y.dtype)
+        self.rounds = rounds
         density = float(self.shown.mean())
         self.holes = 1 - density
         self.window = max(LEAST_WINDOW, 0.6 / math.sqrt(density * masking.keep))
@@ -98,8 +112,8 @@ class MaskedFilling(MaskedPrediction):
 
     @property
     def passes(self) -> int:
-        """One for each orientation and network: with all known pixels, and with some held out."""
-        return 2 * self.networks * ORIENTATIONS
+        """One for each orientation and network, with all known pixels and with some held out; those of the rounds."""
+        return 2 * self.networks * ORIENTATIONS + self.rounds * similar_patches.passes(self.size)
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Draw the holes from all that is known, and held-out pixels to learn the error."""
@@ -111,7 +125,8 @@ class MaskedFilling(MaskedPrediction):
             error = float(self._error(held, self.y, asked))
             self.predicted_psnr, self.estimated_psnr = psnr(error), psnr(self.holes * error)
             self.estimated_psnrs = (self.estimated_psnr,)
-        return self.composite(drawn)
+        known = Mask(self.y, self.shown > 0)
+        return (yield from in_turns(known, self.composite(drawn), self.rounds))
 
     def brief(self, draw: Callable[[Tensor], Tensor], passes: int, n: int = 0) -> Tensor:
         """Draw the holes in a few orientations."""

@@ -1,4 +1,4 @@
-"""What follows a fit from z of a blurred, reduced or compressed picture: patches that are alike and the data, in turns.
+"""What follows a fit of a blurred, reduced, compressed or holed picture: patches that are alike and the data, in turns.
 
 A network fitted to ``||A(f(z)) - y||^2`` stops short of the finest detail, or draws some that is not there.  Patches
 that are alike over a picture know better (`similar_patches`), but not what was measured.  Half-quadratic splitting asks
@@ -104,16 +104,17 @@ def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None
     Returns
     -------
     Tensor
-        What the patches of the last round make, of the shape of x.
+        What the patches of the last round make, of the shape of x, with the known pixels that the result keeps.
     """
-    noise = max(measure_noise(degradation.target, grows=False).deviation, LEAST_NOISE)
+    keeps = degradation.kept is not None  # what is known, as it is
+    noise = LEAST_NOISE if keeps else max(measure_noise(degradation.target, grows=False).deviation, LEAST_NOISE)
     first, last = max(FIRST, noise), max(LAST, noise)
     v = x
     for number in range(rounds):
         deviation = first * (last / first) ** (number / max(rounds - 1, 1))
         v = yield from similar_patches.estimate(x, v, NoiseModel(deviation**2))
-        x = nearest(degradation, v, PART * (noise / deviation) ** 2)
-    return v
+        x = degradation.composite(v) if keeps else nearest(degradation, v, PART * (noise / deviation) ** 2)
+    return degradation.composite(v)
 
 
 @torch.no_grad()

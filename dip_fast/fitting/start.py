@@ -26,7 +26,7 @@ from dip_fast.presets import PRESETS, Masking, Recipe
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
 STEPS_A_PIXEL = 0.007
 FEWEST_STEPS = 400
-STEPS_A_ROUND = 50  # of a fit from z for each round of patches and data that follows it, at least
+STEPS_A_ROUND = 30  # of a fit for each round of patches and data that follows it, at least
 
 
 def streams(seed: int) -> tuple[int, int, int]:
@@ -58,11 +58,16 @@ def deep_image_prior(
     perturbation = recipe.options.perturbation
     if perturbation is None:
         perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
-    rounds = min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
+    rounds = _rounds(recipe)
     if not (rounds and degradation.has_patches):
         return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
     redrawer = _redrawer(degradation.channels, seed)
     return PatchPrior(degradation, z, rounds, redrawer, perturbation=perturbation, seed=for_steps)
+
+
+def _rounds(recipe: Recipe) -> int:
+    """Count the rounds of patches and data."""
+    return min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
 
 
 def _redrawer(channels: int, seed: int) -> Redrawer:
@@ -126,7 +131,8 @@ def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
     side, several = _squares(y, recipe, masking)
-    return MaskedFilling(y, known, masking, side, recipe.options.iterations, streams(seed)[2], several)
+    iterations, rounds = recipe.options.iterations, _rounds(recipe)
+    return MaskedFilling(y, known, masking, side, iterations, streams(seed)[2], several, rounds)
 
 
 def _squares(y: Tensor, recipe: Recipe, masking: Masking) -> tuple[int, int]:
