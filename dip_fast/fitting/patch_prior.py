@@ -35,6 +35,7 @@ from dip_fast.networks import crop
 from dip_fast.networks.network_input import NetworkInput
 
 FIRST, LAST = 40 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
+FIRST_OF_HOLES = 20 / 255  # what lies between known pixels is never far from the truth
 LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
 # What v counts for beside the data, as a part of what its noise would be worth: errors of patches that are alike are
 # not independent, as noise is.
@@ -108,7 +109,7 @@ def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None
     """
     keeps = degradation.kept is not None  # what is known, as it is
     noise = LEAST_NOISE if keeps else max(measure_noise(degradation.target, grows=False).deviation, LEAST_NOISE)
-    first, last = max(FIRST, noise), max(LAST, noise)
+    first, last = FIRST_OF_HOLES if keeps else max(FIRST, noise), max(LAST, noise)
     v = x
     for number in range(rounds):
         deviation = first * (last / first) ** (number / max(rounds - 1, 1))
