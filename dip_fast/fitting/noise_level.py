@@ -162,9 +162,11 @@ def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
 
 def _quiet_variance(y: Tensor) -> float:
     """Compute the mean variance of the squares that vary least, but for flat ones, which hold nothing."""
-    side = min(SQUARE, *y.shape[2:])
-    means = [avg_pool2d(power, side, SQUARE // 4) for power in (y.double(), y.double().square())]
-    variance = (means[1] - means[0].square()).flatten()
+    side, found = min(SQUARE, *y.shape[2:]), []
+    for window in _windows(y):
+        mean, power = (avg_pool2d(values, side, SQUARE // 4) for values in (window.double(), window.double().square()))
+        found.append((power - mean.square()).flatten())
+    variance = torch.cat(found)
     variance = variance[variance > LEAST].sort().values
     return float(variance[: math.ceil(QUIET * len(variance))].mean()) if len(variance) else 0.0
 
