@@ -311,7 +311,7 @@ def estimate(row: Row, found: Row) -> float | None:
 
 
 def of_camera(row: Row) -> bool:
-    """Say whether a row is of a camera's picture."""
+    """Find whether a row is of a camera's picture."""
     return bool(row["kind"] == "camera")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
-from dip_fast.fitting.reductions import mean_square, total
+from dip_fast.fitting.reductions import total
 from dip_fast.networks import crop
 
 
@@ -123,7 +123,7 @@ class Degradation:
 
     def data_term(self, x: Tensor) -> Tensor:
         """Mean squared error of A(x) against y, a scalar."""
-        return mean_square(self.apply(x) - self.target)
+        return self.distance(x) / self.target.numel()
 
     def distance(self, x: Tensor) -> Tensor:
         """Sum the squares of what A(x) is off from what was measured, a scalar."""
@@ -200,8 +200,11 @@ class Mask(Degradation):
 
     def data_term(self, x: Tensor) -> Tensor:
         """Mean squared error over the known pixels, a scalar: comparable between masks."""
-        squares = ((x - self.target) * self.known).square()
-        return total(squares) / self._values
+        return self.distance(x) / self._values
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Sum the squared errors of the known pixels, a scalar."""
+        return total(((x - self.target) * self.known).square())
 
     def noise(self) -> float:
         """Estimate the noise from squares of four known pixels."""

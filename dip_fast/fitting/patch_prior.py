@@ -114,6 +114,8 @@ def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None
     for number in range(rounds):
         deviation = first * (last / first) ** (number / max(rounds - 1, 1))
         v = yield from similar_patches.estimate(x, v, NoiseModel(deviation**2))
+        if number == rounds - 1:
+            break
         x = degradation.composite(v) if keeps else nearest(degradation, v, PART * (noise / deviation) ** 2)
     return degradation.composite(v)
 
@@ -135,7 +137,7 @@ def nearest(degradation: Degradation, v: Tensor, weight: float) -> Tensor:
     x, r = v, descent(v)
     p = r
     for _ in range(STEPS):
-        curvature = total(p * (descent(x) - descent(x + p)))
+        curvature = total(p * (r - descent(x + p)))
         if not curvature > 0:
             break
         x = x + p * (total(r * p) / curvature)
