@@ -51,7 +51,8 @@ assert torch._C._dispatch_has_kernel_for_dispatch_key("dip_fast::norm_conv2d", "
 tests() {
   # Warnings are errors with the torch that the project names; this one may be older or newer.
   part 300 tests "$python" -m pytest -q -m gpu -W default -p no:cacheprovider -rfEs tests/test_norm_conv*.py \
-    tests/test_upsample_conv*.py tests/test_perturbation.py tests/test_engines.py tests/test_gpu.py
+    tests/test_upsample_conv*.py tests/test_masking*.py tests/test_perturbation.py tests/test_engines.py \
+    tests/test_gpu.py tests/test_runs_tasks.py
 }
 
 operator() {

@@ -180,8 +180,11 @@ def test_gradcheck(device, layer):
 # ---- rounding
 
 
-def assert_rounds_as_well(layer, channels, engines, device, factor, floor, prepare=lambda tensors: tensors):
-    """Compare the errors of two engines, fused and plain, by the medians of their norms over some seeds."""
+def assert_rounds_as_well(layer, channels, engines, device, factor, floor, prepare=lambda tensors: tensors, least=0.0):
+    """Compare the errors of two engines, fused and plain, by the medians of their norms over some seeds.
+
+    An error may be ``least`` in any case.
+    """
     shape = (channels, 4, channels, 16, 16)
     found = {name: [] for name in engines}
     for seed in range(15):  # with 5 the median is 2.2 times once, on CPUs without AVX-512
@@ -193,7 +196,7 @@ def assert_rounds_as_well(layer, channels, engines, device, factor, floor, prepa
             found[name].append([*errors(got, wanted).values()])
     medians = (torch.tensor(rows).median(0).values.tolist() for rows in found.values())
     for name, fused, plain in zip(wanted, *medians, strict=True):
-        assert fused <= factor * plain + floor(name), f"{name}: {fused:.1e}, {plain:.1e}"
+        assert fused <= max(factor * plain + floor(name), least), f"{name}: {fused:.1e}, {plain:.1e}"
 
 
 ENGINES = {
@@ -213,8 +216,12 @@ def test_rounds_as_well_as_pytorch(device, layer, channels):
 @pytest.mark.parametrize("channels", [64, 128])
 @kinds
 def test_rounds_as_well_as_cudnn_in_tf32(gpu, layer, channels):
+    """Of these small layers cuDNN computes some in float32, TF32 allowed or not: 3e-7 to 4e-5 seen on an H100.
+
+    So half a unit in the last place of TF32 is let pass in any case.  Worst seen: 3.0e-4.
+    """
     with products("tf32", gpu):
-        assert_rounds_as_well(layer, channels, ENGINES, gpu, 2.0, lambda name: 2**-23)
+        assert_rounds_as_well(layer, channels, ENGINES, gpu, 2.0, lambda name: 2**-23, least=2**-11)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from run_cases import SHORT, assert_same_run, read, record, signal_after
 pytestmark = pytest.mark.usefixtures("place", "small")
 
 TASKS = {
+    "inpaint": ("small.png", "--mask", "hole.png", "--mask-white", "hole"),
     "superres": ("small.png", "--task", "superres", "--scale", "3", "--kernel", "lanczos"),
     "deblur": ("small.png", "--kernel", "gaussian:1.2"),
     "jpeg": ("small.jpg", "--task", "jpeg"),
@@ -21,12 +22,16 @@ TASKS = {
     "denoise": ("small.png", "--task", "denoise", "--noise", "9", "--guide", "small.jpg"),
 }
 INPUTS: dict[str, set[str]] = {
+    "inpaint": {"mask"},
     "superres": {"kernel"},
     "deblur": {"kernel"},
     "jpeg": set(),
     "guided": {"guide"},
     "denoise": {"guide"},
 }
+
+HOLE = np.zeros((20, 24), bool)
+HOLE[4:8, 5:9] = True
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +41,7 @@ def photographs(place):
     Image.fromarray(large).save("large.png")
     Image.fromarray(large).resize((24, 20), Image.Resampling.LANCZOS).save("small.png")
     Image.open("small.png").save("small.jpg", quality=10)
+    Image.fromarray(HOLE).save("hole.png")
 
 
 def run(dip, *arguments, code=0):
@@ -45,14 +51,15 @@ def run(dip, *arguments, code=0):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task):
+def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task, device):
     reference = "large.png" if task in ("superres", "guided") else "small.png"
-    run(dip, *TASKS[task], "--reference", reference, "--out", "out")
+    run(dip, *TASKS[task], "--reference", reference, "--out", "out", "--device", device)
     found = record("out")
     with Image.open("out/result.png") as result, Image.open(reference) as clean:
         assert (result.size, result.mode) == (clean.size, clean.mode)
         written = np.asarray(result)
     assert found["settings"]["task"] == task
+    assert found["settings"]["device"] == device.type
     assert found["summary"]["psnr"] > 5
     assert found["summary"]["baseline"]["psnr"] > 15
     assert found["inputs"].keys() - {"picture", "reference"} == INPUTS[task]
@@ -62,12 +69,16 @@ def test_result_is_replayed_and_compared_with_reference_and_baseline(dip, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_interrupted_run_goes_on_bit_for_bit(dip, task, monkeypatch):
-    run(dip, *TASKS[task], "--out", "whole")
+def test_interrupted_run_goes_on_bit_for_bit(dip, task, device, monkeypatch):
+    arguments = (*TASKS[task], "--device", device)
+    run(dip, *arguments, "--out", "whole")
     with monkeypatch.context() as patch:
+        patch.setattr(
+            "dip_fast.fitting.loop.MAX_STEPS_BETWEEN_SYNCS", 3
+        )  # a GPU would make all steps before the host looks
         signal_after(patch, lambda fit: fit.steps == 3, signal.SIGTERM)
-        run(dip, *TASKS[task], "--out", "parts", code=130)
-    run(dip, *TASKS[task], "--out", "parts", "--resume")
+        run(dip, *arguments, "--out", "parts", code=130)
+    run(dip, *arguments, "--out", "parts", "--resume")
     assert_same_run("whole", "parts")
 
 
@@ -94,9 +105,6 @@ def test_scale_out_of_reach_is_refused(dip):
 
 
 # --- inpainting: what says which pixels are missing ---------------------------------------------------------------
-
-HOLE = np.zeros((20, 24), bool)
-HOLE[4:8, 5:9] = True
 
 
 def holed(kind):

@@ -31,11 +31,22 @@ struct Runs {
   DIP_FAST_D void each(const Use& use) const {
     const int lines = THREADS / across;
     int64_t pixel = int64_t(blockIdx.x) * RUN * lines + threadIdx.x / across;
-    for (int i = 0; i < RUN && pixel < pixels; ++i, pixel += lines) use(pixel);
+    if (pixel + int64_t(RUN - 1) * lines < pixels) {
+#pragma unroll 8  // without a test between them, loads of several pixels are under way together
+      for (int i = 0; i < RUN; ++i, pixel += lines) use(pixel);
+    } else {
+      for (; pixel < pixels; pixel += lines) use(pixel);
+    }
+  }
+  // A part's pixels one after the other, for what reads their neighbours too.
+  template <class Use>
+  DIP_FAST_D void each_in_line(const Use& use) const {
+    const int64_t first = part() * RUN, end = first + RUN < pixels ? first + RUN : pixels;
+    for (int64_t pixel = first; pixel < end; ++pixel) use(pixel);
   }
 };
 
-// ---- merging parts: a block merges one column.  Each of its threads adds a stretch of parts, then a tree adds the
+// ---- merging parts: a block merges one column.  Each of its threads adds every 256th part, then a tree adds the
 // results of the threads
 
 struct MergedSum {
@@ -53,9 +64,10 @@ struct MergedMoment {
       *this = other;
       return;
     }
-    const double all = count + other.count, difference = (other.near - near) + (other.offset - offset);
-    offset += difference * other.count / all;
-    squares += other.squares + difference * difference * count * other.count / all;
+    const double all = count + other.count, difference = (other.near - near) + (other.offset - offset),
+                 share = other.count / all;
+    offset += difference * share;
+    squares += other.squares + difference * difference * count * share;
     count = all;
   }
 };
@@ -84,10 +96,9 @@ DIP_FAST_D void store(const MergedMoment& all, double* to, int pitch) {
 // Merges `count` parts; the result is valid in thread 0.
 template <class Merged, class Read>
 DIP_FAST_D Merged merge_in_block(int64_t count, const Read& read) {
-  const int64_t each = (count + THREADS - 1) / THREADS, begin = each * threadIdx.x,
-                end = begin + each < count ? begin + each : count;
   Merged all;
-  for (int64_t i = begin; i < end; ++i) all.add(read(i));
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < count; i += THREADS) all.add(read(i));
   Merged* shared = shared_memory<Merged>();
   for (int stride = 1; stride < THREADS; stride *= 2) {
     shared[threadIdx.x] = all;
@@ -156,10 +167,84 @@ __global__ void __launch_bounds__(THREADS, 1) norm_grad_kernel(NormSums<K> a) {
 template <class K>
 struct Moments {
   NormActImage<K> source;
-  Runs runs;
+  Runs runs;  // of the pixels of the source
   bool bilinear;
   Moment<typename K::Sum>* parts;
 };
+
+// Values are counted by their difference from the first: where they are far from zero, it is small and exact.
+template <class Sum>
+struct RunningMoment {
+  Sum count = 0, first = 0, total = 0, squares = 0;
+
+  // The values that are given together are summed first: a long chain of additions rounds more than a short one.
+  template <int values>
+  DIP_FAST_D void add(const Sum (&given)[values]) {
+    if (count == 0) first = given[0];
+    Sum sum = 0, square = 0;
+#pragma unroll
+    for (int i = 0; i < values; ++i) {
+      const Sum difference = given[i] - first;
+      sum += difference;
+      square += difference * difference;
+    }
+    count += values;
+    total += sum;
+    squares += square;
+  }
+  DIP_FAST_D Moment<Sum> result() const {
+    const Sum mean = count > 0 ? total / count : Sum(0);
+    return {count, first, mean, squares - total * mean};
+  }
+};
+
+// The 3 x 3 pixels around one, border pixels repeated, as a run of pixels goes along a line: a step to the right reads
+// one more column.
+template <class Sum>
+struct Window {
+  Sum at[3][3];  // [column][row]
+  int row = -1, column = -1;
+
+  template <class Read>
+  DIP_FAST_D void move_to(int64_t pixel, int height, int width, const Read& read) {
+    const int r = int(pixel) / width, c = int(pixel) % width;
+    const bool goes_on = r == row && c == column + 1;
+    row = r, column = c;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (goes_on)
+        copy(i);
+      else
+        load(i, height, width, read);
+    load(2, height, width, read);
+  }
+
+ private:
+  DIP_FAST_D void copy(int i) {
+#pragma unroll
+    for (int down = 0; down < 3; ++down) at[i][down] = at[i + 1][down];
+  }
+  template <class Read>
+  DIP_FAST_D void load(int i, int height, int width, const Read& read) {
+    const int c = padded_index(column + i - 1, width, Padding::replicate);
+#pragma unroll
+    for (int down = 0; down < 3; ++down)
+      at[i][down] = read(int64_t(padded_index(row + down - 1, height, Padding::replicate)) * width + c);
+  }
+};
+
+// The four pixels into which bilinear upsampling turns the middle one.
+template <class Sum>
+DIP_FAST_D void upsample(const Window<Sum>& window, Sum (&to)[4]) {
+#pragma unroll
+  for (int down = 0; down < 2; ++down) {
+    Sum lines[3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) lines[i] = Sum(0.75) * window.at[i][1] + Sum(0.25) * window.at[i][2 * down];
+    to[2 * down] = Sum(0.75) * lines[1] + Sum(0.25) * lines[0];
+    to[2 * down + 1] = Sum(0.75) * lines[1] + Sum(0.25) * lines[2];
+  }
+}
 
 template <class K>
 __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
@@ -167,16 +252,23 @@ __global__ void __launch_bounds__(THREADS, 1) moments_kernel(Moments<K> a) {
   const int channel = a.runs.channel();
   if (channel >= a.runs.channels) return;
   const auto source = a.source.template channels<1>(channel);
-  const auto read = [&](int64_t pixel) -> Sum {
-    if (!a.bilinear) return source.at(pixel).at[0];
-    const auto& image = a.source.image;
-    const int width = 2 * image.width;
-    return upsampled<Sum>(source, int(pixel) / width, int(pixel) % width, image.height, image.width).at[0];
-  };
-  Sum count = 0, total = 0;
-  a.runs.each([&](int64_t pixel) { total += read(pixel), count += 1; });
-  a.parts[a.runs.part() * a.runs.channels + channel] =
-      moment_of(count, total, [&](auto use) { a.runs.each([&](int64_t pixel) { use(read(pixel)); }); });
+  const auto read = [&](int64_t pixel) -> Sum { return source.at(pixel).at[0]; };
+  RunningMoment<Sum> moment;
+  if (a.bilinear) {
+    Window<Sum> window;
+    a.runs.each_in_line([&](int64_t pixel) {
+      window.move_to(pixel, a.source.image.height, a.source.image.width, read);
+      Sum pixels[4];
+      upsample(window, pixels);
+      moment.add(pixels);
+    });
+  } else {
+    a.runs.each([&](int64_t pixel) {
+      const Sum values[1] = {read(pixel)};
+      moment.add(values);
+    });
+  }
+  a.parts[a.runs.part() * a.runs.channels + channel] = moment.result();
 }
 
 // ---- the way back through the norm after a concatenation, and through an image's own norm and activation
@@ -214,22 +306,15 @@ DIP_FAST_D MidNormTerms<typename K::Sum> mid_norm_terms(const NormActBackward<K>
           Sum(r * r * call.mid_norm_sums[C + channel] / n)};
 }
 
-// A(U - m) at one pixel.  read(pixel): a.
-template <class K, class Read>
-DIP_FAST_D typename K::Sum adjoint_of_upsampled(const NormActBackward<K>& call, typename K::Sum f, typename K::Sum mean,
-                                                int64_t pixel, const Read& read) {
-  using Sum = typename K::Sum;
-  if (!call.bilinear) return f * (read(pixel) - mean);
-  const auto& image = call.image.image;
-  const int row = int(pixel) / image.width, column = int(pixel) % image.width;
-  Sum sum = 0;
-  for (int e = 0; e < 9; ++e) {
-    const int64_t r = padded_index(row + e / 3 - 1, image.height, Padding::replicate),
-                  c = padded_index(column + e % 3 - 1, image.width, Padding::replicate);
-    sum += (e / 3 == 1 ? Sum(1.25) : Sum(0.375)) * (e % 3 == 1 ? Sum(1.25) : Sum(0.375)) *
-           (read(r * image.width + c) - mean);
-  }
-  return sum;
+// A(U - m) at the middle of a window of a, of bilinear upsampling.
+template <class Sum>
+DIP_FAST_D Sum adjoint_of_upsampled(const Window<Sum>& window, Sum mean) {
+  Sum columns[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i)
+    columns[i] =
+        Sum(1.25) * (window.at[i][1] - mean) + Sum(0.375) * ((window.at[i][0] - mean) + (window.at[i][2] - mean));
+  return Sum(1.25) * columns[1] + Sum(0.375) * (columns[0] + columns[2]);
 }
 
 template <class K>
@@ -247,10 +332,9 @@ __global__ void __launch_bounds__(THREADS, 1) norm_act_backward_kernel(NormActBa
   const auto source = call.image.template channels<1>(channel);
   const auto read = [&](int64_t pixel) { return source.at(pixel).at[0]; };
   Sum total = 0, moment = 0;
-  a.runs.each([&](int64_t pixel) {
+  const auto back = [&](int64_t pixel, Sum adjoint) {
     Sum grad = widened(call.grad[pixel * C + channel]);
-    if (call.mid_norm != nullptr)
-      grad = mid.scale * (grad - mid.constant - mid.by_value * adjoint_of_upsampled(call, f, mid.mean, pixel, read));
+    if (call.mid_norm != nullptr) grad = mid.scale * (grad - mid.constant - mid.by_value * adjoint);
     if (own != nullptr) {
       const Sum x = widened(image.data[pixel * C + channel]), u = x * own_scale + own_shift;
       if (u <= 0) grad *= call.image.norm_act.slope;
@@ -259,7 +343,16 @@ __global__ void __launch_bounds__(THREADS, 1) norm_act_backward_kernel(NormActBa
       grad *= own_scale;
     }
     call.to[pixel * C + channel] = narrowed<typename K::Stored>(grad);
-  });
+  };
+  if (call.bilinear && call.mid_norm != nullptr) {
+    Window<Sum> window;
+    a.runs.each_in_line([&](int64_t pixel) {
+      window.move_to(pixel, image.height, image.width, read);
+      back(pixel, adjoint_of_upsampled(window, mid.mean));
+    });
+  } else {
+    a.runs.each([&](int64_t pixel) { back(pixel, call.mid_norm == nullptr ? Sum(0) : f * (read(pixel) - mid.mean)); });
+  }
   if (a.parts == nullptr) return;
   a.parts[2 * a.runs.part() * C + channel] = total;
   a.parts[(2 * a.runs.part() + 1) * C + channel] = moment;
@@ -302,7 +395,7 @@ void merge_norm_sums(const typename K::Sum* parts, int64_t count, int channels, 
 template <class K>
 void moments(const NormActImage<K>& source, bool bilinear, double* statistics, int pitch, const Context& context) {
   const auto& image = source.image;
-  const Runs runs(image.channels, image.pixels() * (bilinear ? 4 : 1));
+  const Runs runs(image.channels, image.pixels());
   auto* parts = context.take<Moment<typename K::Sum>>(runs.count() * image.channels);
   launch<false>(moments_kernel<K>, runs.grid(), THREADS, 0, context.stream, Moments<K>{source, runs, bilinear, parts});
   merge(parts, runs.count(), image.channels, statistics, pitch, context.stream);

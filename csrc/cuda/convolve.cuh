@@ -34,8 +34,10 @@ struct SiteWalk {
   }
 };
 
-// ---- epilogues.  A thread has one channel of a run of sites, which are one part of the sums over pixels; `each`
-// visits them as (sum, pixel)
+// ---- epilogues.  A thread has one channel of a run of sites, which are one part of the sums over pixels.
+// each(load, use) visits them as use(sum, pixel, load(pixel)), and loads some pixels ahead of their use
+
+struct Nothing {};
 
 // y = sum + bias, stored, and the moment of the stored values.
 template <class K, class Each>
@@ -43,7 +45,8 @@ DIP_FAST_D void epilogue_column(const StoreEpilogue<K>& to, int channel, int64_t
   using Sum = typename K::Sum;
   const Sum bias = to.bias == nullptr ? Sum(0) : to.bias[channel];
   Sum count = 0, total = 0;
-  each([&](Sum& sum, int64_t pixel) {
+  const auto nothing = [](int64_t) { return Nothing{}; };
+  each(nothing, [&](Sum& sum, int64_t pixel, Nothing) {
     const auto stored = narrowed<typename K::Stored>(sum + bias);
     to.output[pixel * channels + channel] = stored;
     sum = widened(stored);
@@ -52,7 +55,7 @@ DIP_FAST_D void epilogue_column(const StoreEpilogue<K>& to, int channel, int64_t
   });
   if (to.parts == nullptr) return;
   to.parts[part * channels + channel] =
-      moment_of(count, total, [&](auto use) { each([&](Sum& sum, int64_t) { use(sum); }); });
+      moment_of(count, total, [&](auto use) { each(nothing, [&](Sum& sum, int64_t, Nothing) { use(sum); }); });
 }
 
 // One channel of BlurEpilogue's deep image: `nearest` blurred by (1, 2, 1) / 4 in both directions, and `border` on the
@@ -60,26 +63,40 @@ DIP_FAST_D void epilogue_column(const StoreEpilogue<K>& to, int channel, int64_t
 template <class K>
 struct Blur {
   using Sum = typename K::Sum;
+  using Stored = typename K::Stored;
+  struct Raw {
+    Stored above, here, below;  // the column on the right; of a border pixel `here` alone, its value
+    bool is_border;
+  };
   const BlurEpilogue<K>& source;
   int channel, channels;
   int64_t next = -1;
   Sum left = 0, centre = 0;
 
-  DIP_FAST_D Sum column_sum(int row, int column) const {
-    const auto* from = source.nearest + (int64_t(row) * source.width + column) * channels + channel;
-    const int64_t line = int64_t(source.width) * channels;
-    return Sum(0.5) * widened(*from) + Sum(0.25) * (widened(*(from - line)) + widened(*(from + line)));
-  }
-
-  DIP_FAST_D Sum at(int64_t pixel) {
+  DIP_FAST_D Raw load(int64_t pixel) const {
     const int row = int(pixel) / source.width, column = int(pixel) % source.width;
     const Border border = border_of(row, column, source.height, source.width);
-    if (border.side >= 0)
-      return widened(source.border[(int64_t(border.side) * source.longest + border.at) * channels + channel]);
-    if (pixel != next) left = column_sum(row, column - 1), centre = column_sum(row, column);
-    const Sum right = column_sum(row, column + 1), result = Sum(0.5) * centre + Sum(0.25) * (left + right);
+    if (border.side < 0) return load_column(pixel + 1);
+    const auto* from = source.border + (int64_t(border.side) * source.longest + border.at) * channels + channel;
+    return {*from, *from, *from, true};
+  }
+
+  DIP_FAST_D Sum finish(int64_t pixel, const Raw& raw) {
+    if (raw.is_border) return widened(raw.here);
+    if (pixel != next) left = column_sum(load_column(pixel - 1)), centre = column_sum(load_column(pixel));
+    const Sum right = column_sum(raw), result = Sum(0.5) * centre + Sum(0.25) * (left + right);
     left = centre, centre = right, next = pixel + 1;
     return result;
+  }
+
+ private:
+  DIP_FAST_D Raw load_column(int64_t pixel) const {
+    const auto* from = source.nearest + pixel * channels + channel;
+    const int64_t line = int64_t(source.width) * channels;
+    return {from[-line], from[0], from[line], false};
+  }
+  DIP_FAST_D static Sum column_sum(const Raw& raw) {
+    return Sum(0.5) * widened(raw.here) + Sum(0.25) * (widened(raw.above) + widened(raw.below));
   }
 };
 
@@ -87,7 +104,8 @@ template <class K, class Each>
 DIP_FAST_D void epilogue_column(const BlurEpilogue<K>& blurred, int channel, int64_t part, int channels,
                                 const Each& each) {
   Blur<K> blur{blurred, channel, channels};
-  each([&](typename K::Sum& sum, int64_t pixel) { sum += blur.at(pixel); });
+  each([&](int64_t pixel) { return blur.load(pixel); },
+       [&](typename K::Sum& sum, int64_t pixel, const auto& raw) { sum += blur.finish(pixel, raw); });
   epilogue_column(blurred.store, channel, part, channels, each);
 }
 
@@ -102,10 +120,13 @@ DIP_FAST_D void epilogue_column(const BackwardEpilogue<K>& back, int channel, in
             shift = norm_act.scale == nullptr ? Sum(0) : norm_act.shift[channel],
             mean = summed ? back.mean[channel] : Sum(0);
   Sum total = 0, moment = 0;
-  each([&](Sum& sum, int64_t pixel) {
+  const auto load = [&](int64_t pixel) {
+    return summed ? back.image.image.data[pixel * channels + channel] : typename K::Stored{};
+  };
+  each(load, [&](Sum& sum, int64_t pixel, typename K::Stored loaded) {
     Sum t = sum, value = sum;
     if (summed) {
-      const Sum x = widened(back.image.image.data[pixel * channels + channel]), u = x * scale + shift;
+      const Sum x = widened(loaded), u = x * scale + shift;
       if (back.through && u <= 0) t *= norm_act.slope;
       value = back.through ? t * scale : t;
       const Sum value_read = back.through ? x : u > 0 ? u : norm_act.slope * u;
@@ -123,16 +144,18 @@ DIP_FAST_D void epilogue_column(const BackwardEpilogue<K>& back, int channel, in
 
 // What one thread loads of each step: four neighbouring numbers of the depth, of LEFT rows of the left matrix and RIGHT
 // rows of the right one.
-template <class K, class T>
+template <class K, class T, class Reader>
 struct TileLoader {
   using Factor = typename K::Factor;
   using P = Product<Factor, T>;
-  static constexpr int QUADS = P::DEPTH / 4, ROWS = THREADS / QUADS, LEFT = ceil_div(T::M, ROWS),
+  static constexpr int QUADS = P::DEPTH / 4, ROWS = T::THREADS / QUADS, LEFT = ceil_div(T::M, ROWS),
                        RIGHT = ceil_div(T::N, ROWS);
   int line, quad, pitch;
   const Factor* factors;
   int sites_at[LEFT];  // row and column of each site, 16 bits each; -1: no site
-  Quad<Factor> left[LEFT];
+  int tap = -1;        // the places are those of this tap
+  typename Reader::Place places[LEFT];
+  typename Reader::Raw left[LEFT];
 
   // For the sites of a phase from `first` on, and the rows of the packed weight from `row` on.
   DIP_FAST_D TileLoader(const Sites& sites, int phase, int64_t first, const Factor* row, int pitch_)
@@ -153,57 +176,78 @@ struct TileLoader {
     }
   }
 
-  // Starts the loads of a step.  The left numbers are computed, so they go through registers until `commit`; the right
-  // ones are copied asynchronously.
-  template <class Read>
-  DIP_FAST_D void fetch(int depth, Factor* step, const Read& read) {
+  // Starts the loads of a step.  The left numbers are computed, so what they are computed from stays in registers until
+  // `commit`; the right ones are copied asynchronously.
+  DIP_FAST_D void fetch(int depth, Factor* step, const Reader& reader) {
     Factor* to = step + P::BEGIN + line * P::PITCH + 4 * quad;
 #pragma unroll
     for (int i = 0; i < RIGHT; ++i)
       if (line + i * ROWS < T::N)
         copy_quad_async<P::PITCH>(to + i * ROWS * P::PITCH, factors + int64_t(i) * ROWS * pitch + depth);
+    if (reader.tap() < 0 || reader.tap() != tap) {
+      tap = reader.tap();
 #pragma unroll
-    for (int i = 0; i < LEFT; ++i) {
-      Vec<typename K::Sum, 4> values;
-      if (sites_at[i] >= 0) values = read(sites_at[i] >> 16, sites_at[i] & 0xffff);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) left[i].at[e] = narrowed<Factor>(values.at[e]);
+      for (int i = 0; i < LEFT; ++i) {
+        places[i] = {};
+        if (sites_at[i] >= 0) places[i] = reader.place(sites_at[i] >> 16, sites_at[i] & 0xffff);
+      }
     }
+#pragma unroll
+    for (int i = 0; i < LEFT; ++i) left[i] = reader.load(places[i]);
   }
 
   // Completes the step in shared memory; a barrier must follow before other threads read it.
-  DIP_FAST_D void commit(Factor* step) {
+  DIP_FAST_D void commit(Factor* step, const Reader& reader) const {
+    const auto channels = reader.channels();
     Factor* to = step + line * P::PITCH + 4 * quad;
 #pragma unroll
-    for (int i = 0; i < LEFT; ++i)
-      if (line + i * ROWS < T::M) store_quad<P::PITCH>(to + i * ROWS * P::PITCH, left[i]);
+    for (int i = 0; i < LEFT; ++i) {
+      if (line + i * ROWS >= T::M) continue;
+      const auto values = reader.finish(left[i], channels, places[i], sites_at[i] >> 16, sites_at[i] & 0xffff);
+      Quad<Factor> numbers;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) numbers.at[e] = narrowed<Factor>(values.at[e]);
+      store_quad<P::PITCH>(to + i * ROWS * P::PITCH, numbers);
+    }
     wait_for_copies();
   }
 };
+
+constexpr int AHEAD = 8;  // pixels whose loads are under way together in an epilogue
 
 // Runs the epilogue on a tile's sums in shared memory, of the sites of a phase from `first` on.  Each thread takes one
 // channel of T::M / PARTS consecutive sites, which are a part; the order of parts depends on the shape alone.
 template <class K, class T, class Epilogue>
 DIP_FAST_D void run_epilogue(typename K::Sum* sums, const Sites& sites, int phase, int64_t first, int channel,
                              int channels, const Epilogue& epilogue) {
-  constexpr int PARTS = THREADS / T::N, HEIGHT = T::M / PARTS, PITCH = Shared<typename K::Factor, T>::PITCH;
+  constexpr int PARTS = T::THREADS / T::N, HEIGHT = T::M / PARTS, PITCH = Shared<typename K::Factor, T>::PITCH;
   const int own = threadIdx.x % T::N, part = threadIdx.x / T::N, columns = sites.columns(phase);
   if (channel + own >= channels) return;
   const int64_t begin = first + part * HEIGHT;
   const int count = int(sites_in_part(begin / HEIGHT, HEIGHT, int64_t(sites.rows(phase)) * columns));
   typename K::Sum* at = sums + part * HEIGHT * PITCH + own;
   const int64_t index = (int64_t(phase) * gridDim.x + blockIdx.x) * PARTS + part;
-  epilogue_column(epilogue, channel + own, index, channels, [&](auto use) {
+  epilogue_column(epilogue, channel + own, index, channels, [&](const auto& load, const auto& use) {
     if (count == 0) return;  // SiteWalk divides by the columns, which may be 0
     SiteWalk walk(begin, columns);
-    for (int i = 0; i < count; ++i, walk.next())
-      use(at[i * PITCH], int64_t(walk.row * sites.step + phase / sites.step) * sites.width + walk.column * sites.step +
-                             phase % sites.step);
+    for (int first = 0; first < count; first += AHEAD) {
+      int pixels[AHEAD];
+      decltype(load(int64_t())) loaded[AHEAD];
+#pragma unroll
+      for (int i = 0; i < AHEAD; ++i, walk.next()) {
+        pixels[i] =
+            (walk.row * sites.step + phase / sites.step) * sites.width + walk.column * sites.step + phase % sites.step;
+        if (first + i < count) loaded[i] = load(pixels[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < AHEAD; ++i)
+        if (first + i < count) use(at[(first + i) * PITCH], pixels[i], loaded[i]);
+    }
   });
 }
 
 template <class K, class T, int width, class Operand, class Epilogue>
-__global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operand, Epilogue> a) {
+__global__ void __launch_bounds__(T::THREADS, 1) convolve_kernel(Convolve<K, Operand, Epilogue> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;
@@ -211,25 +255,20 @@ __global__ void __launch_bounds__(THREADS, 1) convolve_kernel(Convolve<K, Operan
   const int phase = blockIdx.z, channel = blockIdx.y * T::N, end = a.depths.of(phase);
   const int64_t first = int64_t(blockIdx.x) * T::M;
   Factor* shared = shared_memory<Factor>();
-  TileLoader<K, T> loader(a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch,
-                          a.depths.pitch);
-  const auto fetch = [&](int depth, Factor* step) {
-    const auto reader = vec4_reader<width>(a.operand, depth + 4 * loader.quad, phase);
-    loader.fetch(depth, step, [&](int row, int column) { return reader.at(row, column); });
+  const auto reader_at = [&](int depth) {
+    return vec4_reader<width>(a.operand, depth + int(threadIdx.x) % (P::DEPTH / 4) * 4, phase);
   };
-
+  TileLoader<K, T, decltype(reader_at(0))> loader(
+      a.sites, phase, first, a.factors + (int64_t(phase) * a.rows + channel) * a.depths.pitch, a.depths.pitch);
+  // While a step is multiplied, the loads of the next one are under way.
   P product;
-  if (end > 0) {
-    fetch(0, shared);
-    loader.commit(shared);
-  }
-  barrier();
-  for (int depth = 0, at = 0; depth < end; depth += P::DEPTH, at ^= 1) {
+  for (int depth = -P::DEPTH, at = 1; depth < end; depth += P::DEPTH, at ^= 1) {
     const bool more = depth + P::DEPTH < end;
     Factor *current = shared + at * S::STEP, *next = shared + (at ^ 1) * S::STEP;
-    if (more) fetch(depth + P::DEPTH, next);
-    product.step(current);
-    if (more) loader.commit(next);
+    const auto reader = reader_at(depth + P::DEPTH);
+    if (more) loader.fetch(depth + P::DEPTH, next, reader);
+    if (depth >= 0) product.step(current);
+    if (more) loader.commit(next, reader);
     barrier();
   }
 
@@ -252,7 +291,7 @@ void convolve(const Operand& operand, const ConvShape& shape, const typename K::
     auto kernel = convolve_kernel<K, T, 4, Operand, Epilogue>;
     if constexpr (!VEC4_ONLY<typename K::Factor, T>)
       if (!shape.vec4) kernel = convolve_kernel<K, T, 1, Operand, Epilogue>;
-    launch<true>(kernel, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream, call);
+    launch<true>(kernel, grid, T::THREADS, Shared<typename K::Factor, T>::BYTES, stream, call);
   });
 }
 

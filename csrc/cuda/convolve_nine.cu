@@ -32,8 +32,34 @@ DIP_FAST_HD bool contributes_to(int p, int phase) {
   return (down == row || down == row + 1) && (across == column || across == column + 1);
 }
 
+// Reads one of the nine products, or the skip image for one of the phases.  Its numbers take up to four loads, so they
+// are computed at once: there are no registers for all that the next step needs.
+template <class K>
+struct NineReader {
+  bool is_deep;
+  int down, across;
+  typename DifferencePatch<K>::Reader deep;
+  typename Patch<K, Sampling::direct>::template Reader<4> skip;
+  struct Place {
+    int row = -1, column = 0;
+  };
+  using Raw = Vec<typename K::Sum, 4>;
+  struct Channels {};
+
+  DIP_FAST_D int tap() const { return -1; }
+  DIP_FAST_D Place place(int row, int column) const { return {row, column}; }
+  DIP_FAST_D Raw load(const Place& place) const {
+    if (place.row < 0) return {};
+    if (is_deep) return deep.at(place.row >> 1, place.column >> 1);
+    const Pixel pixel = skip.place(place.row + down, place.column + across);
+    return skip.finish(skip.load(pixel), skip.channels(), pixel, 0, 0);
+  }
+  DIP_FAST_D Channels channels() const { return {}; }
+  DIP_FAST_D Raw finish(const Raw& raw, const Channels&, const Place&, int, int) const { return raw; }
+};
+
 template <class K, class T>
-__global__ void __launch_bounds__(THREADS, 1) nine_kernel(NineArguments<K> a) {
+__global__ void __launch_bounds__(T::THREADS, 1) nine_kernel(NineArguments<K> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T>;
@@ -42,22 +68,21 @@ __global__ void __launch_bounds__(THREADS, 1) nine_kernel(NineArguments<K> a) {
   const int64_t first = int64_t(blockIdx.x) * T::M;
   Factor* shared = shared_memory<Factor>();
   // A site is a pixel of the deep image, given as the output of phase 0.
-  TileLoader<K, T> loader(a.sites, 0, first, a.factors + int64_t(channel) * pitch, pitch);
-  const auto fetch = [&](int product, int depth, Factor* step) {
-    if (product < NINE) {
-      const auto deep = a.operand.reader(product, depth + 4 * loader.quad);
-      loader.fetch(product * a.deep + depth, step, [&](int row, int column) { return deep.at(row >> 1, column >> 1); });
-    } else {
-      const int down = (product - NINE) / 2, across = (product - NINE) % 2;
-      const auto skip = a.operand.skip.template reader<4>(depth + 4 * loader.quad, 0);
-      loader.fetch(NINE * a.deep + depth, step,
-                   [&](int row, int column) { return skip.at(row + down, column + across); });
-    }
+  TileLoader<K, T, NineReader<K>> loader(a.sites, 0, first, a.factors + int64_t(channel) * pitch, pitch);
+  const auto reader_at = [&](int product, int depth) {
+    const int own = depth + 4 * loader.quad, down = product < NINE ? 0 : (product - NINE) / 2,
+              across = product < NINE ? 0 : (product - NINE) % 2;
+    return NineReader<K>{product < NINE, down, across, a.operand.reader(product < NINE ? product : 0, own),
+                         a.operand.skip.template reader<4>(product < NINE ? 0 : own, 0)};
   };
+  const auto fetch = [&](int product, int depth, Factor* step) {
+    loader.fetch((product < NINE ? product : NINE) * a.deep + depth, step, reader_at(product, depth));
+  };
+  const auto commit = [&](int product, int depth, Factor* step) { loader.commit(step, reader_at(product, depth)); };
 
   P phases[PHASES], sum;
   fetch(0, 0, shared);
-  loader.commit(shared);
+  commit(0, 0, shared);
   barrier();
   for (int product = 0, depth = 0, at = 0; product < products; at ^= 1) {
     const bool last = depth + P::DEPTH == (product < NINE ? a.deep : a.skip);
@@ -70,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, 1) nine_kernel(NineArguments<K> a) {
         if (contributes_to(product, phase)) phases[phase].add(sum);
       sum = P();
     }
-    if (next < products) loader.commit(shared + (at ^ 1) * S::STEP);
+    if (next < products) commit(next, next_depth, shared + (at ^ 1) * S::STEP);
     barrier();
     product = next, depth = next_depth;
   }
@@ -112,7 +137,7 @@ bool nine_products_pay(const Sites& sites, int channels) {
 template <class K>
 int64_t convolution_parts(const ConvShape& shape) {
   return with_tile_of<K>(shape, [&]<class T>(T) {
-    return int64_t(ceil_div(shape.sites.per_phase(), T::M)) * shape.sites.phases() * (THREADS / T::N);
+    return int64_t(ceil_div(shape.sites.per_phase(), T::M)) * shape.sites.phases() * (T::THREADS / T::N);
   });
 }
 
@@ -127,7 +152,7 @@ void convolve_nine(const DifferencePatch<K>& operand, const ConvShape& shape, co
   if constexpr (ON_TENSOR_CORES<K>) {
     using T = typename Tiles<typename K::Factor>::NineProducts;
     const dim3 grid(ceil_div(shape.sites.per_phase(), T::M), ceil_div(shape.channels, T::N));
-    launch<true>(nine_kernel<K, T>, grid, THREADS, Shared<typename K::Factor, T>::BYTES, stream,
+    launch<true>(nine_kernel<K, T>, grid, T::THREADS, Shared<typename K::Factor, T>::BYTES, stream,
                  NineArguments<K>{operand, shape.sites, factors, deep, skip, shape.channels, epilogue});
   }
 }

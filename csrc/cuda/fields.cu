@@ -55,11 +55,18 @@ DIP_FAST_D void sum_rows(const TapGrads<K>& a, const Channels& output_grad, cons
 #pragma unroll
   for (int t = 0; t < 3; ++t) sums[t] = {};
   if (p < 0 || p >= grad.width) return;
+  // All loads first, of a line that exists: a test between them would make each wait for the one before.
+  typename Channels::Raw raw[WINDOW];
+#pragma unroll
+  for (int o = 0; o < WINDOW; ++o) {
+    const int row = 2 * i + FIRST + o, near = row < 0 ? 0 : row < grad.height ? row : grad.height - 1;
+    raw[o] = Channels::load(a.output_grad, output_grad.first, int64_t(near) * grad.width + p);
+  }
 #pragma unroll
   for (int o = 0; o < WINDOW; ++o) {
     const int row = 2 * i + FIRST + o;
-    if (row < 0 || row >= grad.height || (!a.bilinear && (o == 0 || o == WINDOW - 1))) continue;
-    const auto g = output_grad.at(int64_t(row) * grad.width + p);
+    const bool read = row >= 0 && row < grad.height && (a.bilinear || (o > 0 && o < WINDOW - 1));
+    const auto g = read ? output_grad.finish(raw[o]) : Vec<typename K::Sum, width>{};
 #pragma unroll
     for (int t = 0; t < 3; ++t)
 #pragma unroll

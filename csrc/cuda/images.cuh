@@ -11,17 +11,36 @@ struct Vec {
   Sum at[width] = {};
 };
 
+// The same as they are stored.  A load is waited for where its values are used: what comes from global memory is loaded
+// a step ahead in this form, and computed with (`finish` below) a step later.
+template <class Stored, int width>
+struct Loaded {
+  std::conditional_t<width == 4, Quad<Stored>, Stored> values;
+};
+
 template <int width, class Stored>
-DIP_FAST_D auto load(const Stored* from) {
+DIP_FAST_D Loaded<Stored, width> load_stored(const Stored* from) {
+  if constexpr (width == 4)
+    return {*reinterpret_cast<const Quad<Stored>*>(from)};
+  else
+    return {*from};
+}
+
+template <class Stored, int width>
+DIP_FAST_D auto widened(const Loaded<Stored, width>& loaded) {
   Vec<decltype(widened(Stored{})), width> result;
   if constexpr (width == 4) {
-    const auto values = *reinterpret_cast<const Quad<Stored>*>(from);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result.at[i] = widened(values.at[i]);
+    for (int i = 0; i < 4; ++i) result.at[i] = widened(loaded.values.at[i]);
   } else {
-    result.at[0] = widened(*from);
+    result.at[0] = widened(loaded.values);
   }
   return result;
+}
+
+template <int width, class Stored>
+DIP_FAST_D auto load(const Stored* from) {
+  return widened(load_stored<width>(from));
 }
 
 template <class Stored, class Sum, int width>
@@ -58,14 +77,17 @@ struct NormActImage {
     int first;
     Vec<Sum, width> scale, shift, scale2, shift2;
 
-    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const {
-      auto x = load<width>(source.image.data + pixel * source.image.channels + first);
-      if (source.norm_act.scale != nullptr) {
+    using Raw = Loaded<typename K::Stored, width>;
+
+    DIP_FAST_D static Raw load(const NormActImage& source, int first, int64_t pixel) {
+      return load_stored<width>(source.image.data + pixel * source.image.channels + first);
+    }
+    DIP_FAST_D Vec<Sum, width> finish(const Raw& raw) const {
+      auto x = widened(raw);
 #pragma unroll
-        for (int i = 0; i < width; ++i) {
-          const Sum u = x.at[i] * scale.at[i] + shift.at[i];
-          x.at[i] = u > 0 ? u : source.norm_act.slope * u;
-        }
+      for (int i = 0; i < width; ++i) {
+        const Sum u = x.at[i] * scale.at[i] + shift.at[i];
+        x.at[i] = u > 0 ? u : source.norm_act.slope * u;
       }
       if (source.norm_act.scale2 != nullptr) {
 #pragma unroll
@@ -73,15 +95,20 @@ struct NormActImage {
       }
       return x;
     }
+    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(source, first, pixel)); }
   };
 
   template <int width>
   DIP_FAST_D Channels<width> channels(int first) const {
     Channels<width> result{*this, first, {}, {}, {}, {}};
-    if (norm_act.scale != nullptr)
-      result.scale = load<width>(norm_act.scale + first), result.shift = load<width>(norm_act.shift + first);
+    if (norm_act.scale == nullptr)  // then the slope is 1
+      for (Sum& scale : result.scale.at) scale = 1;
+    else
+      result.scale = cuda::load<width>(norm_act.scale + first),
+      result.shift = cuda::load<width>(norm_act.shift + first);
     if (norm_act.scale2 != nullptr)
-      result.scale2 = load<width>(norm_act.scale2 + first), result.shift2 = load<width>(norm_act.shift2 + first);
+      result.scale2 = cuda::load<width>(norm_act.scale2 + first),
+      result.shift2 = cuda::load<width>(norm_act.shift2 + first);
     return result;
   }
 };
@@ -120,21 +147,33 @@ struct OutputGrad {
     int first;
     Vec<Sum, width> constant, factor;
 
-    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const {
+    struct Raw {
+      Loaded<typename K::Stored, width> grad, output;
+    };
+
+    DIP_FAST_D static Raw load(const OutputGrad& source, int first, int64_t pixel) {
       const int64_t place = pixel * source.grad.channels + first;
-      auto g = load<width>(source.grad.data + place);
+      Raw raw;
+      raw.grad = load_stored<width>(source.grad.data + place);
+      if (source.output != nullptr) raw.output = load_stored<width>(source.output + place);
+      return raw;
+    }
+    DIP_FAST_D Vec<Sum, width> finish(const Raw& raw) const {
+      auto g = widened(raw.grad);
       if (source.output == nullptr) return g;
-      const auto y = load<width>(source.output + place);
+      const auto y = widened(raw.output);
 #pragma unroll
       for (int i = 0; i < width; ++i) g.at[i] += constant.at[i] + factor.at[i] * y.at[i];
       return g;
     }
+    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(source, first, pixel)); }
   };
 
   template <int width>
   DIP_FAST_D Channels<width> channels(int first) const {
     Channels<width> result{*this, first, {}, {}};
-    if (output != nullptr) result.constant = load<width>(constant + first), result.factor = load<width>(factor + first);
+    if (output != nullptr)
+      result.constant = cuda::load<width>(constant + first), result.factor = cuda::load<width>(factor + first);
     return result;
   }
 };

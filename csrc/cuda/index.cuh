@@ -8,10 +8,10 @@ namespace dip_fast::cuda {
 
 // The pixel that a convolution reads at position `at` of a line of `size` pixels, where -1 <= at <= size; -1: a zero.
 DIP_FAST_HD int padded_index(int at, int size, Padding padding) {
-  if (at >= 0 && at < size) return at;
-  if (padding == Padding::zeros) return -1;
-  if (padding == Padding::replicate) return at < 0 ? 0 : size - 1;
-  return at < 0 ? -at : 2 * size - 2 - at;
+  // Chosen without branches: threads of a warp differ in what is inside.
+  const int repeated = at < 0 ? 0 : size - 1, reflected = at < 0 ? -at : 2 * size - 2 - at;
+  const int outside = padding == Padding::zeros ? -1 : padding == Padding::replicate ? repeated : reflected;
+  return at >= 0 && at < size ? at : outside;
 }
 
 // U(r, i): the weight of pixel i of a line of `size` in pixel r of the same line upsampled by two.

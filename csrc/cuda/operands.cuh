@@ -5,7 +5,13 @@
 //
 //   operand.reader<width>(depth, phase)  what all sites of a phase share: the tap and the scales of the channels behind
 //                                        `width` numbers of a row, from column `depth` of the matrix on
-//   reader.at(row, column)               these numbers for one site
+//   reader.tap()                         which tap; negative: there may be several
+//   reader.place(row, column)            where the tap reads for one site; it stays valid while tap() stays the same
+//   reader.load(place)                   loads what these numbers are computed from
+//   reader.channels()                    loads the scales of their channels
+//   reader.finish(raw, channels, place, row, column)   computes them: a step later, when the loads have arrived
+//
+// A place made without arguments is of no site: nothing is loaded, and the numbers are zeros.
 //
 // width is 4 where the channels are a multiple of 4, so that loads are vector loads, else 1.
 #pragma once
@@ -13,6 +19,12 @@
 #include "images.cuh"
 
 namespace dip_fast::cuda {
+
+constexpr int NO_TAP = 15;  // where zeros fill the depth to a whole step
+
+// depth / channels for quotients below 10 and channels below 2^16, in few instructions: half a channel is more than
+// what the division rounds by.
+DIP_FAST_HD int tap_of(int depth, int channels) { return int((float(depth) + 0.5f) * (1 / float(channels))); }
 
 // i / divisor for quotients 0, 1 and 2, without a division.
 DIP_FAST_HD int quotient_below_3(int i, int divisor) { return int(i >= divisor) + int(i >= 2 * divisor); }
@@ -22,14 +34,44 @@ DIP_FAST_HD int quotient_below_3(int i, int divisor) { return int(i >= divisor) 
 template <class Sum, class Reader, int width>
 struct Vec4Reader {
   Reader readers[4 / width];
+  struct Place {
+    typename Reader::Place parts[4 / width];
+  };
+  struct Raw {
+    typename Reader::Raw parts[4 / width];
+  };
+  struct Channels {
+    typename Reader::Channels parts[4 / width];
+  };
 
-  DIP_FAST_D Vec<Sum, 4> at(int row, int column) const {
+  DIP_FAST_D int tap() const { return width == 4 ? readers[0].tap() : -1; }
+  DIP_FAST_D Place place(int row, int column) const {
+    Place place;
+#pragma unroll
+    for (int i = 0; i < 4 / width; ++i) place.parts[i] = readers[i].place(row, column);
+    return place;
+  }
+  DIP_FAST_D Raw load(const Place& place) const {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < 4 / width; ++i) raw.parts[i] = readers[i].load(place.parts[i]);
+    return raw;
+  }
+  DIP_FAST_D Channels channels() const {
+    if constexpr (width == 4)
+      return {{readers[0].channels()}};
+    else
+      return {{readers[0].channels(), readers[1].channels(), readers[2].channels(), readers[3].channels()}};
+  }
+  DIP_FAST_D Vec<Sum, 4> finish(const Raw& raw, const Channels& channels, const Place& place, int row,
+                                int column) const {
     if constexpr (width == 4) {
-      return readers[0].at(row, column);
+      return readers[0].finish(raw.parts[0], channels.parts[0], place.parts[0], row, column);
     } else {
       Vec<Sum, 4> result;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) result.at[i] = readers[i].at(row, column).at[0];
+      for (int i = 0; i < 4; ++i)
+        result.at[i] = readers[i].finish(raw.parts[i], channels.parts[i], place.parts[i], row, column).at[0];
       return result;
     }
   }
@@ -55,6 +97,11 @@ inline bool multiple_of_4(int channels) { return channels % 4 == 0; }
 //   bilinear  those of its 3 x 3 window in the image upsampled by two bilinearly
 enum class Sampling { direct, folded, bilinear };
 
+// A pixel of an image; -1: none.
+struct Pixel {
+  int at = -1;
+};
+
 template <class K, Sampling sampling>
 struct Patch {
   using Sum = typename K::Sum;
@@ -69,12 +116,16 @@ struct Patch {
   template <int width>
   struct Reader {
     const Patch& patch;
-    bool valid;  // false: zeros fill the depth to a whole step
-    int tap_row, tap_column;
-    typename NormActImage<K>::template Channels<width> channels;
+    bool valid;                      // false: zeros fill the depth to a whole step
+    int tap_row, tap_column, first;  // first: of the channels
+    using Channels = typename NormActImage<K>::template Channels<width>;
 
-    DIP_FAST_D Vec<Sum, width> at(int row, int column) const {
-      if (!valid) return {};
+    // The pixel that is read; with bilinear upsampling, of the upsampled image.
+    using Place = Pixel;
+    using Raw = std::conditional_t<sampling == Sampling::bilinear, Vec<Sum, width>, typename Channels::Raw>;
+
+    DIP_FAST_D int tap() const { return valid ? tap_row * patch.taps + tap_column : NO_TAP; }
+    DIP_FAST_D Place place(int row, int column) const {
       const int height = patch.source.image.height, columns = patch.source.image.width;
       int r, c;
       if constexpr (sampling == Sampling::direct) {
@@ -88,19 +139,36 @@ struct Patch {
         r = padded_index(row + tap_row - 1, 2 * height, patch.padding);
         c = padded_index(column + tap_column - 1, 2 * columns, patch.padding);
       }
-      if (r < 0 || c < 0) return {};
-      if constexpr (sampling == Sampling::bilinear) return upsampled<Sum>(channels, r, c, height, columns);
-      return channels.at(int64_t(r) * columns + c);
+      const int pixel = r * (sampling == Sampling::bilinear ? 2 * columns : columns) + c;
+      return {valid && r >= 0 && c >= 0 ? pixel : -1};
+    }
+    DIP_FAST_D Raw load(const Place& place) const {
+      Raw raw{};
+      if constexpr (sampling == Sampling::bilinear) {
+        const int columns = patch.source.image.width;
+        if (place.at >= 0)
+          raw = upsampled<Sum>(channels(), place.at / (2 * columns), place.at % (2 * columns),
+                               patch.source.image.height, columns);
+      } else {
+        if (place.at >= 0) raw = Channels::load(patch.source, first, place.at);
+      }
+      return raw;
+    }
+    DIP_FAST_D Channels channels() const { return patch.source.template channels<width>(first); }
+    DIP_FAST_D Vec<Sum, width> finish(const Raw& raw, const Channels& channels, const Place& place, int, int) const {
+      if constexpr (sampling == Sampling::bilinear)
+        return raw;
+      else
+        return place.at >= 0 ? channels.finish(raw) : Vec<Sum, width>{};
     }
   };
 
   template <int width>
   DIP_FAST_D Reader<width> reader(int depth, int) const {
-    const int tap = depth / (channels() > 0 ? channels() : 1),  // a patch without channels has taps = 0
+    const int tap = tap_of(depth, channels() > 0 ? channels() : 1),  // a patch without channels has taps = 0
         tap_row = quotient_below_3(tap, taps);
     const bool valid = tap < taps * taps;
-    return {*this, valid, tap_row, tap - tap_row * taps,
-            source.template channels<width>(valid ? depth - tap * channels() : 0)};
+    return {*this, valid, tap_row, tap - tap_row * taps, valid ? depth - tap * channels() : 0};
   }
 };
 
@@ -118,8 +186,22 @@ struct ConcatPatch {
     typename Patch<K, Sampling::folded>::template Reader<width> deep;
     typename Patch<K, Sampling::direct>::template Reader<width> skip;
 
-    DIP_FAST_D Vec<Sum, width> at(int row, int column) const {
-      return is_deep ? deep.at(row, column) : skip.at(row, column);
+    using Place = Pixel;
+    using One = typename NormActImage<K>::template Channels<width>;
+    struct Channels {
+      One deep, skip;
+    };
+    using Raw = typename One::Raw;
+
+    DIP_FAST_D int tap() const { return is_deep ? deep.tap() : NO_TAP + 1 + skip.tap(); }
+    DIP_FAST_D Place place(int row, int column) const {
+      return is_deep ? deep.place(row, column) : skip.place(row, column);
+    }
+    DIP_FAST_D Raw load(const Place& place) const { return is_deep ? deep.load(place) : skip.load(place); }
+    DIP_FAST_D Channels channels() const { return {deep.channels(), skip.channels()}; }
+    DIP_FAST_D Vec<Sum, width> finish(const Raw& raw, const Channels& channels, const Place& place, int, int) const {
+      if (place.at < 0) return {};
+      return is_deep ? channels.deep.finish(raw) : channels.skip.finish(raw);
     }
   };
 
@@ -145,11 +227,12 @@ struct DifferencePatch {
     const DifferencePatch& patch;
     bool valid;
     int row_offset, column_offset;  // -1, 0 or 1; 0: no difference in this direction
-    typename NormActImage<K>::template Channels<4> channels;
+    int first;                      // of the channels
 
     DIP_FAST_D Vec<Sum, 4> at(int row, int column) const {
       if (!valid) return {};
       const auto& image = patch.deep.image;
+      const auto channels = patch.deep.template channels<4>(first);
       const Padding padding = patch.padding == Padding::zeros ? Padding::zeros : Padding::replicate;
       const int other_row = padded_index(row + row_offset, image.height, padding),
                 other_column = padded_index(column + column_offset, image.width, padding);
@@ -172,7 +255,7 @@ struct DifferencePatch {
   DIP_FAST_D Reader reader(int product, int depth) const {
     const bool valid = depth < deep.image.channels;
     const int down = quotient_below_3(product, 3);
-    return {*this, valid, down - 1, product - 3 * down - 1, deep.template channels<4>(valid ? depth : 0)};
+    return {*this, valid, down - 1, product - 3 * down - 1, valid ? depth : 0};
   }
 };
 
@@ -186,12 +269,20 @@ struct BorderPatch {
   struct Reader {
     typename Patch<K, Sampling::bilinear>::template Reader<width> reader;
 
-    DIP_FAST_D Vec<Sum, width> at(int side, int at) const {
+    using Place = Pixel;
+    struct Channels {};  // what a site loads is much, and finished at once
+    using Raw = Vec<Sum, width>;
+
+    DIP_FAST_D int tap() const { return reader.tap(); }
+    DIP_FAST_D Place place(int side, int at) const {
       const int height = 2 * reader.patch.source.image.height, columns = 2 * reader.patch.source.image.width;
       const Position position = border_position(side, at, height, columns);
       if (position.row >= height || position.column >= columns) return {};  // shorter sides have sites to spare
-      return reader.at(position.row, position.column);
+      return reader.place(position.row, position.column);
     }
+    DIP_FAST_D Raw load(const Place& place) const { return reader.load(place); }
+    DIP_FAST_D Channels channels() const { return {}; }
+    DIP_FAST_D Vec<Sum, width> finish(const Raw& raw, const Channels&, const Place&, int, int) const { return raw; }
   };
 
   template <int width>
@@ -218,21 +309,49 @@ struct TransposedPatch {
   struct Reader {
     const TransposedPatch& patch;
     bool valid;
-    int tap_row, tap_column;
-    typename OutputGrad<K>::template Channels<count> channels;
+    int tap_row, tap_column, first;  // first: of the channels
+    using Channels = typename OutputGrad<K>::template Channels<count>;
 
-    DIP_FAST_D Vec<Sum, count> at(int row, int column) const {
-      if (!valid) return {};
-      const auto& grad = patch.output_grad.grad;
-      const OutputPair r = outputs_reading(row, tap_row, patch.height, grad.height, patch.stride, patch.taps / 2,
-                                           patch.padding),
-                       c = outputs_reading(column, tap_column, patch.width, grad.width, patch.stride, patch.taps / 2,
-                                           patch.padding);
+    struct Place {
+      int first = -1;     // the output that reads the pixel; -1: none
+      bool more = false;  // others do too: only next to borders
+    };
+    using Raw = typename Channels::Raw;
+
+    DIP_FAST_D int tap() const { return valid ? 3 * tap_row + tap_column : NO_TAP; }
+
+    DIP_FAST_D OutputPair rows_reading(int row) const {
+      return outputs_reading(row, tap_row, patch.height, patch.output_grad.grad.height, patch.stride, patch.taps / 2,
+                             patch.padding);
+    }
+    DIP_FAST_D OutputPair columns_reading(int column) const {
+      return outputs_reading(column, tap_column, patch.width, patch.output_grad.grad.width, patch.stride,
+                             patch.taps / 2, patch.padding);
+    }
+
+    DIP_FAST_D Place place(int row, int column) const {
+      const OutputPair r = rows_reading(row), c = columns_reading(column);
+      Place place;
+      if (!valid) return place;
+      if (r.first >= 0 && c.first >= 0) place.first = r.first * patch.output_grad.grad.width + c.first;
+      place.more = r.second >= 0 || c.second >= 0;
+      return place;
+    }
+    DIP_FAST_D Raw load(const Place& place) const {
+      Raw raw{};
+      if (place.first >= 0) raw = Channels::load(patch.output_grad, first, place.first);
+      return raw;
+    }
+    DIP_FAST_D Channels channels() const { return patch.output_grad.template channels<count>(first); }
+    DIP_FAST_D Vec<Sum, count> finish(const Raw& raw, const Channels& channels, const Place& place, int row,
+                                      int column) const {
       Vec<Sum, count> result;
-      if (r.first >= 0 && c.first >= 0) result = channels.at(int64_t(r.first) * grad.width + c.first);
-      if (r.second < 0 && c.second < 0) return result;
+      if (place.first >= 0) result = channels.finish(raw);
+      if (!place.more) return result;
+      const auto& grad = patch.output_grad.grad;
+      const OutputPair r = rows_reading(row), c = columns_reading(column);
 #pragma unroll 1
-      for (int e = 1; e < 4; ++e) {  // reached only next to borders
+      for (int e = 1; e < 4; ++e) {
         const int i = e / 2 ? r.second : r.first, j = e % 2 ? c.second : c.first;
         if (i < 0 || j < 0) continue;
         const auto g = channels.at(int64_t(i) * grad.width + j);
@@ -247,10 +366,10 @@ struct TransposedPatch {
   DIP_FAST_D Reader<count> reader(int depth, int phase) const {
     const TapList rows = phase < stride ? row_taps[0] : row_taps[1],
                   columns = phase % stride == 0 ? column_taps[0] : column_taps[1];
-    const int tap = depth / output_grad.grad.channels, down = quotient_below_3(tap, int(columns.count));
+    const int tap = tap_of(depth, output_grad.grad.channels), down = quotient_below_3(tap, int(columns.count));
     const bool valid = tap < int(rows.count * columns.count);
     return {*this, valid, rows.at(valid ? down : 0), columns.at(valid ? tap - down * int(columns.count) : 0),
-            output_grad.template channels<count>(valid ? depth - tap * output_grad.grad.channels : 0)};
+            valid ? depth - tap * output_grad.grad.channels : 0};
   }
 };
 

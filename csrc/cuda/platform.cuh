@@ -48,6 +48,13 @@ DIP_FAST_D void copy_async(void* shared, const void* from) {
                "n"(BYTES)
                : "memory");
 }
+// Four matrices of 8 rows of 16 bytes: each thread names a row and gets a word of each matrix, as mma.sync takes them.
+DIP_FAST_D void load_matrices(uint32_t (&words)[4], const uint32_t* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row)))
+               : "memory");
+}
 DIP_FAST_D void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 template <class T>

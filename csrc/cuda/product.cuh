@@ -1,5 +1,5 @@
-// A tile of a matrix product, computed by a block of 256 threads: M x N sums.  The depth goes through shared memory in
-// steps of DEPTH; a step holds M rows of the left matrix and N rows of the (transposed) right one.
+// A tile of a matrix product, computed by a block of 256 or 512 threads: M x N sums.  The depth goes through shared
+// memory in steps of DEPTH; a step holds M rows of the left matrix and N rows of the (transposed) right one.
 #pragma once
 
 #include "platform.cuh"
@@ -8,9 +8,10 @@ namespace dip_fast::cuda {
 
 constexpr int THREADS = 256, WARP = 32;
 
-template <int M_, int N_, int WARPS_DOWN_>
+template <int M_, int N_, int WARPS_DOWN_, int THREADS_ = THREADS>
 struct Tile {
-  static constexpr int M = M_, N = N_, WARPS_DOWN = WARPS_DOWN_, WARPS_ACROSS = THREADS / WARP / WARPS_DOWN_;
+  static constexpr int M = M_, N = N_, THREADS = THREADS_, WARPS_DOWN = WARPS_DOWN_,
+                       WARPS_ACROSS = THREADS / WARP / WARPS_DOWN;
 };
 
 // The layout of a step in shared memory.  Convolutions read along the depth, gradients of weights along the rows, and
@@ -163,6 +164,29 @@ struct TensorProduct {
                        ACROSS = COLUMNS / 8;
   float sums[DOWN][ACROSS][4] = {};
 
+#ifndef DIP_FAST_EMULATED
+  // As below, with four words a thread in one instruction: lane l names row l % 8 of the 8 x 4 words l / 8.
+  DIP_FAST_D void step(const Factor* factors)
+    requires(layout == Layout::depth_contiguous)
+  {
+    const int warp = threadIdx.x / WARP, l = threadIdx.x % WARP;
+    const auto *words = reinterpret_cast<const uint32_t*>(factors),
+               *left = words + (warp / T::WARPS_ACROSS * ROWS + l % 16) * ROW + l / 16 * 4,
+               *right = words + BEGIN / PER_WORD + (warp % T::WARPS_ACROSS * COLUMNS + l / 16 * 8 + l % 8) * ROW +
+                        l / 8 % 2 * 4;
+    static_assert(ACROSS % 2 == 0 && ROW % 4 == 0);
+#pragma unroll
+    for (int word = 0; word < WORDS; word += 8) {
+      uint32_t x[DOWN][4], y[ACROSS / 2][4];
+#pragma unroll
+      for (int i = 0; i < DOWN; ++i) load_matrices(x[i], left + 16 * i * ROW + word);
+#pragma unroll
+      for (int j = 0; j < ACROSS / 2; ++j) load_matrices(y[j], right + 16 * j * ROW + word);
+      multiply_fragments<Factor>(sums, x, reinterpret_cast<const uint32_t (&)[ACROSS][2]>(y));
+    }
+  }
+#endif
+
   DIP_FAST_D void step(const Factor* factors) {
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     const auto *words = reinterpret_cast<const uint32_t*>(factors),
@@ -228,7 +252,8 @@ struct Shared {
 template <class Factor>
 struct Tiles {
   using NineProducts = Tile<64, 128, 2>;
-  using Wide = Tile<128, 128, 2>;
+  // Sixteen warps: with eight, whose block fills the registers too, half of an H100's time was waiting.
+  using Wide = Tile<128, 128, 4, 512>;
   using Small = Tile<32, 64, 2>;
   using Narrow = Tile<128, 16, 8>;
 };

@@ -28,14 +28,29 @@ struct OutputGradVec4 {
   typename OutputGrad<K>::template Channels<width> channels[4 / width];
   int count;
 
-  DIP_FAST_D Vec<typename K::Sum, 4> at(int pixel) const {
-    Vec<typename K::Sum, 4> result;
-    if constexpr (width == 4) {
-      if (count > 0) result = channels[0].at(pixel);
-    } else {
+  struct Raw {
+    typename OutputGrad<K>::template Channels<width>::Raw parts[4 / width];
+    bool there;
+  };
+
+  // there: whether there is such a pixel; else the channels are zeros.
+  DIP_FAST_D Raw load(int pixel, bool there) const {
+    Raw raw{};
+    raw.there = there;
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (i < count) result.at[i] = channels[i].at(pixel).at[0];
+    for (int i = 0; i < 4 / width; ++i)
+      if (there && i < count) raw.parts[i] = channels[i].load(channels[i].source, channels[i].first, pixel);
+    return raw;
+  }
+  DIP_FAST_D Vec<typename K::Sum, 4> finish(const Raw& raw) const {
+    Vec<typename K::Sum, 4> result;
+    if (!raw.there) return result;
+#pragma unroll
+    for (int i = 0; i < 4 / width; ++i) {
+      if (i >= count) continue;
+      const auto values = channels[i].finish(raw.parts[i]);
+#pragma unroll
+      for (int e = 0; e < width; ++e) result.at[i + e] = values.at[e];
     }
     return result;
   }
@@ -65,41 +80,53 @@ struct PixelCursor {
   }
   DIP_FAST_D void advance(int i, int pixels) {
     column[i] += pixels;
-    while (column[i] >= columns) column[i] -= columns, ++row[i];
+    if (columns < pixels) {  // more than a line at once
+      row[i] += column[i] / columns;
+      column[i] %= columns;
+    } else {
+      const bool next_line = column[i] >= columns;
+      column[i] -= next_line ? columns : 0;
+      row[i] += next_line;
+    }
   }
 };
 
 // What one thread loads of one matrix for each step: four neighbouring rows (channels) of some words of the depth
 // (pixels).  Neighbouring threads have neighbouring rows, which are contiguous in global and in shared memory.
-template <class Factor, class P, int ROWS, int PITCH>
+template <class Factor, class P, int ROWS, int PITCH, int THREADS, class Raw>
 struct RowLoader {
   static constexpr int QUADS = ROWS / 4, LINES = THREADS / QUADS, COUNT = ceil_div(P::WORDS, LINES),
                        PER_WORD = Word<Factor>::COUNT;
-  Quad<Word<Factor>> held[COUNT];
-
   DIP_FAST_D static int row() { return int(threadIdx.x) % QUADS * 4; }
   DIP_FAST_D static int word(int i) { return int(threadIdx.x) / QUADS + i * LINES; }
 
   // The thread's i-th number of the depth.
   static constexpr int NUMBERS = COUNT * PER_WORD;
+  Raw held[NUMBERS];  // what the numbers are computed from
+
   DIP_FAST_D static int number(int i) { return word(i / PER_WORD) * PER_WORD + i % PER_WORD; }
 
-  // read(i): the four rows at the thread's i-th number of the depth.
-  template <class Read>
-  DIP_FAST_D void fetch(const Read& read) {
+  // load(i): for the four rows at the thread's i-th number of the depth.
+  template <class Load>
+  DIP_FAST_D void fetch(const Load& load) {
 #pragma unroll
-    for (int i = 0; i < NUMBERS; ++i) {
-      const auto values = read(i);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) held[i / PER_WORD].at[e].at[i % PER_WORD] = narrowed<Factor>(values.at[e]);
-    }
+    for (int i = 0; i < NUMBERS; ++i) held[i] = load(i);
   }
 
-  DIP_FAST_D void commit(Factor* to) const {
+  template <class Finish>
+  DIP_FAST_D void commit(Factor* to, const Finish& finish) const {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i)
-      if (word(i) < P::WORDS)
-        *reinterpret_cast<Quad<Word<Factor>>*>(to + (word(i) * PITCH + row()) * PER_WORD) = held[i];
+    for (int i = 0; i < COUNT; ++i) {
+      if (word(i) >= P::WORDS) continue;
+      Quad<Word<Factor>> words;
+#pragma unroll
+      for (int n = 0; n < PER_WORD; ++n) {
+        const auto values = finish(held[i * PER_WORD + n]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) words.at[e].at[n] = narrowed<Factor>(values.at[e]);
+      }
+      *reinterpret_cast<Quad<Word<Factor>>*>(to + (word(i) * PITCH + row()) * PER_WORD) = words;
+    }
   }
 };
 
@@ -109,7 +136,7 @@ struct RowLoader {
 template <class K, class T>
 DIP_FAST_D void store_part(const typename K::Sum* sums, int depth, int channels, typename K::Sum* parts) {
   constexpr int PITCH = Shared<typename K::Factor, T, LAYOUT>::PITCH;
-  for (int i = threadIdx.x; i < T::M * T::N; i += THREADS) {
+  for (int i = threadIdx.x; i < T::M * T::N; i += T::THREADS) {
     const int m = int(blockIdx.x) * T::M + i / T::N, n = int(blockIdx.y) * T::N + i % T::N;
     if (m < depth && n < channels)
       parts[(int64_t(blockIdx.z) * depth + m) * channels + n] = sums[i / T::N * PITCH + i % T::N];
@@ -118,13 +145,19 @@ DIP_FAST_D void store_part(const typename K::Sum* sums, int depth, int channels,
 
 // left_width, right_width: of the loads of A and of G.
 template <class K, class T, int left_width, int right_width>
-__global__ void __launch_bounds__(THREADS, 1) partial_gradients_kernel(PartialGradients<K> a) {
+__global__ void __launch_bounds__(T::THREADS, 1) partial_gradients_kernel(PartialGradients<K> a) {
   using Factor = typename K::Factor;
   using Sum = typename K::Sum;
   using P = Product<Factor, T, LAYOUT>;
   using S = Shared<Factor, T, LAYOUT>;
-  using Left = RowLoader<Factor, P, T::M, P::LEFT>;
-  using Right = RowLoader<Factor, P, T::N, P::RIGHT>;
+  using Reader = decltype(vec4_reader<left_width>(a.patch, 0, 0));
+  struct LeftRaw {
+    typename Reader::Place place;
+    typename Reader::Raw values;
+  };
+  using RightRaw = typename OutputGradVec4<K, right_width>::Raw;
+  using Left = RowLoader<Factor, P, T::M, P::LEFT, T::THREADS, LeftRaw>;
+  using Right = RowLoader<Factor, P, T::N, P::RIGHT, T::THREADS, RightRaw>;
   const int depth = a.patch.depth(), channels = a.output_grad.grad.channels, columns = a.output_grad.grad.width;
   const int row = blockIdx.x * T::M + Left::row(), column = blockIdx.y * T::N + Right::row();
   const int begin = int(blockIdx.z) * a.per_part, total = a.output_grad.grad.height * columns,
@@ -133,25 +166,28 @@ __global__ void __launch_bounds__(THREADS, 1) partial_gradients_kernel(PartialGr
 
   // A thread reads the same channels of every pixel.
   const auto patch = vec4_reader<left_width>(a.patch, row < depth ? row : 0, 0);
+  const auto patch_channels = patch.channels();
   const auto output_grad = output_grad_vec4<right_width>(a.output_grad, column);
   PixelCursor<Left::NUMBERS> pixels(begin, columns, [](int i) { return Left::number(i); });
   Left left;
   Right right;
   const auto fetch = [&](int first) {
     left.fetch([&](int i) {
-      Vec<Sum, 4> values;
-      if (first + Left::number(i) < end && row < depth) values = patch.at(pixels.row[i], pixels.column[i]);
+      LeftRaw raw;
+      raw.place = patch.place(pixels.row[i], pixels.column[i]);
+      if (first + Left::number(i) >= end || row >= depth) raw.place = {};
+      raw.values = patch.load(raw.place);
       pixels.advance(i, P::DEPTH);
-      return values;
+      return raw;
     });
     right.fetch([&](int i) {
       const int pixel = first + Right::number(i);
-      return pixel < end ? output_grad.at(pixel) : Vec<Sum, 4>{};
+      return output_grad.load(pixel, pixel < end);
     });
   };
   const auto commit = [&](Factor* step) {
-    left.commit(step);
-    right.commit(step + P::BEGIN);
+    left.commit(step, [&](const LeftRaw& raw) { return patch.finish(raw.values, patch_channels, raw.place, 0, 0); });
+    right.commit(step + P::BEGIN, [&](const RightRaw& raw) { return output_grad.finish(raw); });
   };
 
   P product;
@@ -188,6 +224,7 @@ __global__ void add_parts_kernel(AddParts<Sum> a) {
   const int64_t size = int64_t(a.depth) * a.columns, i = int64_t(blockIdx.x) * THREADS + threadIdx.x;
   if (i >= size) return;
   double total = 0;
+#pragma unroll 8  // loads of several parts are under way together
   for (int64_t part = 0; part < a.count; ++part) total += a.parts[part * size + i];
   const int m = int(i / a.columns), n = int(i % a.columns);
   const int tap = a.from_tap_grads ? n / a.outputs : m / a.inputs, c = a.from_tap_grads ? m : m % a.inputs,
@@ -244,7 +281,7 @@ void weight_gradient(const Patch<K, Sampling::direct>& patch, const OutputGrad<K
     const dim3 tiles(ceil_div(depth, T::M), ceil_div(columns, T::N));
     const Parts split_into = split(output_grad.grad.pixels(), tiles.x * tiles.y, Product<Factor, T>::DEPTH);
     Sum* parts = context.take<Sum>(int64_t(split_into.count) * depth * columns);
-    launch<true>(select_kernel<K, T>(left_vec4, right_vec4), dim3(tiles.x, tiles.y, split_into.count), THREADS,
+    launch<true>(select_kernel<K, T>(left_vec4, right_vec4), dim3(tiles.x, tiles.y, split_into.count), T::THREADS,
                  Shared<Factor, T, LAYOUT>::BYTES, context.stream,
                  PartialGradients<K>{patch, output_grad, split_into.pixels, parts});
     const int taps = from_tap_grads ? 9 : patch.taps * patch.taps, outputs = from_tap_grads ? columns / 9 : columns;
