@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from dip_fast.fitting.computing import shared
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.pieces import pieces
 
@@ -87,15 +89,23 @@ def _of_piece(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, int | 
     count = torch.zeros(len(samples), dtype=torch.int64, device=y.device)
     square = torch.arange(SIDE, device=y.device)
     inside = (square[:, None] * y.shape[3] + square).flatten()
+
+    def restored(groups: Callable[[int], Tensor], row: int) -> tuple[Tensor, Tensor]:
+        """Estimate the patches of a strip: places of samples, and what to add there, in units."""
+        corners = groups(row)
+        places = (corners[..., None] + inside).flatten()
+        shape = (*corners.shape, SIDE * SIDE * channels)
+        patches = _restored(samples[places].view(shape), estimates[places].view(shape), noise)
+        return places, (patches.view(-1, channels) / UNIT).round().long()
+
     for n in range(len(y)):
-        for number, corners in enumerate(_groups(x, n)):
-            if number % STRIPS == 0 and (yield):
+        groups, strips = _groups(x, n)
+        for first in range(0, len(strips), STRIPS):
+            if (yield):
                 return x[..., :height, :width]
-            places = (corners[..., None] + inside).flatten()
-            shape = (*corners.shape, SIDE * SIDE * channels)
-            restored = _restored(samples[places].view(shape), estimates[places].view(shape), noise)
-            sums.index_add_(0, places, (restored.view(-1, channels) / UNIT).round().long())
-            count += places.bincount(minlength=len(count))
+            for places, parts in shared(partial(restored, groups), strips[first : first + STRIPS]):
+                sums.index_add_(0, places, parts)
+                count += places.bincount(minlength=len(count))
     mean = (sums.double() * UNIT / count[:, None]).to(y)
     return mean.view(len(y), *y.shape[2:], channels).movedim(3, 1)[..., :height, :width]
 
@@ -113,13 +123,15 @@ def _restored(y: Tensor, x: Tensor, noise: NoiseModel) -> Tensor:
     return mean + weights.transpose(1, 2) @ Q * own.sqrt()
 
 
-def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
+def _groups(x: Tensor, n: int) -> tuple[Callable[[int], Tensor], range]:
     """Find patches that are like those of a picture, as places of their first samples in the flat pictures.
 
-    Yields
-    ------
-    Tensor
-        int64, ``(groups, patches)``.
+    Returns
+    -------
+    callable
+        From the first row of groups of a strip to int64 ``(groups, patches)``.
+    range
+        These rows.
     """
     height, width = x.shape[2:]
     rows, columns = ((length - SIDE) // STRIDE + 1 for length in (height, width))
@@ -137,7 +149,8 @@ def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
     steps = torch.tensor([(k * height + down) * width + right for k, down, right in shifts], device=x.device)
     across = torch.arange(columns, device=x.device) * STRIDE
     strip = _rows_of_strip(columns)
-    for first in range(0, rows, strip):
+
+    def groups(first: int) -> Tensor:
         count = min(strip, rows - first)
         top, high = first * STRIDE, (count - 1) * STRIDE + SIDE
         here = x[n, :, top : top + high]
@@ -149,4 +162,6 @@ def _groups(x: Tensor, n: int) -> Iterator[Tensor]:
         distances[0] = -1.0  # each is of its own group
         nearest = distances.flatten(1).t().topk(alike, dim=1, largest=False).indices
         corners = ((torch.arange(count, device=x.device)[:, None] + first) * STRIDE + n * height) * width + across
-        yield corners.flatten()[:, None] + steps[nearest]
+        return corners.flatten()[:, None] + steps[nearest]
+
+    return groups, range(0, rows, strip)
