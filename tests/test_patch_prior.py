@@ -10,6 +10,7 @@ from torch import Tensor
 
 import dip_fast
 from dip_fast.fitting import Convolution, Fit, prepare
+from dip_fast.fitting.measurement import Measurement
 from dip_fast.fitting.patch_prior import PatchPrior, in_turns, nearest
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import crop
@@ -121,6 +122,51 @@ def test_same_bits_for_any_number_of_threads() -> None:
         fit.run()
         images.append(fit.result().image)
     np.testing.assert_array_equal(*images)
+
+
+# --- anybody's physics --------------------------------------------------------------------------------------------
+
+
+def sums(x: Tensor) -> Tensor:
+    """Sums of x over squares of 2x2 pixels and over its rows, in units of their own."""
+    squares = 40 * torch.nn.functional.avg_pool2d(x, 2).flatten()
+    return torch.cat((squares, x.sum(3).flatten()))
+
+
+def test_turn_to_measured_sums_solves_its_equation() -> None:
+    """In units of the physics, here twice those of the network and one above."""
+    x = 1 + 2 * scene()[:, :1, :16, :16]
+    degradation, weight = Measurement(sums, sums(x), shape=(1, 16, 16), limits=(1, 3)), 20.0
+    v = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(2))
+    A = torch.stack([degradation.apply(e.view(1, 1, 16, 16)) - degradation.apply(0 * v) for e in torch.eye(256)], 1)
+    y = (degradation.y - degradation.apply(0 * v)).double()
+    exact = torch.linalg.solve(
+        A.T.double() @ A.double() + weight * torch.eye(256), A.T.double() @ y + weight * v.flatten()
+    )
+    assert (nearest(degradation, v, weight).flatten() - exact).abs().max() < 1e-3  # 2e-4 seen
+
+
+def test_turns_bring_back_what_sums_do_not_tell() -> None:
+    clean = scene()[:, :, :40, :40]
+    degradation = Measurement(sums, sums(clean), shape=(3, 40, 40), limits=(0, 1))
+    smooth = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(clean, 2), scale_factor=2, mode="bilinear")
+    restored = run_through(in_turns(degradation, smooth, 4))
+    before, after = (psnr(float((image - clean).square().mean())) for image in (smooth, restored))
+    assert after > before + 1
+
+
+def test_fit_of_a_physics_has_turns_where_squares_are_compared() -> None:
+    y = sums(scene()[:, :, :40, :40])
+    taken = PRESETS["quick"].with_(width=8, iterations=60)
+
+    def passes(**options: object) -> int:
+        seen: list[int] = []
+        dip_fast.fit(sums, y, shape=(3, 40, 40), callbacks=[lambda fit: seen.append(fit.passes)], **options)
+        return max(seen)
+
+    assert passes(preset=taken) > 0
+    assert passes(preset=taken, loss="absolute") == 0
+    assert passes(iterations=60, network=torch.nn.Conv2d(32, 3, 1)) == 0
 
 
 def test_short_fits_have_no_rounds() -> None:

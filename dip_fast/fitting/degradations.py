@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
+from dip_fast.fitting.noise_level import measure_noise
 from dip_fast.fitting.reductions import total
 from dip_fast.networks import crop
+
+LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
 
 
 def as_float32(name: str, values: Tensor) -> Tensor:
@@ -58,6 +61,8 @@ class Degradation:
         Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
     has_patches : bool
         Whether a fit can go on with patches of x that are alike, see `patch_prior`.
+    is_picture : bool
+        Whether y is a picture, in the units of x.
     captures : bool
         Whether the data term can be captured in a CUDA graph: it reads no tensor on the host.
     border : tuple of int
@@ -75,6 +80,7 @@ class Degradation:
     kept: Tensor | None = None
     captures = True
     has_patches = False
+    is_picture = True
     border: tuple[int, int] = (0, 0)
 
     def __init__(self, target: Tensor, size: tuple[int, int] | None = None, channels: int | None = None) -> None:
@@ -132,6 +138,13 @@ class Degradation:
     def noise(self) -> float:
         """Estimate the standard deviation of the noise in y, in units of its range [0, 1]."""
         return haar_noise(self.target)
+
+    def deviation(self, x: Tensor) -> float:
+        """Estimate the standard deviation of the noise in y, in its units, given an estimate of the scene.
+
+        What is rounded to 8 bits has some too.
+        """
+        return max(measure_noise(self.target, grows=False).deviation, LEAST_NOISE)
 
     def composite(self, x: Tensor) -> Tensor:
         """Put back into ``x`` what is known for certain."""

@@ -16,8 +16,12 @@ from dip_fast.fitting.adjoint import linear
 from dip_fast.fitting.degradations import Degradation
 from dip_fast.fitting.likelihoods import LOSSES
 from dip_fast.fitting.limits import estimate, limits_from
+from dip_fast.fitting.reductions import total
 from dip_fast.values import integer, number
 
+MOST_CHANNELS = 4  # of x, for patches: their covariance grows with the square of the channels
+PART_OF_RESIDUAL = 0.5
+LEAST_NOISE = 1e-3  # of y, in units of its root mean square
 UNKNOWN_NOISE = 0.1  # a third of it perturbs z, which is the most that any noise does
 
 
@@ -97,6 +101,7 @@ class Measurement(Degradation):
     """
 
     captures = False  # anybody's A may read tensors on the host
+    is_picture = False
 
     def __init__(
         self,
@@ -144,11 +149,28 @@ class Measurement(Degradation):
         """Compute A(x) of an image of the network."""
         return operator_of(self.physics)(self.in_units(x))
 
+    @property
+    def has_patches(self) -> bool:  # type: ignore[override]
+        """Whether x is gray or in colours, and A(x) is compared with y by squares."""
+        return self._loss is None and self.channels <= MOST_CHANNELS
+
     def data_term(self, x: Tensor) -> Tensor:
         """Compare A(x) with y, a scalar."""
         if self._loss is None:
             return LOSSES["squares"](entries(self.apply(x)), entries(self.y)) / self._scale
         return self._loss(self.apply(x), self.y)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Sum the squares of what A(x) is off from y, a scalar."""
+        made = zip(entries(self.apply(x)), entries(self.y), strict=True)
+        return sum((total((one - other).square()) for one, other in made), x.new_zeros(()))
+
+    def deviation(self, x: Tensor) -> float:
+        """Return the noise of y, which is not known unless it was given: then a part of what x is off."""
+        with torch.no_grad():
+            off = float(self.distance(x)) / sum(entry.numel() for entry in entries(self.y))
+        least = LEAST_NOISE * self._scale**0.5
+        return max(PART_OF_RESIDUAL * off**0.5 if self.noise_of_y is None else self.noise_of_y, least)
 
     def noise(self) -> float:
         """Return the deviation of the noise, in units of twice the root mean square of y: a picture's range."""

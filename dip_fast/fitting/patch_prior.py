@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dip_fast.fitting import similar_patches
-from dip_fast.fitting.degradations import Degradation, Identity
-from dip_fast.fitting.noise_level import measure_noise
+from dip_fast.fitting.degradations import LEAST_NOISE, Degradation, Identity
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Redrawer
 from dip_fast.fitting.redrawing import whole
@@ -36,7 +35,6 @@ from dip_fast.networks.network_input import NetworkInput
 
 FIRST, LAST = 40 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
 FIRST_OF_HOLES = 20 / 255  # what lies between known pixels is never far from the truth
-LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
 # What v counts for beside the data, as a part of what its noise would be worth: errors of patches that are alike are
 # not independent, as noise is.
 PART = 0.2
@@ -108,8 +106,9 @@ def in_turns(degradation: Degradation, x: Tensor, rounds: int) -> Generator[None
         What the patches of the last round make, of the shape of x, with the known pixels that the result keeps.
     """
     keeps = degradation.kept is not None  # what is known, as it is
-    noise = LEAST_NOISE if keeps else max(measure_noise(degradation.target, grows=False).deviation, LEAST_NOISE)
-    first, last = FIRST_OF_HOLES if keeps else max(FIRST, noise), max(LAST, noise)
+    noise = LEAST_NOISE if keeps else degradation.deviation(x)
+    least = noise if degradation.is_picture else 0.0
+    first, last = FIRST_OF_HOLES if keeps else max(FIRST, least), max(LAST, least)
     v = x
     for number in range(rounds):
         deviation = first * (last / first) ** (number / max(rounds - 1, 1))
