@@ -227,13 +227,13 @@ function showRun(state) {
   let text = words[state.status];
   if (state.status === "running" && progress) {
     const over = progress.done >= progress.total;
-    text = over ? "Writing the result ..." : `${progress.stage}, ${Math.floor(100 * progress.done / progress.total)}%`;
+    text = over ? "Writing the result ..." : `${progress.stage}, ${Math.floor(progress.percent)}%`;
     if (progress.seconds_left !== null && !over) text += `, ${duration(progress.seconds_left)} left`;
     if (progress.estimated_psnr !== null) text += `, about ${progress.estimated_psnr.toFixed(1)} dB`;
   }
   part("run-status").textContent = state.error ? `${text}: ${state.error}` : text;
   part("progress").hidden = !atWork;
-  if (progress) part("progress").value = progress.done / progress.total;
+  if (progress) part("progress").value = progress.percent / 100;
   part("stop").hidden = !atWork;
   part("resume").hidden = !state.can_resume;
   part("notes").replaceChildren(...state.notes.map((note) => {

@@ -7,15 +7,20 @@ multiple of it; with 0 whenever the host hears of the fit; without it after each
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dip_fast.errors import UsageError
+from dip_fast.fitting.costs import Forecast
 from dip_fast.values import integer
 
 if TYPE_CHECKING:
     from dip_fast.fitting.loop import Fit
+
+
+PERCENT = 100  # what a bar counts: a pass may take as long as twenty steps, so their numbers say little
 
 
 def checked(callbacks: Any) -> list[Callable[[Any], None]]:
@@ -58,17 +63,29 @@ class Bar:
 
     every = 0
 
-    def __init__(self, bar: Any) -> None:
+    def __init__(self, fit: Fit, bar: Any) -> None:
         self.bar = bar
+        self.forecast = Forecast(fit, time.monotonic())
 
     def __call__(self, fit: Fit) -> None:
         """Show the step that was just made."""
-        self.bar.total = steps_in_all(fit)
+        self.forecast.update(fit, time.monotonic())
+        self.bar.bar_format = (
+            f"{{l_bar}}{{bar}}| {steps_done(fit)}/{steps_in_all(fit)} "
+            f"[{{elapsed}}<{interval(self.forecast.seconds_left)}{{postfix}}]"
+        )
         if fit.rows:
             *_, loss, _, _, psnr = fit.rows[-1]
             shown = f"loss {loss:.3e}" + ("" if math.isnan(psnr) else f", PSNR {psnr:.2f} dB")
             self.bar.set_postfix_str(shown, refresh=False)
-        self.bar.update(steps_done(fit) - self.bar.n)
+        self.bar.update(PERCENT * self.forecast.fraction - self.bar.n)
+
+
+def interval(seconds: float | None) -> str:
+    """Write a time as hours, minutes and seconds."""
+    from tqdm import tqdm  # here, since few fits of arrays show anything
+
+    return "?" if seconds is None else tqdm.format_interval(seconds)
 
 
 @contextmanager
@@ -82,5 +99,5 @@ def shown(
         return
     from tqdm.auto import tqdm  # here, since it looks for a notebook
 
-    with tqdm(total=steps_in_all(fit), initial=steps_done(fit), unit="step") as bar:
-        yield [*asked, Bar(bar)]
+    with tqdm(total=PERCENT) as bar:
+        yield [*asked, Bar(fit, bar)]

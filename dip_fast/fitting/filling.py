@@ -23,7 +23,7 @@ from dip_fast.fitting.blur import blur
 from dip_fast.fitting.degradations import Mask
 from dip_fast.fitting.masked import ORIENTATIONS, MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import Example
+from dip_fast.fitting.objectives import Example, Passes
 from dip_fast.fitting.patch_prior import in_turns
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
@@ -111,9 +111,10 @@ class MaskedFilling(MaskedPrediction):
         return psnr(self.holes * loss)
 
     @property
-    def passes(self) -> int:
+    def kinds_of_passes(self) -> tuple[Passes, ...]:
         """One for each orientation and network, with all known pixels and with some held out; those of the rounds."""
-        return 2 * self.networks * ORIENTATIONS + self.rounds * similar_patches.passes(self.size)
+        drawn = Passes(2 * self.networks * ORIENTATIONS, self._pixels_drawn)
+        return drawn, similar_patches.kind_of_passes(self.size, self.rounds)
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Draw the holes from all that is known, and held-out pixels to learn the error."""

@@ -21,6 +21,7 @@ S. Laine et al., "High-Quality Self-Supervised Deep Image Denoising", arXiv 1901
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
@@ -33,7 +34,7 @@ from dip_fast.fitting.combining import combine, mean_variance
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective
+from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective, Passes
 from dip_fast.fitting.redrawing import Redrawn, whole
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
@@ -159,9 +160,16 @@ class MaskedPrediction(Objective):
         return psnr(error) if error > 0 and self.block == 1 else None
 
     @property
-    def passes(self) -> int:
+    def kinds_of_passes(self) -> tuple[Passes, ...]:
         """One for each mask of a prediction, and for each part of the estimates from patches."""
-        return self.pictures * (self.masks + self._rounds * similar_patches.passes(self.size))
+        masks = Passes(self.pictures * self.masks, self._pixels_drawn)
+        return masks, similar_patches.kind_of_passes(self.size, self.pictures * self._rounds)
+
+    @property
+    def _pixels_drawn(self) -> int:
+        """Count the pixels of the windows of a pass."""
+        side = self.step_size[0]
+        return side**2 * math.prod(len(_windows(length, side, self.margin, 1)) for length in self.size)
 
     @property
     def _rounds(self) -> int:
@@ -230,9 +238,15 @@ class MaskedPrediction(Objective):
         """
         masks = self.z.channels - self.channels
         if self.is_large:
-            side = SIDE if min(self.size) >= SIDE else self.step_size[0]
-            return Redrawn(picture, (side, side), self.margin, self.seed, masks)
+            return Redrawn(picture, self.drawing_size, self.margin, self.seed, masks)
         return DeepImagePrior(Identity(picture), whole(picture, masks))
+
+    @property
+    def drawing_size(self) -> tuple[int, int]:
+        """Height and width of the picture, or of a square of a large one."""
+        if not self.is_large:
+            return self.size
+        return (SIDE, SIDE) if min(self.size) >= SIDE else self.step_size
 
     def _predict(
         self, networks: Sequence[Callable[[Tensor], Tensor]], n: int, masks: int | None = None

@@ -47,6 +47,24 @@ class Redrawer(NamedTuple):
     options: FitOptions
 
 
+class Passes(NamedTuple):
+    """Passes of one kind that `Objective.finish` makes, one after another; see `costs`.
+
+    Attributes
+    ----------
+    number : int
+        How many there are.
+    drawn : float
+        Pixels that the network draws in each.
+    alike : float
+        Pixels that each estimates from patches that are alike.
+    """
+
+    number: int
+    drawn: float = 0.0
+    alike: float = 0.0
+
+
 class Objective(ABC):
     """What is minimised over the weights of a network.
 
@@ -159,6 +177,11 @@ class Objective(ABC):
         return self.size[0] + 2 * self.border[0], self.size[1] + 2 * self.border[1]
 
     @property
+    def drawing_size(self) -> tuple[int, int]:
+        """Height and width of the image of a step of the `drawing`."""
+        return self.scene
+
+    @property
     def is_large(self) -> bool:
         """Whether the picture is so large that the answer is drawn in tiles, with statistics of `windows`."""
         return not self.draws_iterates and math.prod(self.size) > LARGEST_WHOLE
@@ -203,9 +226,14 @@ class Objective(ABC):
         return None
 
     @property
+    def kinds_of_passes(self) -> tuple[Passes, ...]:
+        """The passes that `finish` makes, in their order."""
+        return ()
+
+    @property
     def passes(self) -> int:
         """How many times `finish` yields."""
-        return 0
+        return sum(kind.number for kind in self.kinds_of_passes)
 
     def composite(self, x: Tensor) -> Tensor:
         """Put back into the answer what is known for certain."""

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from dip_fast.fitting import similar_patches
 from dip_fast.fitting.degradations import LEAST_NOISE, Degradation, Identity
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Objective, Redrawer
+from dip_fast.fitting.objectives import DeepImagePrior, Objective, Passes, Redrawer
 from dip_fast.fitting.redrawing import whole
 from dip_fast.fitting.reductions import total
 from dip_fast.networks import crop
@@ -71,9 +71,9 @@ class PatchPrior(DeepImagePrior):
         self.redrawer = redrawer
 
     @property
-    def passes(self) -> int:
-        """One for each part of the estimates from patches."""
-        return self.rounds * similar_patches.passes(self.scene)
+    def kinds_of_passes(self) -> tuple[Passes, ...]:
+        """One for each part of the estimates from patches; the turns to the data between them take little."""
+        return (similar_patches.kind_of_passes(self.scene, self.rounds),)
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Take patches and data in turns, from the average of the iterates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch.nn.functional import avg_pool2d, pad
 
 from dip_fast.fitting.computing import shared
 from dip_fast.fitting.noise_model import NoiseModel
+from dip_fast.fitting.objectives import Passes
 from dip_fast.fitting.pieces import pieces
 
 SIDE = 5  # of a patch, in pixels
@@ -60,6 +62,12 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, int | N
     for seen, inner, place in pieces((y.shape[2], y.shape[3]), REACH + SIDE):
         made[place] = (yield from _of_piece(y[seen], x[seen], noise))[inner]
     return made
+
+
+def kind_of_passes(size: tuple[int, int], estimates: int) -> Passes:
+    """Describe the passes of so many calls of `estimate`, for a picture of this height and width each."""
+    count = passes(size)
+    return Passes(estimates * count, alike=math.prod(size) / max(count, 1))
 
 
 def passes(size: tuple[int, int]) -> int:

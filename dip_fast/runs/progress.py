@@ -12,7 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dip_fast.fitting.callbacks import steps_done, steps_in_all
+from dip_fast.fitting.callbacks import PERCENT, interval, steps_done, steps_in_all
+from dip_fast.fitting.costs import Forecast
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.results import COLUMNS
 
@@ -60,10 +61,11 @@ class Progress:
         self.first = steps_done(fit)
         self.events = len(fit.events)
         self.started = self.printed = time.monotonic()
+        self.forecast = Forecast(fit, self.started)
         self.quiet = quiet
         self.emit = emit
         on_terminal = not quiet and emit is None and sys.stderr.isatty()
-        self.bar = _bar(fit) if on_terminal else None
+        self.bar = _bar(self.forecast) if on_terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -83,39 +85,42 @@ class Progress:
             )
         self.events = len(fit.events)
         now, done, total = time.monotonic(), steps_done(fit), steps_in_all(fit)
+        self.forecast.update(fit, now)
         if self.bar is not None:
-            self.bar.total = total
+            self.bar.bar_format = _bar_format(self.forecast)
             self.bar.set_description_str(self.stage(fit), refresh=False)
             self.bar.set_postfix_str(self.figures(fit), refresh=False)
-            self.bar.update(done - self.bar.n)
+            self.bar.update(PERCENT * self.forecast.fraction - self.bar.n)
             return
         between = SECONDS_BETWEEN_LINES if self.emit is None else SECONDS_BETWEEN_EVENTS
         if now - self.printed < between and done not in (self.first + 1, total):
             return
         self.printed = now
-        rate = (done - self.first) / max(now - self.started, 1e-9)
         if self.emit is not None:
-            self.emit(self.event(fit, (total - done) / rate if rate > 0 else None))
+            self.emit(self.event(fit))
         elif not self.quiet:
-            left = tqdm.format_interval((total - done) / rate) if rate > 0 else "?"
-            shown = [f"{self.stage(fit)} {done * 100 // total}%"]
+            shown = [f"{self.stage(fit)} {math.floor(PERCENT * self.forecast.fraction)}%"]
             if self.verbose:
+                rate = (done - self.first) / max(now - self.started, 1e-9)
                 shown = [f"step {done}/{total}", f"{rate:.3g} steps/s"]
+            left = interval(self.forecast.seconds_left)
             self.say(", ".join([*shown, *filter(None, [self.figures(fit)]), f"{left} left"]))
 
     def stage(self, fit: Fit) -> str:
         """Name what the fit does now."""
         return "finishing" if fit.consolidated or fit.passes else self.doing
 
-    def event(self, fit: Fit, left: float | None) -> dict[str, Any]:
+    def event(self, fit: Fit) -> dict[str, Any]:
         """Describe the last step for another program; what is not known is None."""
         row = dict(zip(COLUMNS, fit.rows[-1], strict=True)) if fit.rows else {}
         known = {name: value for name, value in row.items() if not math.isnan(value)}
+        left = self.forecast.seconds_left
         return {
             "event": "progress",
             "stage": self.stage(fit),
             "done": steps_done(fit),
             "total": steps_in_all(fit),
+            "percent": math.floor(10 * PERCENT * self.forecast.fraction) / 10,
             "step": fit.steps,
             "seconds_left": None if left is None else round(left, 1),
             "loss": known.get("loss"),
@@ -138,12 +143,16 @@ class Progress:
         return ", ".join(shown)
 
 
-def _bar(fit: Fit) -> tqdm:
+def _bar(forecast: Forecast) -> tqdm:
     """Make the bar: what is done, how much of it, the time that is left, the quality so far."""
     return tqdm(
-        total=steps_in_all(fit),
-        initial=steps_done(fit),
+        total=PERCENT,
+        initial=PERCENT * forecast.fraction,
         file=sys.stderr,
         ncols=min(WIDTH, shutil.get_terminal_size().columns),
-        bar_format="{desc}{percentage:4.0f}% |{bar}| {remaining} left{postfix}",
+        bar_format=_bar_format(forecast),
     )
+
+
+def _bar_format(forecast: Forecast) -> str:
+    return f"{{desc}}{{percentage:4.0f}}% |{{bar}}| {interval(forecast.seconds_left)} left{{postfix}}"
