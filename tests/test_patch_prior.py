@@ -14,8 +14,11 @@ from dip_fast.fitting.measurement import Measurement
 from dip_fast.fitting.patch_prior import PatchPrior, in_turns, nearest
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import crop
+from dip_fast.pictures import read_picture
 from dip_fast.presets import PRESETS
+from dip_fast.tasks import TASKS
 from dip_fast.tasks.kernels import gaussian
+from dip_fast.tasks.task import Data
 
 RECIPE = PRESETS["quick"].with_(width=8, iterations=100, rounds=2).recipe
 KERNEL = torch.from_numpy(gaussian(1.2))
@@ -175,3 +178,29 @@ def test_short_fits_have_no_rounds() -> None:
     from dip_fast.fitting.start import deep_image_prior
 
     assert not isinstance(deep_image_prior(blurred(), short), PatchPrior)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "preset", "inputs"),
+    [
+        ("denoise", {}, "quick", {}),
+        ("denoise", {}, "default", {}),
+        ("deblur", {}, "quick", {"kernel": KERNEL.numpy()}),
+        ("superres", {"scale": 2}, "quick", {}),
+        ("jpeg", {}, "quick", {}),
+        ("guided", {"scale": 1}, "quick", {"guide": np.zeros((40, 48, 1), np.float32)}),
+        ("guided", {"scale": 2}, "quick", {"guide": np.zeros((80, 96, 1), np.float32)}),
+        ("inpaint", {}, "quick", {"mask": np.eye(40, 48) < 1}),
+        ("inpaint", {}, "default", {"mask": np.eye(40, 48) < 1}),
+        ("inpaint", {"composite": False}, "quick", {"mask": np.eye(40, 48) < 1}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tasks_say_whether_rounds_follow(tmp_path, name, options, preset, inputs) -> None:
+    """So that what a run takes can be foretold without its picture."""
+    Image.fromarray((scene()[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(tmp_path / "photo.jpg")
+    picture = read_picture(tmp_path / "photo.jpg")
+    task, recipe = TASKS[name], PRESETS[preset].with_(width=8).recipe
+    options = task.complete(options)
+    objective = task.objective(Data(picture.image, inputs, picture), options, recipe, 1)
+    assert (getattr(objective, "rounds", 0) > 0) == task.has_rounds(recipe, options)

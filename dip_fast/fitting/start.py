@@ -26,6 +26,7 @@ from dip_fast.presets import PRESETS, Masking, Recipe
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
 STEPS_A_PIXEL = 0.007
 FEWEST_STEPS = 400
+REDRAWER = "default"  # the preset whose network and steps draw the answer after rounds
 STEPS_A_ROUND = 30  # of a fit for each round of patches and data that follows it, at least
 
 
@@ -58,21 +59,21 @@ def deep_image_prior(
     perturbation = recipe.options.perturbation
     if perturbation is None:
         perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
-    rounds = _rounds(recipe)
-    if not (rounds and degradation.has_patches):
+    turns = rounds(recipe)
+    if not (turns and degradation.has_patches):
         return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
     redrawer = _redrawer(degradation.channels, seed)
-    return PatchPrior(degradation, z, rounds, redrawer, perturbation=perturbation, seed=for_steps)
+    return PatchPrior(degradation, z, turns, redrawer, perturbation=perturbation, seed=for_steps)
 
 
-def _rounds(recipe: Recipe) -> int:
-    """Count the rounds of patches and data."""
+def rounds(recipe: Recipe) -> int:
+    """Count the rounds of patches and data, where a fit has such."""
     return min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
 
 
 def _redrawer(channels: int, seed: int) -> Redrawer:
     """Build the network that is shown a picture and draws it, as that of the masked objective does in the end."""
-    recipe = PRESETS["default"].recipe
+    recipe = PRESETS[REDRAWER].recipe
     with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
         network = networks.build(recipe.network, 2 * channels, channels, **recipe.network_options)
     return Redrawer(network, recipe.options)
@@ -131,8 +132,8 @@ def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -
     masking, y = recipe.masking, as_float32("y", y)
     assert masking is not None
     side, several = _squares(y, recipe, masking)
-    iterations, rounds = recipe.options.iterations, _rounds(recipe)
-    return MaskedFilling(y, known, masking, side, iterations, streams(seed)[2], several, rounds)
+    iterations = recipe.options.iterations
+    return MaskedFilling(y, known, masking, side, iterations, streams(seed)[2], several, rounds(recipe))
 
 
 def _squares(y: Tensor, recipe: Recipe, masking: Masking) -> tuple[int, int]:

@@ -9,8 +9,9 @@ import torch
 from dip_fast import figures
 from dip_fast.device import devices
 from dip_fast.fitting.objectives import LARGEST_WHOLE
+from dip_fast.fitting.start import REDRAWER, rounds
 from dip_fast.pictures import Kind
-from dip_fast.presets import Recipe
+from dip_fast.presets import PRESETS, Recipe
 from dip_fast.runs.job import Job
 from dip_fast.tasks import TASKS
 
@@ -18,6 +19,8 @@ MINUTE, GIGABYTE = 60.0, 1e9
 # Seconds a pixel that the predictions of a masked fit take beyond its steps: 15 megapixels in RGB took 11.4 minutes,
 # 2.4 of which were the steps of 512x512 pixels.
 SECONDS_A_PIXEL = 36e-6
+# Seconds a pixel of a round of patches and data: 1.3 s at 256x256, 3.6 at 512x512.
+SECONDS_A_ROUND = 16e-6
 
 
 def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
@@ -28,14 +31,26 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
     UsageError
         As `devices.require_memory`.
     """
-    recipe = job.recipe(size)
+    recipe, drawn, device = job.recipe(size), _drawn(job, size), torch.device(job.device)
     step = None
     if recipe.masking is not None:
         side = min(recipe.masking.crop, *(32 * math.ceil(length / 32) for length in size))
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
-    return devices.require_memory(
-        recipe, channels, _drawn(job, size), torch.device(job.device), job.engine, recipe.in_channels, step
-    )
+    needed = devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
+    if _is_redrawn(job, recipe):  # when the memory of the fit is free again
+        redrawer = PRESETS[REDRAWER].recipe
+        needed = max(needed, devices.require_memory(redrawer, channels, drawn, device, job.engine, 2 * channels))
+    return needed
+
+
+def _rounds(job: Job, recipe: Recipe) -> int:
+    """Count the rounds of patches and data that follow a fit."""
+    return rounds(recipe) if TASKS[job.task].has_rounds(recipe, job.options) else 0
+
+
+def _is_redrawn(job: Job, recipe: Recipe) -> bool:
+    """Whether a network of its own draws the answer, after the rounds of a fit from a random input."""
+    return recipe.masking is None and _rounds(job, recipe) > 0
 
 
 def _drawn(job: Job, size: tuple[int, int]) -> tuple[int, int]:
@@ -50,31 +65,30 @@ def seconds(job: Job, size: tuple[int, int]) -> float | None:
     if job.device != "cpu" or job.engine != "fused":
         return None
     recipe, pixels = job.recipe(size), math.prod(_drawn(job, size))
-    measured = _step_seconds(job.preset)
-    if measured is None:
+    redrawn = _is_redrawn(job, recipe)
+    a_step, a_last_step = _step_seconds(job.preset), _step_seconds(REDRAWER if redrawn else job.preset)
+    if a_step is None or a_last_step is None:
         return None
-    a_step, of_pixels = measured
     seen = pixels if recipe.masking is None else min(pixels, recipe.masking.crop**2)
-    steps = recipe.options.iterations + _more_steps(recipe)
-    beyond = 0.0 if recipe.masking is None else SECONDS_A_PIXEL * pixels * recipe.masking.passes / 64
-    return a_step * steps * seen / of_pixels + beyond
+    steps = a_step * recipe.options.iterations
+    steps += a_last_step * _more_steps(PRESETS[REDRAWER].recipe if redrawn else recipe)
+    beyond = 0.0 if recipe.masking is None else SECONDS_A_PIXEL * recipe.masking.passes / 64
+    return steps * seen + (beyond + SECONDS_A_ROUND * _rounds(job, recipe)) * pixels
 
 
-def _step_seconds(preset: str) -> tuple[float, int] | None:
-    """Find the time of a step and the pixels that it saw."""
+def _step_seconds(preset: str) -> float | None:
+    """Find the time of a step for each pixel that it saw."""
     found = figures.read()
     for row in found["presets"].rows:
         if row["preset"] == preset:
-            return row["step_seconds"], row["width"] * row["height"]
+            return row["step_seconds"] / (row["width"] * row["height"])
     row = found["denoising"].rows[0]
     if preset not in row["presets"]:
         return None
-    from dip_fast.presets import PRESETS
-
     size = row["height"], row["width"]
     recipe = PRESETS[preset].recipe
     steps = recipe.iterations(size) + _more_steps(recipe)
-    return row["presets"][preset]["seconds"] / steps, math.prod(size)
+    return row["presets"][preset]["seconds"] / steps / math.prod(size)
 
 
 def _more_steps(recipe: Recipe) -> int:

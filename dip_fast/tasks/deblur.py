@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dip_fast.fitting import Degradation
+    from dip_fast.presets import Recipe
 
 
 KERNEL = (
@@ -35,6 +36,10 @@ class Deblur(Task):
         kernel = kernels.blur(source)
         kernels.check_size(kernel, data.image)
         return kernel
+
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds may follow: they do in any fit."""
+        return True
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare what the kernel makes of the scene with the picture."""

@@ -75,6 +75,10 @@ class Guided(Task):
 
         return of_image(as_target(data.inputs["guide"]))
 
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds may follow: after an enlargement; the options do not say whether a blur is undone."""
+        return options["scale"] > 1
+
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare the result, reduced to its size, with the picture."""
         import torch

@@ -113,6 +113,10 @@ class Inpaint(Task):
         """Find which pixels are known."""
         return data.inputs["mask"]
 
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds may follow: where known pixels are predicted."""
+        return recipe.masking is not None and options["composite"]
+
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare the known pixels only."""
         import torch

@@ -10,6 +10,7 @@ from dip_fast.tasks.task import Baseline, Data, Task, as_target
 
 if TYPE_CHECKING:
     from dip_fast.fitting import Degradation
+    from dip_fast.presets import Recipe
 
 
 class Jpeg(Task):
@@ -19,6 +20,10 @@ class Jpeg(Task):
     summary = "remove the artefacts of JPEG compression"
     doing = "cleaning"
     stop = "never"  # what the boxes leave open cannot be fitted, and the blocks lie within them
+
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds may follow: they do in any fit."""
+        return True
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Measure how far the coefficients are from the boxes of the file."""

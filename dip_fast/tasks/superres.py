@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dip_fast.fitting import Degradation
     from dip_fast.pictures import Kind
+    from dip_fast.presets import Recipe
 
 SCALES = (2, 8)
 KERNEL = "How the picture was reduced: bicubic (the default), lanczos, box, or a file of the kernel, as that of a blur."
@@ -44,6 +45,10 @@ class SuperResolution(Task):
         kernel = kernels.of_reduction(source, options["scale"])
         kernels.check_size(kernel, data.image, options["scale"])
         return kernel
+
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds may follow: they do in any fit."""
+        return True
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare the reduced result with the picture."""

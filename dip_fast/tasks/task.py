@@ -171,6 +171,10 @@ class Task:
         """
         return recipe
 
+    def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
+        """Whether rounds of patches and data may follow the fit, see `dip_fast.fitting.patch_prior`."""
+        return False
+
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in the defaults of the options that are not given.
 
