@@ -27,10 +27,13 @@ class Fusible(nn.Module):
         decides for both.
     fused : bool
         Whether the fused form is in use.
+    computes_beside : bool
+        Whether PyTorch computes much beside the operators of the fused form, and needs its threads.
     """
 
     obstacle: str | None = ""
     fused = False
+    computes_beside = False
 
 
 class Network(nn.Module):
@@ -92,8 +95,9 @@ class Network(nn.Module):
         return any(isinstance(module, Fusible) and module.fused for module in self.modules())
 
     def is_wholly_fused(self) -> bool:
-        """Whether every block runs in its fused form."""
-        return self.is_fused() and not any(self.blocks().values())
+        """Whether every block runs in its fused form, and hardly anything is computed beside the operators."""
+        beside = any(isinstance(module, Fusible) and module.computes_beside for module in self.modules())
+        return self.is_fused() and not beside and not any(self.blocks().values())
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
@@ -249,11 +253,10 @@ class Block(Fusible):
         self.pool = pool
         self.norm = batch_norm(conv.out_channels)
         self.activation = activation or nn.LeakyReLU(negative_slope, inplace=True)
+        self.computes_beside = pool is not None
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         if isinstance(conv, nn.ConvTranspose2d):
             self.obstacle = "its convolution is transposed"
-        elif pool is not None:
-            self.obstacle = "it pools"
         elif not isinstance(self.activation, nn.LeakyReLU):
             self.obstacle = "its activation is no LeakyReLU"
         elif (kernel, stride) not in ((1, 1), (3, 1), (3, 2)):
@@ -272,7 +275,7 @@ class Block(Fusible):
             operand(x, slope), self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
             padding_mode=str(self.conv.padding_mode),
         )  # fmt: skip
-        return Convolved(output, statistics, self.norm, slope)
+        return Convolved(output, statistics, self.norm, slope) if self.pool is None else self.finish(output)
 
     def finish(self, convolved: Tensor) -> Tensor:
         """Apply what follows the convolution."""

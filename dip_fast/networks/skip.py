@@ -33,8 +33,9 @@ PaddingMode = Literal["reflect", "zeros", "replicate"]
 
 UPSAMPLING = ("nearest", "bilinear")
 DOWNSAMPLING = ("stride", "average", "max", "lanczos2", "lanczos3")
-# Channels of a skip branch that the fused operator reads beside the upsampled image.
-MAX_FUSED_SKIP_CHANNELS = 16
+# Channels of a skip branch whose convolution is computed directly, with that of the upsampled image.  More have one of
+# their own, with fewer multiplications.
+MAX_JOINED_SKIP_CHANNELS = 16
 
 
 class Scale(Fusible):
@@ -81,11 +82,10 @@ class Scale(Fusible):
         self.merge = block(conv(skip + inner_channels, up, kernel_up))
         self.mix = block(conv(up, up, 1)) if conv1x1 else None
         self.skip_channels = skip
+        self.computes_beside = skip > MAX_JOINED_SKIP_CHANNELS
         self.merge.obstacle = None
         if kernel_up != 3:
             self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
-        elif skip > MAX_FUSED_SKIP_CHANNELS:
-            self.obstacle = f"its skip branch has {skip} channels, more than {MAX_FUSED_SKIP_CHANNELS}"
         elif activation != "leaky_relu":
             self.obstacle = "its activation is no LeakyReLU"
 
@@ -112,11 +112,29 @@ class Scale(Fusible):
         conv, norm = self.merge.conv, self.norm
         assert isinstance(self.merge.activation, nn.LeakyReLU)
         slope = self.merge.activation.negative_slope
+        if skip is not None and self.skip_channels > MAX_JOINED_SKIP_CHANNELS:
+            return self._merge_apart(skip, deep, slope)
         output, statistics = ops.norm_upsample_conv2d(
             operand(deep, slope), None if skip is None else operand(skip, slope), norm.weight, norm.bias, conv.weight,
             slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=str(conv.padding_mode),
         )  # fmt: skip
         return Convolved(output, statistics, self.merge.norm, slope)
+
+    def _merge_apart(self, skip: Image, deep: Image, slope: float) -> Tensor:
+        """Do the same with a convolution for each part, for a skip branch of many channels."""
+        from dip_fast import ops  # here, since it loads or builds the extension
+
+        conv, norm, of_skip = self.merge.conv, self.norm, slice(self.skip_channels)
+        of_deep, padding_mode = slice(self.skip_channels, None), str(conv.padding_mode)
+        convolved, _ = ops.norm_upsample_conv2d(
+            operand(deep, slope), None, norm.weight[of_deep], norm.bias[of_deep], conv.weight[:, of_deep],
+            slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=padding_mode,
+        )  # fmt: skip
+        normed = nn.functional.batch_norm(
+            activated(skip), None, None, norm.weight[of_skip], norm.bias[of_skip], training=True, eps=norm.eps
+        )
+        beside, _ = ops.norm_conv2d(ops.NormedInput(normed), conv.weight[:, of_skip], padding_mode=padding_mode)
+        return self.merge.finish(convolved + beside)
 
     def fold(self, folder: Folder, x: Value, name: str) -> Value:
         """Fold this scale, with the next one inside; see `Network.fold`."""
