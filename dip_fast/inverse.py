@@ -47,9 +47,10 @@ def superres(
         As in `denoise`.
     scale : int
         How many times larger the sides of the result are, from 2 to 8.
-    kernel : ndarray or {"bicubic", "lanczos", "box"}
-        How the image was reduced: the function that the program widened by the scale, or the weights ``(h, w)`` of the
-        pixels of the result that make a pixel of the image; they are divided by their sum.
+    kernel : ndarray or str
+        How the image was reduced.  ``"bicubic"``, ``"lanczos"`` or ``"box"``: the function that the program widened by
+        the scale.  Otherwise the blur, in pixels of the result, before each so many were left out: as in `deblur`, with
+        its middle in that of the block that a pixel of the image stands for.
     preset : str, optional
         As in `inpaint`.
     stop : {"auto", "never"}, optional

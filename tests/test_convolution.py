@@ -69,6 +69,21 @@ def test_motion_goes_where_it_is_said_to():
     assert slanted[1, -2] + slanted[2, -3] > slanted[1, 1] + slanted[2, 2]  # up on the right
 
 
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["gaussian:1.2", "motion:5,30"])
+def test_blur_before_a_reduction_has_its_middle_in_that_of_a_block(name, scale):
+    """Only reductions of a name, files and arrays were taken."""
+    kernel = torch.from_numpy(kernels.of_reduction(name, scale))
+    assert (kernel.shape[0] - scale) % 2 == 0
+    problem = Convolution(torch.zeros(1, 1, 5, 6), kernel, scale)
+    along = torch.arange(-problem.border[0], problem.scene[0] - problem.border[0], dtype=torch.float32)
+    slope = along[None, None, :, None].expand(1, 1, *problem.scene)
+    middles = torch.arange(5) * scale + (scale - 1) / 2
+    torch.testing.assert_close(problem.apply(slope)[0, 0], middles[:, None].expand(5, 6), rtol=0, atol=1e-4)
+    if scale == 1:
+        np.testing.assert_array_equal(kernel, kernels.blur(name))
+
+
 def test_iterates_and_the_answer_are_the_middle_of_the_scene():
     """The loss sees the border; nothing that a user gets does."""
     problem = Convolution(torch.rand(1, 1, 16, 18), torch.from_numpy(kernels.gaussian(1)))
@@ -122,6 +137,13 @@ def test_kernel_that_is_none(place, source, message):
     with pytest.raises(UsageError) as caught:
         kernels.blur(source)
     assert message in str(caught.value)
+
+
+def test_kernel_of_a_reduction_that_is_none_names_all_there_are():
+    with pytest.raises(UsageError, match="must be bicubic, lanczos, box, gaussian:1.6, motion:15,30 or a file; cannot"):
+        kernels.of_reduction("bicubik", 2)
+    with pytest.raises(UsageError, match="more than 0 and at most 200 pixels"):
+        kernels.of_reduction("gaussian:0", 2)
 
 
 def test_kernel_larger_than_the_picture_is_refused():

@@ -59,20 +59,26 @@ def reduction(name: str, scale: int) -> np.ndarray:
     return _normalised(np.outer(weights, weights))
 
 
-def gaussian(deviation: float) -> np.ndarray:
-    """Make a Gaussian kernel, of four standard deviations on each side."""
+def gaussian(deviation: float, scale: int = 1) -> np.ndarray:
+    """Make a Gaussian kernel, of four standard deviations on each side of the middle of a block of pixels."""
     reach = max(1, round(4 * deviation))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    taps = 2 * reach + 1 + (scale - 1) % 2
+    weights = np.exp(-0.5 * ((np.arange(taps) - (taps - 1) / 2) / deviation) ** 2)
     return _normalised(np.outer(weights, weights))
 
 
-def motion(length: float, degrees: float) -> np.ndarray:
-    """Make the kernel of a straight move at even speed: points along a line, each shared by the four pixels around."""
+def motion(length: float, degrees: float, scale: int = 1) -> np.ndarray:
+    """Make the kernel of a straight move at even speed: points along a line, each shared by the four pixels around.
+
+    The line has its middle in that of a block of ``scale x scale`` pixels.
+    """
     reach = math.ceil(length / 2)
-    kernel = np.zeros((2 * reach + 3, 2 * reach + 3))
+    taps = 2 * reach + 3 + (scale - 1) % 2
+    middle = (taps - 1) / 2
+    kernel = np.zeros((taps, taps))
     along = (np.arange(64 * reach) + 0.5) / (64 * reach) - 0.5
-    rows = reach + 1 - length * along * math.sin(math.radians(degrees))
-    columns = reach + 1 + length * along * math.cos(math.radians(degrees))
+    rows = middle - length * along * math.sin(math.radians(degrees))
+    columns = middle + length * along * math.cos(math.radians(degrees))
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
     for down in (0, 1):
         for right in (0, 1):
@@ -81,13 +87,17 @@ def motion(length: float, degrees: float) -> np.ndarray:
     return _normalised(kernel)
 
 
-def blur(source: Path | str | np.ndarray) -> np.ndarray:
+def blur(source: Path | str | np.ndarray, scale: int = 1, others: str = "") -> np.ndarray:
     """Make the kernel of a blur, float32 of the sum 1.
 
     Parameters
     ----------
     source : Path, str or ndarray
         ``gaussian:DEVIATION``, ``motion:LENGTH,DEGREES``, a file, or the kernel ``(h, w)``.
+    scale : int
+        How many times smaller the picture was made thereafter: a pixel of it stands for a block of so many.
+    others : str
+        What else the argument takes, for a message.
 
     Raises
     ------
@@ -96,7 +106,7 @@ def blur(source: Path | str | np.ndarray) -> np.ndarray:
     name, colon, text = str(source).partition(":") if not isinstance(source, np.ndarray) else ("", "", "")
     count = {"gaussian": 1, "motion": 2}.get(name) if colon else None
     if count is None:
-        return _given(source, "gaussian:1.6, motion:15,30")
+        return _given(source, f"{others}gaussian:1.6, motion:15,30")
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
@@ -108,14 +118,14 @@ def blur(source: Path | str | np.ndarray) -> np.ndarray:
             "gaussian:1.6 or motion:15,30; got {}",
             *(Argument("kernel"), MAX_BLUR, source),
         )
-    return gaussian(*numbers) if name == "gaussian" else motion(*numbers)
+    return gaussian(*numbers, scale) if name == "gaussian" else motion(*numbers, scale)
 
 
 def of_reduction(source: Path | str | np.ndarray, scale: int) -> np.ndarray:
-    """Make the kernel of a reduction in size, float32 of the sum 1: one of `REDUCTIONS`, a file, or an array."""
+    """Make the kernel of a reduction in size, float32 of the sum 1: one of `REDUCTIONS`, or all that a blur can be."""
     if not isinstance(source, np.ndarray) and str(source) in REDUCTIONS:
         return reduction(str(source), scale)
-    return _given(source, ", ".join(REDUCTIONS))
+    return blur(source, scale, "".join(f"{name}, " for name in REDUCTIONS))
 
 
 def _given(source: Path | str | np.ndarray, words: str) -> np.ndarray:

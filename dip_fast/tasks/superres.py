@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from dip_fast.presets import Recipe
 
 SCALES = (2, 8)
-KERNEL = "How the picture was reduced: bicubic (the default), lanczos, box, or a file of the kernel, as that of a blur."
+KERNEL = (
+    "How the picture was reduced: bicubic (the default), lanczos or box; or the blur, in pixels of the result, before "
+    "each so many were left out: gaussian:1.2, motion:5,30 or a file, as with deblur."
+)
 
 
 class SuperResolution(Task):
