@@ -118,7 +118,7 @@ def blur(source: Path | str | np.ndarray, scale: int = 1, others: str = "") -> n
             "gaussian:1.6 or motion:15,30; got {}",
             *(Argument("kernel"), MAX_BLUR, source),
         )
-    return gaussian(*numbers, scale) if name == "gaussian" else motion(*numbers, scale)
+    return gaussian(*numbers, scale=scale) if name == "gaussian" else motion(*numbers, scale=scale)
 
 
 def of_reduction(source: Path | str | np.ndarray, scale: int) -> np.ndarray:
