@@ -194,8 +194,8 @@ def test_wrong_exports(dip, arguments):
 def test_file_that_cannot_be_written_is_named(ran, dip):
     ran("nearest", "gray.png")
     ended = dip("export", "run", "--format", "onnx", "-o", "nowhere/model.onnx")
-    assert ended.code == 1
-    assert "cannot write nowhere/model.onnx: No such file" in ended.err
+    assert ended.code == 2
+    assert "cannot write nowhere/model.onnx: there is no folder nowhere; make it first" in ended.err
 
 
 def test_formats_are_listed(dip):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,59 @@ def test_replay_and_verify_take_a_runs_folder_as_export_does(dip):
     assert dip("replay", "run", "--verify").code == 0
     assert json.loads(dip("replay", "run", "--json").out)["model"] == "run/model.onnx"
     np.testing.assert_array_equal(read("model-replay.png"), dip_fast.replay("run"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("replay", MODEL, "-o", "PLACE.png"),
+        ("replay", MODEL, "--verify", "--difference", "PLACE.png"),
+        ("export", MODEL, "--format", "onnx", "-o", "PLACE.onnx"),
+    ],
+    ids=lambda arguments: " ".join(str(word)[:12] for word in arguments),
+)
+@pytest.mark.parametrize(
+    ("place_", "words"),
+    [
+        ("nowhere/x", "there is no folder nowhere; make it first"),
+        ("shut/x", "you may not write to the folder shut; choose another place"),
+        ("shut/there", "you may not write to the folder shut; choose another place"),
+        ("link", "there is no folder "),
+        ("pipe", "it is no regular file; choose another name"),
+    ],
+)
+def test_places_that_take_no_file_are_refused_before_any_work(dip, monkeypatch, arguments, place_, words):
+    """The picture was drawn, or the network exported, before it turned out that nothing could be written."""
+    Path("shut").mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and allowed(path, mode))
+    for suffix in (".png", ".onnx"):
+        Path(f"shut/there{suffix}").touch()
+        Path(f"link{suffix}").symlink_to("nowhere/x")
+        os.mkfifo(f"pipe{suffix}")
+    monkeypatch.setattr("dip_fast.models.model.Model.draw", lambda *_: pytest.fail("it was drawn"))
+    ended = dip(*(str(word).replace("PLACE", place_) for word in arguments), "--overwrite")
+    (line,) = ended.err.splitlines()
+    assert (ended.code, ended.out) == (2, b"")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", MODEL, "--format", "onnx", "-o", "x.png"], "x.png: --format onnx is written as a file .onnx; give"),
+        (["export", MODEL, "--format", "pt2", "-o", "x.pt"], "x.pt: --format pt2 is written as a file .pt2; give a"),
+        (["replay", MODEL, "--verify", "--difference", "x.jpg"], "x.jpg: --difference is written as a file .png; give"),
+        (["bench", "--plot", "x.jpg"], "x.jpg: --plot is written as a file .png; give a name that ends so"),
+    ],
+    ids=["export", "pt2", "difference", "plot"],
+)
+def test_a_name_that_says_another_format_is_refused(dip, arguments, words):
+    """An ONNX model was written as x.png, and a PNG as x.jpg."""
+    ended = dip(*arguments)
+    (line,) = ended.err.splitlines()
+    assert (ended.code, ended.out, [*Path().iterdir()]) == (2, b"", [])
+    assert words in line
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_jpeg_on_request_keeps_the_quality_of_the_picture(dip, place):
         (["-o", "restored.png", "--only-result", "--resume"], "--only-result keeps no folder, which --resume needs"),
         (["-o", "restored.png", "--only-result", "--export", "onnx"], "keeps no folder, which --export needs"),
         (["-o", "a" * 300 + ".png"], "File name too long; choose another name"),
-        (["-o", "a" * 300 + "/restored.png"], "make it first"),
+        (["-o", "a" * 300 + "/restored.png"], "File name too long; choose another name"),
         (["-o", "restored.mrc"], "MRC cannot hold uint8 samples"),
     ],
 )

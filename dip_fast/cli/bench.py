@@ -126,12 +126,9 @@ def bench(
 
 def _require_new_png(path: Path) -> None:
     """Refuse a plot that could not be written, before the minutes of measuring."""
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--plot {path}: the plot is a PNG file; give a name that ends in .png")
-    from dip_fast.pictures.files import check_free
+    from dip_fast.pictures.files import check_free, check_suffix
 
+    check_suffix(path, ".png", Argument("plot"))
     check_free(path, overwrite=True)  # a name that no file can have
     if path.exists():
         raise UsageError(f"{path} exists; give --plot another name, or remove it")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}")

@@ -13,7 +13,7 @@ from dip_fast.models.formats import FORMATS, require
 from dip_fast.models.model import located
 from dip_fast.models.writing import write
 from dip_fast.pictures import Picture
-from dip_fast.pictures.files import check_free
+from dip_fast.pictures.files import check_free, check_suffix
 
 if TYPE_CHECKING:
     from dip_fast.fitting.results import Result
@@ -111,7 +111,8 @@ def convert(
     format_ : {"onnx", "torchscript", "pt2"}
         A name of `dip_fast.models.formats.FORMATS`.
     out : Path, optional
-        The file; beside the ONNX file by default: ``model``, ``-fused`` or ``-fp16`` where that is so, and the suffix.
+        The file, with the format's suffix; beside the ONNX file by default: ``model``, ``-fused`` or ``-fp16`` where
+        that is so, and the suffix.
     fp16, fused_ops, license_
         As in `dip_fast.models.writing.write`.
     overwrite : bool
@@ -127,7 +128,7 @@ def convert(
     Raises
     ------
     UsageError
-        If there is no model to export, or a file is there already.
+        If there is no model to export, a file is there already, or its name has another suffix than the format's.
     DipFastError
         As `dip_fast.models.writing.write`.
     """
@@ -136,6 +137,7 @@ def convert(
     if out is None:
         marks = ("-fused" if fused_ops else "") + ("-fp16" if fp16 else "") + ("-inputs" if inputs else "")
         out = model.with_name(f"{model.stem}{marks}{FORMATS[format_].suffix}")
+    check_suffix(out, FORMATS[format_].suffix, Argument("format", format_))
     check_free(out, overwrite=overwrite)
     read = fitted.from_file(model)
     options: dict[str, Any] = {"fused_ops": fused_ops, "fp16": fp16, "license_": license_}

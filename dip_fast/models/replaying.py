@@ -17,7 +17,7 @@ from dip_fast.models.model import Model, located, open_model
 from dip_fast.models.packing import digest
 from dip_fast.models.verifying import difference_picture, verify
 from dip_fast.pictures import write_atomically
-from dip_fast.pictures.files import check_free
+from dip_fast.pictures.files import check_free, check_suffix
 
 
 def replay(
@@ -81,7 +81,7 @@ class Request:
     trust : bool
         Whether formats that can run code are opened.
     difference : Path, optional
-        The file of a picture of the differences.
+        The file, .png, of a picture of the differences.
     overwrite : bool
         Whether files that are there are replaced.
     """
@@ -113,6 +113,8 @@ def run(request: Request) -> tuple[dict[str, Any], bytes | None]:
     """
     if request.difference is not None and not request.verify:
         raise UsageError("{} shows what {} compares; give both", Argument("difference"), Argument("verify", True))
+    if request.difference is not None:
+        check_suffix(request.difference, ".png", Argument("difference"))
     model = open_model(request.path, trust=request.trust)
     out, to_stdout = request.out, request.out == Path("-")
     if out is None and not request.verify:

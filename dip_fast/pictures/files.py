@@ -50,7 +50,7 @@ def at_once(path: str, flags: int) -> int:
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse, before any work is done, a name that is taken or that no file can have.
+    """Refuse, before any work is done, a name that is taken, or that no file can have or be written under.
 
     Parameters
     ----------
@@ -63,15 +63,44 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     ------
     UsageError
     """
+    name = os.fspath(path)
+    target = Path(os.path.realpath(name)) if os.path.islink(name) else Path(name)  # noqa: PTH114  (never raises)
+    folder = target.parent
     try:
-        os.stat(path)  # noqa: PTH116  (Path.exists raises for a name that is too long)
+        mode = target.stat().st_mode
     except FileNotFoundError:
-        return
+        if not folder.is_dir():
+            raise UsageError("cannot write {}: there is no folder {}; make it first", name, folder) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError("cannot write {}: {}; choose another name", os.fspath(path), reason) from error
-    if not overwrite:
-        raise UsageError("{} exists; choose another name or give {}", os.fspath(path), Argument("overwrite", True))
+        raise UsageError("cannot write {}: {}; choose another name", name, reason) from error
+    else:
+        if not overwrite:
+            raise UsageError("{} exists; choose another name or give {}", name, Argument("overwrite", True))
+        if not stat.S_ISREG(mode):
+            raise UsageError("cannot write {}: it is no regular file; choose another name", name)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError("cannot write {}: you may not write to the folder {}; choose another place", name, folder)
+
+
+def check_suffix(path: str | os.PathLike[str], suffix: str, what: Argument | str) -> None:
+    """Refuse a name that says another format than the file is going to have.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Where a file is to be written.
+    suffix : str
+        That of the only format it is written in.
+    what : Argument or str
+        What the file is, in words, or the argument that chose its format.
+
+    Raises
+    ------
+    UsageError
+    """
+    if Path(path).suffix.lower() != suffix:
+        raise UsageError("{}: {} is written as a file {}; give a name that ends so", os.fspath(path), what, suffix)
 
 
 TEMPORARY = re.compile(r"\.dip-fast-[\w.-]*\.tmp")  # names of what is written aside, which a kill leaves behind

@@ -55,18 +55,14 @@ class Target:
         ------
         UsageError
         """
-        if not (is_there(self.path.parent) and self.path.parent.is_dir()):
-            raise UsageError("{}: there is no folder {}; make it first", Argument("out", self.path), self.path.parent)
-        if not is_there(self.path):
-            check_free(self.path, overwrite=False)
-            return
-        for path in inputs:
-            if is_there(path) and path.samefile(self.path):
-                raise UsageError("{} is read by this run, and is not replaced; choose another {}", self.path, OUT)
-        if not self.path.is_file():
-            raise UsageError("{} is no regular file; choose another {}", self.path, OUT)
-        if own is None or hashlib.sha256(self.path.read_bytes()).hexdigest() != own:
-            check_free(self.path, overwrite=overwrite)
+        is_own = False
+        if is_there(self.path):
+            for path in inputs:
+                if is_there(path) and path.samefile(self.path):
+                    raise UsageError("{} is read by this run, and is not replaced; choose another {}", self.path, OUT)
+            if own is not None and self.path.is_file():
+                is_own = hashlib.sha256(self.path.read_bytes()).hexdigest() == own
+        check_free(self.path, overwrite=overwrite or is_own)
 
     def check_kind(self, kind: Kind) -> None:
         """Refuse, before the fit, a format that cannot hold the result.
