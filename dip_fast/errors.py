@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -28,6 +30,41 @@ class Argument:
         return self.name if self.value is Argument.UNSET else f"{self.name}={self.value!r}"
 
 
+@dataclass(frozen=True)
+class Spelling:
+    """How messages name arguments: as Python does, but for those that a command has options for.
+
+    Attributes
+    ----------
+    options : mapping of str to sequence of str
+        By name of the argument: the option that takes its value, or the two that set it and that clear it.
+    """
+
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __call__(self, argument: Argument) -> str:
+        """Spell an argument."""
+        found = self.options.get(argument.name)
+        if found is None:
+            return str(argument)
+        if len(found) == 1:
+            return found[0] if argument.value is Argument.UNSET else f"{found[0]} {argument.value}"
+        is_off = argument.value is False or argument.value == "plain"
+        return found[1] if is_off and found[1] else found[0]
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Spell all messages in this way meanwhile: errors, and what records, notes and manifests say of them."""
+        before = spelling.set(self)
+        try:
+            yield
+        finally:
+            spelling.reset(before)
+
+
+spelling: ContextVar[Spelling] = ContextVar("spelling", default=Spelling())  # noqa: B039  (it is frozen)
+
+
 class DipFastError(Exception):
     """A run that failed.  Exit code 1.
 
@@ -46,7 +83,7 @@ class DipFastError(Exception):
         self.template, self.parts = template, parts
 
     def __str__(self) -> str:
-        return self.spelled(str)
+        return self.spelled(spelling.get())
 
     def spelled(self, spell: Callable[[Argument], str]) -> str:
         """Write the message with the arguments in another spelling."""

@@ -1,7 +1,15 @@
 """What a worker of a batch says of an error: what the command says."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from batch_cases import batch, carried_out, picture, rows
+from PIL import Image
+
+from dip_fast.cli.parameters import spelling
+from dip_fast.cli.verbs import cli
+from dip_fast.runs.batch.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -30,3 +38,16 @@ def test_a_worker_says_in_one_line_what_the_command_says(error, line, place, sma
     reason = rows(result)["a.png"]["error"]
     assert reason.startswith(line)
     assert dip("run", "in/a.png", "--threads", "1", "--out", "alone").err.splitlines()[-1] == f"dip-fast: {reason}"
+
+
+def test_a_worker_spells_arguments_as_whoever_asked_for_the_batch(place):
+    """The manifest of a command named mask, as Python does, in place of --mask."""
+    picture("in/a.png")
+    Image.fromarray(np.full((16, 18), 255, np.uint8)).save("white.png")
+    with spelling(cli.commands["batch"]).in_use():
+        asked = batch(mask="white.png", out="command")
+    asked = replace(asked, settings=Settings.from_json(asked.settings.to_json()))  # as it comes to a worker
+    for each, name in ((asked, "--mask"), (batch(mask="white.png", out="python"), "mask")):
+        result, _, _ = carried_out(each)
+        assert rows(result)["a.png"]["error"].startswith(f"{name} leaves nothing to fill in: ")
+    assert asked.settings.named() == batch(mask="white.png").settings.named()  # results do not depend on it

@@ -141,7 +141,11 @@ def test_message_is_spelled_for_its_reader():
     ],
 )
 def test_command_line_spells_arguments_as_its_options(argument, spelled):
-    assert spelling(cli.commands["run"])(argument) == spelled
+    spell = spelling(cli.commands["run"])
+    assert spell(argument) == spelled
+    with spell.in_use():
+        assert f"{UsageError('{}', argument)}; going on" == f"{spelled}; going on"  # in a note or a record too
+    assert str(UsageError("{}", argument)) == str(argument)
 
 
 # --- classical methods --------------------------------------------------------------------------------------------

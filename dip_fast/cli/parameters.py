@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dip_fast.errors import Argument, Stopped
+from dip_fast.errors import Spelling, Stopped
 from dip_fast.registry import suggest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,24 +126,19 @@ def debug_option(function: F) -> F:
     return click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")(function)
 
 
-def spelling(command: click.Command | None) -> Callable[[Argument], str]:
-    """Make the function that spells arguments as the options of a command."""
-    known = [] if command is None else command.get_params(click.Context(command))
-    params = {param.name: param for param in known}
-
-    def spell(argument: Argument) -> str:
-        if argument.name == "engine" and "fused" in params:
-            return {"fused": "--fused", "plain": "--no-fused"}.get(argument.value, "--fused")
-        param = params.get(argument.name) or params.get(f"{argument.name}_") or params.get(f"as_{argument.name}")
+def spelling(command: click.Command | None) -> Spelling:
+    """Spell arguments as the options of a command."""
+    found: dict[str, list[str]] = {}
+    for param in [] if command is None else command.get_params(click.Context(command)):
+        name = str(param.name).removeprefix("as_").removesuffix("_")
         if not isinstance(param, click.Option):
-            return str(argument) if param is None else str(argument.name).upper()
-        name = max(param.opts, key=len)
-        if param.is_flag:
-            off = argument.value is False and param.secondary_opts
-            return max(param.secondary_opts, key=len) if off else name
-        return name if argument.value is Argument.UNSET else f"{name} {argument.value}"
-
-    return spell
+            found[name] = [name.upper(), ""]
+            continue
+        option = max(param.opts, key=len)
+        found[name] = [option, max(param.secondary_opts, key=len, default="")] if param.is_flag else [option]
+    if "fused" in found:
+        found["engine"] = found["fused"]
+    return Spelling(found)
 
 
 def task_parameters(tasks: Mapping[str, Any]) -> Iterator[click.Option]:

@@ -49,8 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if sys.stderr is None:  # closed by the caller; print would take standard output in its place
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  (it stays open)
+    spell = spelling(cli.commands.get(arguments[0]) if arguments else None)
     try:
-        with signals.handled(signals.interrupt):
+        with signals.handled(signals.interrupt), spell.in_use():
             code = cli.main(arguments, prog_name="dip-fast", standalone_mode=False)
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
@@ -62,6 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.exceptions.Abort):
         code = complain("stopped by the user", signals.INTERRUPTED, arguments)
     except Exception as error:
-        shown, command = in_words(error), cli.commands.get(arguments[0]) if arguments else None
-        code = complain(shown.spelled(spelling(command)), shown.exit_code, arguments)
+        shown = in_words(error)
+        code = complain(shown.spelled(spell), shown.exit_code, arguments)
     sys.exit(code)

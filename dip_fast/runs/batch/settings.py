@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dip_fast.errors import Argument, UsageError
+from dip_fast.errors import Argument, Spelling, UsageError, spelling
 from dip_fast.pictures import write_atomically
 from dip_fast.pictures.files import at_once, is_there, one_line, read_regular
 from dip_fast.runs import typed
@@ -47,6 +47,8 @@ class Settings:
         Formats of the model files.
     overwrite : bool
         Whether runs of other pictures or settings are replaced.
+    options : dict of str to list of str
+        How messages name arguments, as `Spelling` has it: as those of the process that the batch was asked for in.
     """
 
     asked: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +60,12 @@ class Settings:
     page: int | None = None
     export: tuple[str, ...] | None = None
     overwrite: bool = False
+    options: dict[str, Any] = field(default_factory=lambda: {**spelling.get().options})
+
+    @property
+    def spelling(self) -> Spelling:
+        """How messages name arguments."""
+        return Spelling(self.options)
 
     def to_json(self) -> str:
         """Write the settings as one line."""

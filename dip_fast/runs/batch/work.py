@@ -66,6 +66,12 @@ def perform(settings: Settings, item: Item, say: Say, emit: Emit | None = None) 
         Takes the progress as events.
     """
     request = _request(settings, item)
+    with settings.spelling.in_use():
+        return _tried(request, settings, item, say, emit)
+
+
+def _tried(request: Request, settings: Settings, item: Item, say: Say, emit: Emit | None) -> Outcome:
+    """Restore a picture, and make an outcome of whatever is raised."""
     try:
         return _perform(request, settings, item, say, emit)
     except KeyboardInterrupt:
