@@ -11,6 +11,7 @@ import dip_fast
 import dip_fast.api
 import dip_fast.inverse
 from dip_fast.errors import UsageError
+from dip_fast.tasks import Data, masks
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -125,6 +126,21 @@ def test_a_mask_that_may_be_the_wrong_way_round_is_warned_of() -> None:
     dip_fast.inpaint(whole, known, iterations=2, channel_axis=-1)  # a warning here is an error
     with pytest.warns(UserWarning, match=r"the mask leaves 96% of the picture to be drawn: if it marks .*, invert it"):
         dip_fast.inpaint(whole, ~known, iterations=2, channel_axis=-1)
+
+
+@pytest.mark.parametrize("value", [1, 255, 0.5, 2**40])
+def test_mask_of_two_numbers_is_one_of_truth_values(value: float) -> None:
+    whole, known = image("float32"), np.random.default_rng(1).random((18, 21)) < 0.6
+    np.testing.assert_array_equal(masks.known(known * value, Data(whole)), known)
+
+
+def test_mask_of_grays_is_not_cut_at_a_guess() -> None:
+    """All that was not 0 counted as known: nearly the whole of a mask that was saved as JPEG."""
+    mask = np.where(np.random.default_rng(1).random((18, 21)) < 0.6, 254, 1).astype(np.uint8)
+    with pytest.raises(UsageError, match=r"or one number other than 0, .*, got numbers from 1 to 254; cut it, as"):
+        dip_fast.inpaint(image("float32"), mask, channel_axis=-1)
+    with pytest.raises(UsageError, match="mask must hold truth values or numbers, got complex128"):
+        dip_fast.inpaint(image("float32"), mask * 1j, channel_axis=-1)
 
 
 def test_mask_goes_with_channels_first() -> None:

@@ -21,8 +21,8 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
     Parameters
     ----------
     source : Path, str or ndarray
-        An array ``(H, W)`` that is not 0 where the picture is known; ``alpha``, ``nan``, a colour such as ``#ff00ff``,
-        or a file.
+        An array ``(H, W)``, True or one number other than 0 where the picture is known; ``alpha``, ``nan``, a colour
+        such as ``#ff00ff``, or a file.
     data : Data
         The picture.
     white_is_known : bool
@@ -41,9 +41,19 @@ def known(source: Path | str | np.ndarray, data: Data, *, white_is_known: bool =
     if isinstance(source, np.ndarray):
         if source.shape != (height, width):
             raise UsageError(f"mask must be {(height, width)} as the image is, got {source.shape}")
+        if source.dtype.kind not in "biuf":
+            raise UsageError(f"mask must hold truth values or numbers, got {source.dtype}")
         if source.dtype.kind == "f" and not np.isfinite(source).all():
             raise UsageError("mask must be finite, got NaN or infinite values; pass True where the picture is known")
-        return source.astype(bool)
+        marked = source != 0
+        values = source[marked]
+        if values.size and values.min() != values.max():  # grays: nobody knows where they are to be cut
+            raise UsageError(
+                "mask must hold True, or one number other than 0, where the picture is known, got numbers from {} to "
+                "{}; cut it, as mask >= 128",
+                *(source.min(), source.max()),
+            )
+        return marked
     text, picture = str(source), data.picture
     says_itself = text in ("nan", "alpha") or _COLOUR.fullmatch(text)
     if says_itself and not white_is_known:
