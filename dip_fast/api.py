@@ -16,6 +16,7 @@ from dip_fast.fitting.results import Restored
 from dip_fast.pictures.layout import Layout
 from dip_fast.pictures.ranges import filled, find
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit
+from dip_fast.presets import Preset, Recipe
 from dip_fast.runs.job import Job, complete, settled, start
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.inpaint import doubts
@@ -26,7 +27,7 @@ def denoise(
     *,
     noise: str | float | tuple[float, float] = "auto",
     guide: np.ndarray | None = None,
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -54,8 +55,8 @@ def denoise(
     guide : ndarray, optional
         What another denoiser made of the same image, of its shape and in its range: it is mixed into the answer as far
         as it is worth, see `dip_fast.fitting.guide.mix`.
-    preset : str, optional
-        A name of ``dip_fast.presets.PRESETS``; ``"default"`` by default.
+    preset : str, Preset or Recipe, optional
+        A name of ``dip_fast.presets.PRESETS``, or what `with_` makes of one; ``"default"`` by default.
     iterations : int, optional
         Most steps; the preset's by default.
     stop : {"auto", "never"}, optional
@@ -157,7 +158,7 @@ def inpaint(
     mask: np.ndarray | str | None = None,
     *,
     composite: bool = True,
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -176,13 +177,14 @@ def inpaint(
     image : ndarray
         As in `denoise`; unknown pixels may hold anything, NaN included.
     mask : ndarray or "nan", optional
-        ``(H, W)``, True (or not zero) where the image is known, as white is in the mask of ``dip-fast run``.
+        ``(H, W)``, True where the image is known, as white is in the mask of ``dip-fast run``; or of two numbers, of
+        which 0 stands for unknown.  A mask of more, as a photograph of one has, is to be cut first: ``mask >= 128``.
         ``skimage.restoration.inpaint_biharmonic`` marks the unknown pixels instead: pass ``~mask`` of such a one.
         Without a mask, or with ``"nan"``, pixels with a NaN or an infinite value are the unknown ones.
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
-    preset : str, optional
-        A name of ``dip_fast.presets.PRESETS``.  By default ``"default"`` where holes are scattered, which learns from
+    preset : str, Preset or Recipe, optional
+        As in `denoise`.  By default ``"default"`` where holes are scattered, which learns from
         known pixels that it hides how they are filled; otherwise one whose fit begins with a random input: ``"quick"``
         on a CPU and ``"paper"`` on a GPU.
     iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result

@@ -18,6 +18,7 @@ from dip_fast.fitting import Fit
 from dip_fast.fitting.results import Restored
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.layout import Layout
+from dip_fast.presets import Preset, Recipe
 from dip_fast.runs.job import complete
 from dip_fast.tasks import Data
 
@@ -27,7 +28,7 @@ def superres(
     scale: int = 2,
     *,
     kernel: np.ndarray | str = "bicubic",
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -51,7 +52,7 @@ def superres(
         How the image was reduced.  ``"bicubic"``, ``"lanczos"`` or ``"box"``: the function that the program widened by
         the scale.  Otherwise the blur, in pixels of the result, before each so many were left out: as in `deblur`, with
         its middle in that of the block that a pixel of the image stands for.
-    preset : str, optional
+    preset : str, Preset or Recipe, optional
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.
@@ -110,7 +111,7 @@ def deblur(
     image: np.ndarray,
     kernel: np.ndarray | str,
     *,
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -132,7 +133,7 @@ def deblur(
         What the blur made of a single bright point, ``(h, w)``, with the point in its middle; it is divided by its sum.
         Or ``"gaussian:1.6"``, of a standard deviation in pixels; or ``"motion:15,30"``, a move by a length in pixels in
         a direction in degrees, counter-clockwise from the right.
-    preset : str, optional
+    preset : str, Preset or Recipe, optional
         As in `inpaint`.
     iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
@@ -190,7 +191,7 @@ def guided(
     scale: int = 1,
     *,
     kernel: np.ndarray | str | None = None,
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -217,7 +218,7 @@ def guided(
     kernel : ndarray or str, optional
         How the image was reduced, as in `superres`, bicubic by default; at a scale of 1 how it was blurred, as in
         `deblur`, not at all by default.
-    preset : str, optional
+    preset : str, Preset or Recipe, optional
         As in `inpaint`; its learning rate, its steps and its perturbation are those of the task.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default where the scale is more than 1.
@@ -282,7 +283,7 @@ def guided(
 def dejpeg(
     file: str | os.PathLike[str] | bytes,
     *,
-    preset: str | None = None,
+    preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
     seed: int = 0,
@@ -299,7 +300,7 @@ def dejpeg(
     ----------
     file : str, os.PathLike or bytes
         A JPEG file, or its content: what was rounded, and how far, is not in the decoded array.
-    preset : str, optional
+    preset : str, Preset or Recipe, optional
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.

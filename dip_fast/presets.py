@@ -344,3 +344,19 @@ def default(network: str | None, preset: str) -> str:
     if not found:
         raise UsageError("no preset fits a {} network; name one that does with {}", network, Argument("preset"))
     return found[0]
+
+
+def recipe_of(preset: str | Preset | Recipe) -> Recipe:
+    """Find the recipe of a preset's name, or in what was made of one.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or anything else.
+    """
+    found: Any = PRESETS[preset] if isinstance(preset, str) else preset
+    found = found.recipe if isinstance(found, Preset) else found
+    if not isinstance(found, Recipe):
+        got = type(preset).__name__
+        raise UsageError("{} must be a name, a Preset or a Recipe, got {}", Argument("preset"), got)
+    return found

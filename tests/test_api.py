@@ -3,6 +3,7 @@
 import doctest
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -224,6 +225,27 @@ def test_nothing_slow_is_imported_before_the_first_step() -> None:
     assert not {"torch._dynamo", "sympy", "scipy.stats", "skimage.metrics", "matplotlib.figure"} & loaded
 
 
-def test_preset_that_is_no_name_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"preset must be a name; PRESETS.register\(name, preset\)"):
-        dip_fast.denoise(image("uint8"), channel_axis=-1, preset=dip_fast.PRESETS["quick"])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "function",
+    [
+        dip_fast.denoise,
+        lambda noisy, **options: dip_fast.inpaint(noisy, np.indices((18, 21)).sum(0) % 3 > 0, **options),
+        lambda noisy, **options: dip_fast.superres(noisy, 2, kernel="gaussian:1.2", **options),
+    ],
+    ids=["denoise", "inpaint", "superres"],
+)
+def test_preset_may_be_what_was_made_of_one_as_in_fit(function: Callable[..., np.ndarray]) -> None:
+    """These took names alone."""
+    by_name = function(image("uint8"), channel_axis=-1, preset="quick", iterations=2)
+    preset = dip_fast.PRESETS["quick"].with_(iterations=2)
+    for given in (preset, preset.recipe):
+        np.testing.assert_array_equal(function(image("uint8"), channel_axis=-1, preset=given), by_name)
+
+
+def test_preset_that_is_none_is_refused_in_one_line() -> None:
+    with pytest.raises(UsageError, match="preset must be a name, a Preset or a Recipe, got int"):
+        dip_fast.denoise(image("uint8"), channel_axis=-1, preset=3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"^preset learns from one picture; for several take one of fast, "):
+        dip_fast.denoise(np.ones((2, 16, 16)), frames_axis=0, preset=dip_fast.PRESETS["quick"])
+    with pytest.raises(UsageError, match="preset must be a name, which the batch's processes and records know"):
+        dip_fast.batch("in", "out", preset=dip_fast.PRESETS["quick"])

@@ -23,7 +23,7 @@ from dip_fast.fitting.results import Result
 from dip_fast.fitting.start import deep_image_prior, prepare, streams
 from dip_fast.networks.network_input import NetworkInput, Part, draw, require_contrast
 from dip_fast.networks.own import OwnNetwork
-from dip_fast.presets import PRESETS, Preset, Recipe
+from dip_fast.presets import PRESETS, Preset, Recipe, recipe_of
 from dip_fast.values import integer
 
 
@@ -176,10 +176,7 @@ def _recipe(target: Any, preset: str | Preset | Recipe | None, device: torch.dev
     """Find the recipe, with its iterations, and refuse one that does not go with the target."""
     if preset is None:
         preset = "quick" if device.type == "cpu" else "paper"
-    recipe: Any = PRESETS[preset] if isinstance(preset, str) else preset
-    recipe = recipe.recipe if isinstance(recipe, Preset) else recipe
-    if not isinstance(recipe, Recipe):
-        raise UsageError(f"preset must be a name, a Preset or a Recipe, got {type(preset).__name__}")
+    recipe = recipe_of(preset)
     if recipe.masking is not None and not isinstance(target, Objective):
         names = ", ".join(name for name, each in PRESETS.items() if each.recipe.masking is None)
         raise UsageError(f"preset must be one whose fit begins with a random input: {names}; this one hides samples")

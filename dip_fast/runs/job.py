@@ -15,7 +15,7 @@ from dip_fast.device import devices, engines, precision
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit, prepare
 from dip_fast.names import DEVICES, ENGINES, PRECISIONS, STOPS, UPSAMPLINGS
-from dip_fast.presets import PRESETS, Recipe, default
+from dip_fast.presets import PRESETS, Preset, Recipe, default, recipe_of
 from dip_fast.tasks import TASKS, Data, choose
 from dip_fast.tasks.task import as_target
 from dip_fast.values import choice, integer
@@ -30,8 +30,10 @@ class Job:
 
     Attributes
     ----------
-    task, preset, network : str
+    task, network : str
         Names in their registries.
+    preset : str or Preset or Recipe
+        A name in its registry, as that of a run always is; or what the caller of a function on arrays made.
     upsampling : str or None
         The network's; None where it has no such choice.
     iterations : int or None
@@ -57,7 +59,7 @@ class Job:
     """
 
     task: str
-    preset: str
+    preset: Any
     network: str
     upsampling: str | None
     iterations: int | None
@@ -73,7 +75,7 @@ class Job:
 
     def recipe(self, size: tuple[int, int]) -> Recipe:
         """Change the preset's recipe as the settings say, for a picture of this height and width."""
-        recipe = TASKS[self.task].adapted(PRESETS[self.preset].recipe, self.options)
+        recipe = TASKS[self.task].adapted(recipe_of(self.preset), self.options)
         network_options = dict(recipe.network_options)
         if self.upsampling is not None:
             network_options["upsampling"] = self.upsampling
@@ -111,16 +113,16 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
     wanted = asked.pop("precision", "tf32")
     precision.require(wanted, device)
     preset = asked.pop("preset", None) or default(asked.get("network"), task.preset(device.type))
-    recipe = task.adapted(PRESETS[preset].recipe, options)
+    recipe = task.adapted(recipe_of(preset), options)
     if asked.get("network", recipe.network) != recipe.network:
         raise UsageError(
             "{} does not go with {}, which fits a {} network; give one of the two",
-            *(Argument("network", asked["network"]), Argument("preset", preset), recipe.network),
+            *(Argument("network", asked["network"]), _named(preset), recipe.network),
         )
     if recipe.masking is not None and asked.get("stop") == "auto":
         raise UsageError(
             "{}: the steps of {} draw no whole pictures whose variance could end it; leave it out",
-            *(Argument("stop", "auto"), Argument("preset", preset)),
+            *(Argument("stop", "auto"), _named(preset)),
         )
     upsampling = recipe.network_options.get("upsampling")
     if "upsampling" in asked and upsampling is None:
@@ -154,9 +156,9 @@ def settled(job: Job, asked: Mapping[str, Any], given: Collection[str], data: Da
 
 def _check(asked: Mapping[str, Any]) -> None:
     """Refuse numbers and names that no fit has; the command line finds most of them before."""
-    for name in ("preset", "network", "task"):
+    for name in ("network", "task"):
         if not isinstance(asked.get(name, ""), str):
-            raise UsageError("{} must be a name; PRESETS.register(name, preset) gives a preset one", Argument(name))
+            raise UsageError("{} must be a name, got {}", Argument(name), type(asked[name]).__name__)
     least = {"iterations": 1, "threads": 1, "seed": 0, "snapshot_every": 0}
     most = {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}
     for name in least.keys() & asked.keys():
@@ -164,6 +166,11 @@ def _check(asked: Mapping[str, Any]) -> None:
     for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
         if name in asked:
             choice(name, asked[name], choices)
+
+
+def _named(preset: str | Preset | Recipe) -> Argument:
+    """Name the argument that chose the preset, with a value that fits into a line."""
+    return Argument("preset", preset) if isinstance(preset, str) else Argument("preset")
 
 
 def _engine(wanted: str, job: Job) -> str:
@@ -268,7 +275,7 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
         recipe = recipe.least()
     if data.image.ndim > 3 and recipe.masking is None:
         able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
-        raise UsageError("{} learns from one picture; for several take one of {}", Argument("preset", job.preset), able)
+        raise UsageError("{} learns from one picture; for several take one of {}", _named(job.preset), able)
     return prepare(
         TASKS[job.task].objective(data, job.options, recipe, job.seed),
         recipe,

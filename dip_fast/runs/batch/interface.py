@@ -18,7 +18,7 @@ from dip_fast.runs.batch.settings import Settings
 from dip_fast.tasks import TASKS
 
 # Arguments that are fields of `Settings`.
-OWN = tuple(entry.name for entry in fields(Settings) if entry.name not in ("asked", "inputs"))
+OWN = tuple(entry.name for entry in fields(Settings) if entry.name not in ("asked", "inputs", "options"))
 
 
 def settings(workers: int | None, on: Cluster | None = None, **options: Any) -> Settings:
@@ -38,6 +38,8 @@ def settings(workers: int | None, on: Cluster | None = None, **options: Any) -> 
     UsageError
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(given.get("preset", ""), str):
+        raise UsageError("{} must be a name, which the batch's processes and records know", Argument("preset"))
     names = {entry.name for task in TASKS.values() for entry in task.inputs}
     inputs = {name: os.fspath(given.pop(name)) for name in names & given.keys()}
     if "mask" in inputs and "mask_suffix" in given:
