@@ -30,10 +30,11 @@ from picture_files import (
 )
 from PIL import Image
 
-from dip_fast.errors import UsageError
+from dip_fast.errors import UsageError, in_words
 from dip_fast.models.model import open_model
 from dip_fast.pictures import read_picture, reading
 from dip_fast.pictures.formats import MIN_SIDE
+from dip_fast.tasks.kernels import blur
 
 
 def animated(kind):
@@ -158,6 +159,16 @@ def test_what_is_not_a_readable_file(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "read_regular", refuse)  # root, as in most containers, may read everything
     with pytest.raises(UsageError, match="permission denied; make"):
         read_picture(path)
+
+
+def test_a_library_that_is_missing_is_not_blamed_on_the_file(place, monkeypatch):
+    """A sound file was called damaged, which no other copy of it would have mended."""
+    Image.new("L", (16, 16)).save("sound.png")
+    for library, read in (("imagecodecs", lambda: read_picture("sound.png")), ("cv2", lambda: blur("sound.png"))):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(ModuleNotFoundError) as caught:
+            read()
+        assert str(in_words(caught.value)) == f"{library} is missing; pip install it, or dip-fast with all it needs"
 
 
 def test_devices_and_pipes_are_not_read(place):

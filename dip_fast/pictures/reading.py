@@ -146,6 +146,8 @@ def naming(label: str) -> Iterator[None]:
         # The message as it is, with the arguments that it names.
         template, parts = (error.template, error.parts) if error.parts else ("{}", (one_line(str(error)),))
         raise UsageError(f"cannot read {{}}: {template}", one_line(label), *parts) from error.__cause__
+    except ModuleNotFoundError:  # the fault of the installation, and not of the file
+        raise
     except Exception as error:  # whatever a decoder raises on damaged data; there are too many kinds to name
         text = f"cannot read {label}: it is damaged or cut short ({error or type(error).__name__}); get an intact copy"
         raise UsageError(one_line(text)) from error

@@ -158,6 +158,8 @@ def _from_file(path: Path, words: str) -> np.ndarray:
         raise UsageError(f"the kernel {path} is longer than {MAX_BYTES} bytes; no kernel is")
     try:
         return _decoded(content)
+    except ModuleNotFoundError:  # the fault of the installation, and not of the file
+        raise
     except Exception as error:  # whatever a decoder raises on damaged data
         raise UsageError(
             "the kernel {} is neither a picture nor an .npy file nor a table of numbers; save it as one of these", path
