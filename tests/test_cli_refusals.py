@@ -95,6 +95,20 @@ def test_bad_picture(dip, content, word):
         assert_refused(dip("run", "-", stdin=content), "stdin", word)
 
 
+@pytest.mark.parametrize(
+    "arguments", [["stack"], ["compare", "--presets", "fast"], ["batch"]], ids=lambda each: each[0]
+)
+def test_folder_for_results_is_not_named_as_a_picture(dip, arguments):
+    """A folder clean.tif was made, where a file was meant."""
+    Path("in.png").write_bytes(PNG)
+    ended = dip(*arguments, "in.png", "-o", "clean.tif")
+    assert_refused(ended, "'clean.tif' is named as a picture, and the results need a folder; leave out .tif")
+    assert not Path("clean.tif").exists()
+    Path("clean.tif").mkdir()  # which somebody wants
+    Path("clean.tif/mine").touch()
+    assert "named as a picture" not in dip(*arguments, "in.png", "-o", "clean.tif", "--noise", "wrong").err
+
+
 def test_folder_is_no_picture(dip):
     assert_refused(dip("run", "/"), "it is a folder")
     assert_refused(dip("run", ".."), "it is a folder")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dip_fast.cli.output import say, show
-from dip_fast.cli.parameters import debug_option, json_option
+from dip_fast.cli.parameters import FolderPath, debug_option, json_option
 from dip_fast.cli.restoring import Restoring, how_options, what_options
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
@@ -44,7 +44,7 @@ class Shard(click.ParamType[tuple[int, int]]):
 
 @click.command(cls=Restoring, short_help="Restore many pictures, and go on where it was stopped.")
 @click.argument("sources", nargs=-1, type=click.Path())
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for all results.")
+@click.option("-o", "--out", type=FolderPath(path_type=Path, file_okay=False), help="Folder for all results.")
 @click.option("--recursive", is_flag=True, help="Look into the folders of a folder too.")
 @what_options
 @click.option(
@@ -313,7 +313,11 @@ class Shower:
             from tqdm import tqdm
 
             self.bar = tqdm(
-                total=self.total, file=sys.stderr, bar_format="{n_fmt} of {total_fmt} |{bar}|{postfix}", ncols=80
+                total=self.total,
+                file=sys.stderr,
+                bar_format="{n_fmt} of {total_fmt} |{bar}|{postfix}",
+                ncols=80,
+                nrows=2,  # as of a run's bar
             )
 
     def _picture(self, event: dict[str, Any]) -> None:

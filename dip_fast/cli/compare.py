@@ -11,7 +11,7 @@ import click
 
 from dip_fast.cli import run as one
 from dip_fast.cli.output import greet, show
-from dip_fast.cli.parameters import Named, debug_option
+from dip_fast.cli.parameters import FolderPath, Named, debug_option
 from dip_fast.cli.restoring import Restoring
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import DipFastError
@@ -56,7 +56,7 @@ class _List(click.ParamType[tuple[Any, ...]]):
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=FolderPath(path_type=Path),
     help="Folder for the comparison and for the folders of the runs.  [default: runs/<name of the picture>-compared]",
 )
 @one.shared(_SHARED, _OWN_WORDS)

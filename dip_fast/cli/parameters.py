@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -88,6 +89,26 @@ class Formats(click.ParamType[tuple[str, ...]]):
         return tuple(dict.fromkeys(names))
 
 
+def is_named_as_picture(path: Path) -> bool:
+    """Whether a path has the suffix of a picture, and is no folder that is there."""
+    from dip_fast.pictures.files import is_there
+    from dip_fast.pictures.formats import FORMATS
+
+    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.suffixes}
+    return path.suffix.lower() in suffixes and not (is_there(path) and path.is_dir())
+
+
+class FolderPath(click.Path):
+    """A path of a folder for several results; one that is named as a picture is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Check the name: a folder clean.tif, with the results inside, is not what anybody means by it."""
+        path = Path(super().convert(value, param, ctx))
+        if is_named_as_picture(path):
+            self.fail(f"{str(path)!r} is named as a picture, and the results need a folder; leave out {path.suffix}")
+        return path
+
+
 class Lists(click.Command):
     """A command whose options of several values take them at once too: ``--sizes 256 512`` or ``--sizes 256,512``.
 
@@ -166,8 +187,6 @@ def _text(entry: Any, *, with_default: bool) -> str:
 
 
 def _input(entry: Any, text: str) -> click.Option:
-    from pathlib import Path
-
     return click.Option([f"--{entry.name.replace('_', '-')}"], type=click.Path(path_type=Path), help=text)
 
 

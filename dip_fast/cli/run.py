@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dip_fast.cli.output import greet, put, show, standard_input
-from dip_fast.cli.parameters import F, debug_option, json_option
+from dip_fast.cli.parameters import F, debug_option, is_named_as_picture, json_option
 from dip_fast.cli.restoring import Restoring, how_options, what_options
 from dip_fast.cli.signals import INTERRUPTED, importing
 from dip_fast.errors import Argument, DipFastError, UsageError
@@ -176,12 +176,7 @@ def shared(names: Sequence[str], helps: Mapping[str, str]) -> Callable[[F], F]:
 
 def _places(out: Path | None) -> tuple[Path | None, Path | None]:
     """Tell a folder for the run from a file for the result: that has the suffix of a picture."""
-    from dip_fast.pictures.files import is_there
-    from dip_fast.pictures.formats import FORMATS
-
-    suffixes = {suffix for format_ in FORMATS.values() for suffix in format_.suffixes}
-    is_file = out is not None and out.suffix.lower() in suffixes and not (is_there(out) and out.is_dir())
-    return (None, out) if is_file else (out, None)
+    return (None, out) if out is not None and is_named_as_picture(out) else (out, None)
 
 
 def _check_file(

@@ -10,7 +10,7 @@ import click
 
 from dip_fast.cli import run as one
 from dip_fast.cli.output import greet
-from dip_fast.cli.parameters import debug_option
+from dip_fast.cli.parameters import FolderPath, debug_option
 from dip_fast.cli.restoring import Restoring
 from dip_fast.cli.signals import importing
 from dip_fast.errors import Argument, UsageError
@@ -30,7 +30,7 @@ _SHARED = (
 
 @click.command(cls=Restoring, short_help="Denoise frames or planes with one network.")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option("-o", "--out", type=FolderPath(path_type=Path), required=True, help="Folder for the results.")
 @click.option(
     "--chunk",
     type=click.IntRange(min=1),
