@@ -23,7 +23,9 @@ from PIL import Image
 
 import dip_fast
 from dip_fast import __version__
+from dip_fast.cli import batch
 from dip_fast.pictures import metrics
+from dip_fast.runs import progress
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -312,3 +314,24 @@ def test_info_says_what_a_bug_report_needs(dip):
     listed = dip("info").out.decode()
     for name in facts:
         assert f"{name}: " in listed
+
+
+def test_bar_is_shown_on_a_terminal_of_no_known_size(monkeypatch):
+    """Those of containers and logs have none; tqdm took its 0 lines for no room, and drew nothing."""
+    monkeypatch.setattr(progress, "steps_in_all", lambda _: 8)
+    monkeypatch.setattr(progress, "steps_done", lambda _: 0)
+    reader, writer = os.openpty()
+    with open(writer, "w") as terminal:  # noqa: PTH123
+        assert os.get_terminal_size(writer) == (0, 0)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        progress._bar(None).close()
+        shower = batch.Shower(quiet=False, verbose=False, json_events=False)
+        shower({"event": "batch", "waiting": 3, "done": 0, "faults": [], "ignored": []})
+        shower.close()
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed: that was all
+        while True:
+            shown += os.read(reader, 4096)
+    os.close(reader)
+    assert b"0% |" in shown
+    assert b"0 of 3 |" in shown

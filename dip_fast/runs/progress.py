@@ -150,6 +150,7 @@ def _bar(forecast: Forecast) -> tqdm:
         initial=PERCENT * forecast.fraction,
         file=sys.stderr,
         ncols=min(WIDTH, shutil.get_terminal_size().columns),
+        nrows=2,  # tqdm shows no bar on a terminal of no known size, as those of containers and logs are
         bar_format=_bar_format(forecast),
     )
 
