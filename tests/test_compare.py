@@ -10,6 +10,8 @@ from cli_cases import ONE
 from conftest import pixels
 from PIL import Image
 
+from dip_fast.errors import DipFastError
+
 SHORT = (*ONE, "--iterations", "3")
 
 
@@ -74,6 +76,18 @@ def test_a_wrong_reference_leaves_no_folder(dip, picture):
     assert ended.code == 2
     assert "the reference small.png is 20x20 and the picture 32x24" in ended.err
     assert not Path("runs").exists()
+
+
+def test_a_full_disk_at_the_start_has_no_runs_anywhere(dip, picture, monkeypatch):
+    """It said that the runs were in the folder, which was empty."""
+
+    def full(path, data):
+        raise DipFastError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("dip_fast.runs.compare.write_atomically", full)
+    ended = dip("compare", picture, "--presets", "fast", "--out", "out", *SHORT)
+    assert (ended.code, ended.out) == (1, b"")
+    assert ended.err.splitlines()[-1] == "dip-fast: cannot write out/comparison.json: No space left on device"
 
 
 def test_another_picture_of_the_same_name_never_replaces_a_comparison(dip, small, picture):

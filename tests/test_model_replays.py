@@ -207,10 +207,12 @@ def test_places_that_take_no_file_are_refused_before_any_work(dip, monkeypatch, 
         Path(f"link{suffix}").symlink_to("nowhere/x")
         os.mkfifo(f"pipe{suffix}")
     monkeypatch.setattr("dip_fast.models.model.Model.draw", lambda *_: pytest.fail("it was drawn"))
-    ended = dip(*(str(word).replace("PLACE", place_) for word in arguments), "--overwrite")
-    (line,) = ended.err.splitlines()
-    assert (ended.code, ended.out) == (2, b"")
-    assert words in line
+    words_ = [str(word).replace("PLACE", place_) for word in arguments]
+    for more in ([], ["--overwrite"])[place_ == "shut/there" :]:
+        ended = dip(*words_, *more)
+        (line,) = ended.err.splitlines()
+        assert (ended.code, ended.out) == (2, b"")
+        assert words in line
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,10 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError("cannot write {}: {}; choose another name", name, reason) from error
     else:
-        if not overwrite:
-            raise UsageError("{} exists; choose another name or give {}", name, Argument("overwrite", True))
         if not stat.S_ISREG(mode):
             raise UsageError("cannot write {}: it is no regular file; choose another name", name)
+        if not overwrite:
+            raise UsageError("{} exists; choose another name or give {}", name, Argument("overwrite", True))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError("cannot write {}: you may not write to the folder {}; choose another place", name, folder)
 

@@ -232,4 +232,5 @@ def _write(folder: Path, rows: Sequence[Row]) -> None:
         write_atomically(folder / ROWS, (json.dumps(documents, indent=2, allow_nan=False) + "\n").encode())
         write_atomically(folder / TABLE, text.getvalue().encode())
     except DipFastError as error:
-        raise DipFastError(f"{error}; the runs are in {folder}") from error
+        where = f"; the runs are in {folder}" if rows else ""
+        raise DipFastError(f"{error}{where}") from error
