@@ -148,7 +148,9 @@ def test_kernel_of_a_reduction_that_is_none_names_all_there_are():
 
 def test_kernel_larger_than_the_picture_is_refused():
     small = Data(np.zeros((16, 18, 3), np.float32))
-    with pytest.raises(UsageError, match="must not be larger than the result, 18x16 pixels, got 17x17; cut off"):
+    with pytest.raises(
+        UsageError, match="must not be larger than the result, 18x16 pixels, got 17x17; give a narrower one"
+    ):
         TASKS["deblur"].read("kernel", "gaussian:2", small, {})
     assert TASKS["superres"].read("kernel", "lanczos", small, {"scale": 2}).shape == (12, 12)
 

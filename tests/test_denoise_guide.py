@@ -183,7 +183,7 @@ def test_frames_have_a_guide_each(small):
 
 def test_a_guide_that_does_not_fit_is_refused(dip, pictures):
     noisy, guide = pictures
-    for samples, got in ((guide[1:], "24x19 pixels with 3 channels"), (guide[..., 0], "24x20 pixels with 1 channels")):
+    for samples, got in ((guide[1:], "24x19 pixels with 3 channels"), (guide[..., 0], "24x20 pixels with 1 channel")):
         tifffile.imwrite("guide.tif", samples, photometric="rgb" if samples.ndim == 3 else "minisblack")
         outcome = dip(*GUIDED, "--out", "out", *SHORT)
         assert outcome.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,7 +104,7 @@ class FolderPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Check the name: a folder clean.tif, with the results inside, is not what anybody means by it."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if is_named_as_picture(path):
             self.fail(f"{str(path)!r} is named as a picture, and the results need a folder; leave out {path.suffix}")
         return path

@@ -16,6 +16,7 @@ from dip_fast.device import devices, engines
 from dip_fast.errors import Argument, DipFastError, UsageError, in_words
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
+from dip_fast.names import counted
 from dip_fast.pictures.files import is_there, one_line
 from dip_fast.pictures.reading import check_header
 from dip_fast.runs import checkpoints, estimate, report
@@ -192,7 +193,7 @@ def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tu
     height, width = picture.size
     sort = " float" if picture.kind.is_float else " signed" if picture.kind.dtype.startswith("int") else ""
     colours = {1: "gray", 3: "RGB"} if picture.kind.colours is None else {}
-    channels = colours.get(picture.channels, f"{picture.channels} channels")
+    channels = colours.get(picture.channels, counted(picture.channels, "channel"))
     device = devices.describe(torch.device(job.device))
     products = f" in {job.precision}" if job.device == "cuda" else ""
     return (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dip_fast.errors import Argument, UsageError
+from dip_fast.names import counted
 from dip_fast.presets import PRESETS, Recipe
 from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, as_target
 
@@ -121,7 +122,7 @@ def parse_noise(text: str) -> tuple[float, float] | None:
 def _check_shape(guide: tuple[int, ...], picture: tuple[int, ...]) -> None:
     """Refuse a guide of another size, or with other channels, than the picture."""
     if guide != picture:
-        of_guide, of_picture = (f"{w}x{h} pixels with {c} channels" for *_, h, w, c in (guide, picture))
+        of_guide, of_picture = (f"{w}x{h} pixels with {counted(c, 'channel')}" for *_, h, w, c in (guide, picture))
         raise UsageError(
             "{} must be {} as the picture is, got {}; give what was made of this picture",
             *(Argument("guide"), of_picture, of_guide),

@@ -118,7 +118,7 @@ def blur(source: Path | str | np.ndarray, scale: int = 1, others: str = "") -> n
             "gaussian:1.6 or motion:15,30; got {}",
             *(Argument("kernel"), MAX_BLUR, source),
         )
-    return gaussian(*numbers, scale=scale) if name == "gaussian" else motion(*numbers, scale=scale)
+    return gaussian(numbers[0], scale) if name == "gaussian" else motion(numbers[0], numbers[1], scale)
 
 
 def of_reduction(source: Path | str | np.ndarray, scale: int) -> np.ndarray:
@@ -201,6 +201,7 @@ def check_size(kernel: np.ndarray, image: np.ndarray, scale: int = 1) -> None:
     height, width = (scale * side for side in image.shape[:2])
     if kernel.shape[0] > height or kernel.shape[1] > width:
         raise UsageError(
-            "{} must not be larger than the result, {}x{} pixels, got {}x{}; cut off what is nearly 0",
+            "{} must not be larger than the result, {}x{} pixels, got {}x{}; give a narrower one, or cut "
+            "off what is nearly 0",
             *(Argument("kernel"), width, height, *kernel.shape[::-1]),
         )
