@@ -57,6 +57,10 @@ SCRIPTS = {
     ),
     "loop.py": ("--presets quick --size 32 --threads 1 --calls 2 --step", ["optimiser", "whole step"]),
     "memory.py": ("--presets quick --sizes 32 --steps 2", ["quick      fused", "quick      plain"]),
+    "notebook_networks.py": (
+        "--networks restoration --size 32 --turns 1 --threads 1",
+        ["| network | plain | fused | |", "| restoration, 64x64 |"],
+    ),
     "others.py": ("--list", ["smp Unet\n", "Real-ESRGAN\n"]),  # the models' libraries are not among those of the tests
     "presets.py": (
         "clean.png --iterations 2 --presets fast quick --timed default hourglass --timed-steps 2 --json",
