@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,13 +319,11 @@ def test_info_says_what_a_bug_report_needs(dip):
 
 def test_bar_is_shown_on_a_terminal_of_no_known_size(monkeypatch):
     """Those of containers and logs have none; tqdm took its 0 lines for no room, and drew nothing."""
-    monkeypatch.setattr(progress, "steps_in_all", lambda _: 8)
-    monkeypatch.setattr(progress, "steps_done", lambda _: 0)
     reader, writer = os.openpty()
     with open(writer, "w") as terminal:  # noqa: PTH123
         assert os.get_terminal_size(writer) == (0, 0)
         monkeypatch.setattr(sys, "stderr", terminal)
-        progress._bar(None).close()
+        progress._bar(SimpleNamespace(fraction=0.0, seconds_left=None)).close()
         shower = batch.Shower(quiet=False, verbose=False, json_events=False)
         shower({"event": "batch", "waiting": 3, "done": 0, "faults": [], "ignored": []})
         shower.close()
