@@ -95,7 +95,8 @@ struct NormActImage {
       }
       return x;
     }
-    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(source, first, pixel)); }
+    DIP_FAST_D Raw load(int64_t pixel) const { return load(source, first, pixel); }
+    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(pixel)); }
   };
 
   template <int width>
@@ -166,7 +167,8 @@ struct OutputGrad {
       for (int i = 0; i < width; ++i) g.at[i] += constant.at[i] + factor.at[i] * y.at[i];
       return g;
     }
-    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(source, first, pixel)); }
+    DIP_FAST_D Raw load(int64_t pixel) const { return load(source, first, pixel); }
+    DIP_FAST_D Vec<Sum, width> at(int64_t pixel) const { return finish(load(pixel)); }
   };
 
   template <int width>

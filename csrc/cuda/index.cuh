@@ -66,6 +66,10 @@ DIP_FAST_HD OutputPair outputs_reading(int i, int t, int size, int outputs, int 
   return result;
 }
 
+// depth / channels for quotients below 10 and channels below 2^16, in few instructions: half a channel is more than
+// what the division rounds by.
+DIP_FAST_HD int tap_of(int depth, int channels) { return int((float(depth) + 0.5f) * (1 / float(channels))); }
+
 // A list of tap indices below 8, three bits each, packed so that it stays in a register.
 struct TapList {
   unsigned bits, count;

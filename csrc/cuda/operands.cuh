@@ -22,10 +22,6 @@ namespace dip_fast::cuda {
 
 constexpr int NO_TAP = 15;  // where zeros fill the depth to a whole step
 
-// depth / channels for quotients below 10 and channels below 2^16, in few instructions: half a channel is more than
-// what the division rounds by.
-DIP_FAST_HD int tap_of(int depth, int channels) { return int((float(depth) + 0.5f) * (1 / float(channels))); }
-
 // i / divisor for quotients 0, 1 and 2, without a division.
 DIP_FAST_HD int quotient_below_3(int i, int divisor) { return int(i >= divisor) + int(i >= 2 * divisor); }
 

@@ -39,7 +39,7 @@ struct OutputGradVec4 {
     raw.there = there;
 #pragma unroll
     for (int i = 0; i < 4 / width; ++i)
-      if (there && i < count) raw.parts[i] = channels[i].load(channels[i].source, channels[i].first, pixel);
+      if (there && i < count) raw.parts[i] = channels[i].load(pixel);
     return raw;
   }
   DIP_FAST_D Vec<typename K::Sum, 4> finish(const Raw& raw) const {

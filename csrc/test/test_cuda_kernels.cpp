@@ -52,6 +52,14 @@ void test_outputs_reading() {
         }
 }
 
+// tap_of at the first and the last depth of each tap; it does not fall in between.
+void test_tap_of() {
+  for (int channels = 1; channels < 65536; ++channels)
+    for (int tap = 0; tap < 10; ++tap)
+      if (tap_of(tap * channels, channels) != tap || tap_of((tap + 1) * channels - 1, channels) != tap)
+        expect(false, "tap_of " + std::to_string(tap) + " of " + std::to_string(channels) + " channels");
+}
+
 // tap_grad_weight against the matrix of upsampling and padding; and it is zero outside the window that tap_grads reads.
 void test_tap_grad_weight() {
   for (const bool bilinear : {false, true})
@@ -283,6 +291,7 @@ void test_layers(const char* kind, double unit, double limit, bool few) {
 int main(int count, char**) {
   const bool few = count > 1;
   test_outputs_reading();
+  test_tap_of();
   test_tap_grad_weight();
   test_borders();
   test_numbers();
