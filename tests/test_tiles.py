@@ -14,7 +14,9 @@ from dip_fast.models import fitted, onnx_engine, onnx_format
 from dip_fast.networks import Skip
 from dip_fast.networks.frozen import freeze
 from dip_fast.networks.network_input import draw
+from dip_fast.pictures import Kind
 from dip_fast.programs import drawing, folding, tiles
+from dip_fast.programs.blend import Blend
 from dip_fast.programs.program import Program
 
 LOCAL = [name for name in NETWORKS if name != "decoder"]
@@ -70,6 +72,49 @@ def test_known_pixels_are_put_back_into_tiles(monkeypatch: pytest.MonkeyPatch) -
     assert len(tiles.tiles(program)) > 1
     np.testing.assert_allclose(drawing.draw(program), expected, rtol=0, atol=2e-6 * 255)
     assert (expected == 77).all(axis=2).mean() > 0.25
+
+
+@pytest.mark.parametrize("side", [128, 1024])
+def test_large_picture_is_compared_in_a_few_tiles(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the first to the last, blended and with known samples; a picture that is drawn whole is compared whole."""
+    program = made("nearest", known=True)
+    program = replace(program, blend=Blend(np.full((*SIZE, 3), 9, np.uint8), 0.5))
+    monkeypatch.setattr(tiles, "SIDE", side)
+    count = len(tiles.tiles(program))
+    assert (count > 2 * tiles.LOOKED_AT) == (side == 128)
+    picture = onnx_engine.draw(program)
+    drawn: list[Program] = []
+
+    def draw_part(part: Program) -> np.ndarray:
+        drawn.append(part)
+        return onnx_engine.draw(part)
+
+    assert tiles.draws(program, draw_part, picture)
+    assert len(drawn) == min(count, tiles.LOOKED_AT)
+    unknown = np.argwhere(~program.known[0])
+    for row, column, _ in (unknown[0], unknown[-1]):
+        other = picture.copy()
+        other[row, column, 2] = np.nextafter(other[row, column, 2], np.float32(300))
+        assert not onnx_engine.draws(program, other)
+
+
+def test_program_equals_itself_alone() -> None:
+    program = made("nearest", known=True)
+    assert program.equals(replace(program))
+    name, weight = next(iter(program.arrays.items()))
+    codes = program.inputs[0].codes.copy()
+    codes[..., -1, -1] ^= 1
+    for other in (
+        made("nearest"),
+        replace(program, arrays=program.arrays | {name: np.nextafter(weight, np.float32(9))}),
+        replace(program, arrays=program.arrays | {name: weight.astype(np.float16)}),
+        replace(program, inputs=(program.inputs[0]._replace(codes=codes),)),
+        replace(program, known=(~program.known[0], program.known[1])),
+        replace(program, blend=Blend(program.known[1], 0.5)),
+        replace(program, value_range=(0.0, 1.0)),
+    ):
+        assert not program.equals(other)
+        assert not other.equals(program)
 
 
 def test_picture_that_is_drawn_from_a_smaller_z_is_drawn_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +191,19 @@ def test_large_picture_is_drawn_in_tiles_by_a_frozen_network(monkeypatch: pytest
     image = torch.from_numpy(result.image).permute(2, 0, 1)[None]
     noisy_psnr = -20 * np.log10(SIGMA)
     assert -10 * float((image - clean(height, width)).square().mean().log10()) > noisy_psnr + 5
-    model = fitted.from_result(result)
+
+    def no_drawing(program: Program) -> None:
+        raise AssertionError("PyTorch has drawn it before")
+
+    monkeypatch.setattr(drawing, "draw", no_drawing)
+    ranges = ((5.0, 250.0), (-3.0, 99.0), (0.0, 1.0))[: result.image.shape[2]]
+    kind = Kind("", width, height, len(ranges), "float32", (-3.0, 250.0), suffix=".tif", channel_ranges=ranges)
+    model = fitted.from_result(result, kind)
     assert len(tiles.tiles(model.program)) > 1
-    np.testing.assert_allclose(model.output, result.image, atol=2e-6)
+    low = np.array([low for low, _ in ranges], np.float32)
+    high = np.array([high for _, high in ranges], np.float32)
+    np.testing.assert_allclose(model.output, low + (high - low) * result.image, atol=2e-6 * 253)
+    np.testing.assert_allclose(model.reference, model.output, atol=2e-6 * 253)
 
 
 def test_interrupted_fit_of_a_large_picture_has_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dip_fast import networks
-from dip_fast.device import devices
+from dip_fast.device import devices, memory
 from dip_fast.device.modes import in_fresh_state
 from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
@@ -284,6 +284,9 @@ class Fit:
         first, so that it draws it.  It holds until the next call, which loads other weights.
         """
         self._steps.release()
+        if n is None:  # nothing is fitted any more
+            self._workspace = None
+            memory.give_back()
         several, kept = self._finishing.pictures, self.objective.kept
         if several is not None and n is not None:
             self._finishing.redraw(self, n)

@@ -150,8 +150,6 @@ def from_result(
     """
     import torch
 
-    from dip_fast.programs import drawing
-
     if result.images is not None:
         raise UsageError(
             f"the result holds {len(result.images)} pictures, and a model file draws one; dip-fast stack ... --export "
@@ -174,10 +172,21 @@ def from_result(
         "dip_fast": __version__,
         "torch": torch.__version__,
     }
-    reference = drawing.draw(program)
+    reference = _reference(result, program, kind)
     output = onnx_engine.draw(program, threads=threads)
     require_alike(output, reference, kind, "onnxruntime")
     return FittedModel(program, output, kind, extras, facts, reference, onnx_engine.version())
+
+
+def _reference(result: Result, program: Program, kind: Kind) -> np.ndarray:
+    """Draw the program's picture with PyTorch, unless that has drawn it: a frozen network, by the same layers."""
+    from dip_fast.programs import drawing, folding
+
+    if kind.is_constant or not folding.is_frozen(result.network):
+        return drawing.draw(program)
+    low, high = (np.asarray(bound, np.float32) for bound in kind.limits)
+    whole = slice(0, kind.height), slice(0, kind.width)
+    return program.finished(low + (high - low) * result.image, whole)
 
 
 def blended(

@@ -82,6 +82,29 @@ def draw(
     DipFastError
         If it fails.
     """
+    return tiles.draw(program, _drawer(provider, threads, label))
+
+
+def draws(program: Program, picture: np.ndarray, *, threads: int | None = None, label: str = "the model") -> bool:
+    """Whether a program draws the bits of a picture on the CPU; of a large one a few tiles are looked at.
+
+    Parameters
+    ----------
+    program, threads, label
+        As in `draw`.
+    picture : ndarray
+        float32 ``(H, W, C)``, in the picture's range.
+
+    Raises
+    ------
+    DipFastError
+        If onnxruntime fails.
+    """
+    return tiles.draws(program, _drawer("cpu", threads, label), picture)
+
+
+def _drawer(provider: str, threads: int | None, label: str) -> Callable[[Program], np.ndarray]:
+    """Make what draws programs that differ in the codes of their inputs alone, by one session."""
     from dip_fast.models import onnx_format
 
     session: Any = None
@@ -93,7 +116,7 @@ def draw(
         drawn: np.ndarray = session({part_name(i): codes for i, (codes, _) in enumerate(part.inputs)})
         return drawn
 
-    return tiles.draw(program, draw_part)
+    return draw_part
 
 
 def run_file(

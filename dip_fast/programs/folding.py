@@ -325,7 +325,7 @@ def fold(
     if not callable(getattr(network, "fold", None)):
         raise TypeError(f"network must have a method fold(folder, z) to be folded; {type(network).__name__} has none")
     own: Any = _on_cpu(network)
-    folder = Folder(_corner(own, z) if _is_frozen(own) else z.tensor())
+    folder = Folder(_corner(own, z) if is_frozen(own) else z.tensor())
     drawn = folder.place(own.fold(folder, folder.input))
     if [*folder.layers][-1:] != [drawn.name]:
         raise ValueError(f"{type(network).__name__}.fold must return the value of the last layer, got {drawn.name}")
@@ -348,7 +348,7 @@ def _on_cpu(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).cpu()
 
 
-def _is_frozen(network: nn.Module) -> bool:
+def is_frozen(network: nn.Module) -> bool:
     """Whether no batch norm of a network asks for the statistics of its image."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     return bool(norms) and all(norm.running_mean is not None for norm in norms)

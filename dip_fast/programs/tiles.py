@@ -6,18 +6,18 @@ tile that reaches as far beyond its own part draws the same samples as the whole
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
+from dip_fast.device import memory
 from dip_fast.programs.program import INPUT, Layer, Program
 
 SIDE = 1024  # of a tile; a picture of no more pixels than a square of it is drawn whole
+LOOKED_AT = 3  # tiles that `draws` compares
 
 
 class Tile(NamedTuple):
@@ -142,27 +142,42 @@ def draw(program: Program, draw_part: Callable[[Program], np.ndarray]) -> np.nda
     """
     if len(tiles(program)) == 1:
         return draw_part(program)
-    (height, width), (rows, columns) = program.inputs[0].codes.shape[2:], program.size
-    top, left = (height - rows) // 2, (width - columns) // 2  # of the picture, in what is drawn
-    picture = np.empty((rows, columns, program.channels), np.float32)
-    for part, (window, place) in parts(program):
-        drawn = draw_part(part)
-        from_rows, to_rows = _overlap(window[0], place[0], top, rows)
-        from_columns, to_columns = _overlap(window[1], place[1], left, columns)
-        picture[to_rows, to_columns] = drawn[from_rows, from_columns]
-        _give_back()
-    if program.blend is not None:
-        picture = program.blend.of(picture)
-    if program.known is not None:
-        mask, samples = program.known
-        np.copyto(picture, samples, where=mask, casting="unsafe")
+    picture = np.empty((*program.size, program.channels), np.float32)
+    for place, drawn in _drawn(program, draw_part):
+        picture[place] = drawn
     return picture
 
 
-def _give_back() -> None:
-    """Return what the C library keeps of freed memory: 100 MB more after each tile of a long process otherwise."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # systems without it keep less
-        ctypes.CDLL(None).malloc_trim(0)
+def draws(program: Program, draw_part: Callable[[Program], np.ndarray], picture: np.ndarray) -> bool:
+    """Whether a program draws the bits of a picture: of one in tiles, a few of them, from the first to the last.
+
+    Parameters
+    ----------
+    program, draw_part
+        As in `draw`.
+    picture : ndarray
+        float32 ``(H, W, C)``, in the picture's range.
+    """
+    count = len(tiles(program))
+    if count == 1:
+        return draw_part(program).tobytes() == picture.tobytes()
+    chosen = sorted({(count - 1) * i // (LOOKED_AT - 1) for i in range(LOOKED_AT)})
+    return all(picture[place].tobytes() == drawn.tobytes() for place, drawn in _drawn(program, draw_part, chosen))
+
+
+def _drawn(
+    program: Program, draw_part: Callable[[Program], np.ndarray], chosen: Sequence[int] | None = None
+) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """Draw tiles, all or those with these numbers: each with its place in the picture."""
+    (height, width), (rows, columns) = program.inputs[0].codes.shape[2:], program.size
+    top, left = (height - rows) // 2, (width - columns) // 2  # of the picture, in what is drawn
+    for number, (part, (window, place)) in enumerate(parts(program)):
+        if chosen is None or number in chosen:
+            memory.give_back()  # 100 MB more after each tile of a long process otherwise
+            of_rows, to_rows = _overlap(window[0], place[0], top, rows)
+            of_columns, to_columns = _overlap(window[1], place[1], left, columns)
+            yield (to_rows, to_columns), program.finished(draw_part(part)[of_rows, of_columns], (to_rows, to_columns))
+    memory.give_back()
 
 
 def _overlap(window: slice, place: slice, start: int, length: int) -> tuple[slice, slice]:
