@@ -36,9 +36,3 @@ def keep_memory() -> None:
         threshold = 2**30  # larger single blocks are still mapped and unmapped
         libc.mallopt(-3, threshold)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def give_back() -> None:
-    """Return to the system what the C library keeps of freed memory."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # systems without it keep less
-        ctypes.CDLL(None).malloc_trim(0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dip_fast import networks
-from dip_fast.device import devices, memory
+from dip_fast.device import devices
 from dip_fast.device.modes import in_fresh_state
 from dip_fast.device.precision import products
 from dip_fast.errors import DipFastError
@@ -224,12 +224,7 @@ class Fit:
             if not self.interrupted:
                 self._steps.release()
                 self._finishing.run(self, callbacks)
-            if (
-                self.interrupted
-                and self.steps
-                and not self.objective.draws_iterates
-                and not self._finishing.has_answer(self)
-            ):
+            if self.interrupted and self.steps and not self._finishing.has_answer(self):
                 self._finishing.in_brief(self)
         except torch.OutOfMemoryError as error:
             raise devices.out_of_memory(self.objective.size) from error
@@ -284,11 +279,10 @@ class Fit:
         first, so that it draws it.  It holds until the next call, which loads other weights.
         """
         self._steps.release()
+        several, kept = self._finishing.pictures, self.objective.kept
         if n is None:  # nothing is fitted any more
             self._workspace = None
-            memory.give_back()
-        several, kept = self._finishing.pictures, self.objective.kept
-        if several is not None and n is not None:
+        elif several is not None:
             self._finishing.redraw(self, n)
             several = None
         image = self.draw() if several is None else several[:1]

@@ -180,13 +180,13 @@ def from_result(
 
 def _reference(result: Result, program: Program, kind: Kind) -> np.ndarray:
     """Draw the program's picture with PyTorch, unless that has drawn it: a frozen network, by the same layers."""
-    from dip_fast.programs import drawing, folding
+    from dip_fast.programs import drawing, folding, tiles
 
     if kind.is_constant or not folding.is_frozen(result.network):
         return drawing.draw(program)
     low, high = (np.asarray(bound, np.float32) for bound in kind.limits)
     whole = slice(0, kind.height), slice(0, kind.width)
-    return program.finished(low + (high - low) * result.image, whole)
+    return tiles.finished(program, low + (high - low) * result.image, whole)
 
 
 def blended(

@@ -12,6 +12,7 @@ from dip_fast.errors import DipFastError
 from dip_fast.models.packing import digest
 from dip_fast.names import counted
 from dip_fast.pictures import Kind
+from dip_fast.programs.program import Program, part_name
 
 if TYPE_CHECKING:
     from dip_fast.models.model import Model
@@ -178,6 +179,32 @@ def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: st
             f"{name} drew another picture than PyTorch does: off by {largest:.2g} of the range "
             f"(allowed: {allowed['float']:g}); {difference.text()}"
         )
+
+
+def are_same(one: Program, other: Program) -> bool:
+    """Whether two programs are one, bit for bit, so that they draw the same picture."""
+    arrays, others = _every_array(one), _every_array(other)
+    return (
+        one.outline() == other.outline()
+        and arrays.keys() == others.keys()
+        and all(_are_same_bits(arrays[name], others[name]) for name in arrays)
+    )
+
+
+def _every_array(program: Program) -> dict[str, np.ndarray]:
+    """List the arrays by name, with those of z, of the known samples and of the blend."""
+    arrays = program.arrays | {part_name(i): part.codes for i, part in enumerate(program.inputs)}
+    if program.known is not None:
+        arrays |= {"known.mask": program.known[0], "known.samples": program.known[1]}
+    if program.blend is not None:
+        arrays["blend.samples"] = program.blend.samples
+    return arrays
+
+
+def _are_same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
 
 
 @dataclass(frozen=True)

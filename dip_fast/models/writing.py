@@ -20,7 +20,7 @@ from dip_fast.models.fitted import FittedModel
 from dip_fast.models.formats import FORMATS, Contents
 from dip_fast.models.model import LARGEST_FILE, open_model
 from dip_fast.models.packing import digest, pack
-from dip_fast.models.verifying import require_alike, tolerance
+from dip_fast.models.verifying import are_same, require_alike, tolerance
 from dip_fast.pictures import Extras, write_atomically
 
 
@@ -151,7 +151,7 @@ def _compare(
         If it does not.
     """
     model = open_model(aside, trust=True)
-    if model.program is not None and output is fitted.output and model.program.equals(fitted.program):
+    if model.program is not None and output is fitted.output and are_same(model.program, fitted.program):
         # What it draws was compared with PyTorch before, and it is the same program.
         same = onnx_engine.draws(model.program, output, threads=threads, label=str(path))
     else:

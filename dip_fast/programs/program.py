@@ -231,33 +231,6 @@ class Program:
         stored = sum(part.codes.nbytes for part in self.inputs)
         return 8 * most + 4 * sum(array.size for array in self.arrays.values()) + stored
 
-    def finished(self, drawn: np.ndarray, place: tuple[slice, slice]) -> np.ndarray:
-        """Finish what was drawn of the rows and columns of a place, float32: blend it, and put known samples back."""
-        if self.blend is not None:
-            drawn = self.blend._replace(samples=self.blend.samples[place]).of(drawn)
-        if self.known is not None:
-            mask, samples = self.known
-            drawn = np.where(mask[place], samples[place].astype(np.float32), drawn)
-        return np.ascontiguousarray(drawn)
-
-    def equals(self, other: Program) -> bool:
-        """Whether another program is this one, bit for bit: it draws the same picture."""
-        mine, others = self._every_array(), other._every_array()
-        return (
-            self.outline() == other.outline()
-            and mine.keys() == others.keys()
-            and all(_are_same_bits(mine[name], others[name]) for name in mine)
-        )
-
-    def _every_array(self) -> dict[str, np.ndarray]:
-        """List the arrays by name, with those of z, of the known samples and of the blend, as `of` takes them."""
-        arrays = self.arrays | {part_name(i): part.codes for i, part in enumerate(self.inputs)}
-        if self.known is not None:
-            arrays |= {"known.mask": self.known[0], "known.samples": self.known[1]}
-        if self.blend is not None:
-            arrays["blend.samples"] = self.blend.samples
-        return arrays
-
     def check(self) -> None:
         """Raise a ValueError where anything does not fit anything else."""
         self._check_picture()
@@ -341,12 +314,6 @@ class Program:
 def array_names(layer: Layer) -> tuple[str, str]:
     """Names of a layer's weight and bias, for the kinds that have them."""
     return f"{layer.name}.weight", f"{layer.name}.bias"
-
-
-def _are_same_bits(one: np.ndarray, other: np.ndarray) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    return np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
 
 
 def _check_layer(layer: Layer) -> None:
