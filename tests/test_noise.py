@@ -186,9 +186,8 @@ def test_detail_that_fades_with_its_size_is_no_correlated_noise() -> None:
     spectrum = torch.fft.rfft2(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     smooth = torch.fft.irfft2(spectrum / (rows.square() + columns.square() + 1e-4) ** 1.3)
     fur = 0.5 + 0.2 * smooth / smooth.std()
-    levels = [measure_noise(image, grows=False).deviation for image in (fur, torch.nn.functional.avg_pool2d(fur, 2))]
-    assert 2 * levels[1] > 4 * levels[0]
-    assert levels[1] > 0.001
+    for image in (fur, torch.nn.functional.avg_pool2d(fur, 2)):
+        assert measure_noise(image).deviation < 0.0005  # 0.001 and 0.002 where it is taken for noise
     assert not is_correlated(fur)
 
 
@@ -223,6 +222,20 @@ def test_texture_everywhere_is_not_taken_for_noise(sigma: float) -> None:
     texture = 0.5 + 0.1 * torch.sin(2.1 * rows) * torch.sin(1.9 * columns) + 0.1 * torch.sin(1.3 * rows + 2.3 * columns)
     y = noisy(texture[None, None].double(), NoiseModel((sigma / 255) ** 2))
     assert 255 * measure_noise(y).deviation == pytest.approx(sigma, rel=0.05)
+
+
+@pytest.mark.parametrize(("sigma", "power"), [(2, 0.7), (2, 0.8), (5, 0.7), (20, 0.7)])
+def test_texture_as_fine_as_noise_is_told_from_it(sigma: float, power: float) -> None:
+    """Grass and gravel were measured as noise of 8 to 11 levels, and came back up to 9 dB worse than they were.
+
+    The power of this texture falls with the frequency, so its bands differ; 2 and 5 levels were 3 to 5 and 6.7.
+    """
+    generator = torch.Generator().manual_seed(2)
+    rows, columns = torch.fft.fftfreq(256)[:, None], torch.fft.rfftfreq(256)
+    spectrum = torch.fft.rfft2(torch.randn(1, 1, 256, 256, generator=generator))
+    texture = torch.fft.irfft2(spectrum / (rows.square() + columns.square() + 1e-4) ** power)
+    y = noisy(0.5 + 0.13 * texture / texture.std(), NoiseModel((sigma / 255) ** 2))
+    assert 255 * measure_noise(y).deviation == pytest.approx(sigma, rel=0.16)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

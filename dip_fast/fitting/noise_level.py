@@ -22,6 +22,10 @@ QUIET = 0.1  # the part of the patches with the least structure, which are measu
 # Even quiet bands of quiet patches hold some of the picture: deviations measured in ten photographs with noise of 5 to
 # 50 levels were 0.8% too large on the mean, from 0.8% too small to 3% too large.
 TOO_LARGE = 1.008
+# White noise has the same variance in all bands, and a texture grows from those with the least of it to the next: by a
+# factor of 1.65 in grass, 1.8 in gravel, 1.3 to 2.7 in photographs.  From as much excess on as this it counts, from
+# twice as much it counts fully; and as much of the variance is noise at least.
+STEEP, UNSURE, LEAST_PART = 1.65, 0.05, 0.04
 LEVELS = 8
 FEWEST = 25  # quiet patches of a level
 ROUNDS = 3
@@ -47,15 +51,16 @@ class Patches:
 
     Attributes
     ----------
-    level, variance, structure : Tensor
-        Mean; mean square of the bands with the least of the picture; rank of the other bands' among the patches of a
-        picture's channel, from 0 to 1.
+    level, variance, beyond, structure : Tensor
+        Mean; mean square of the bands with the least of the picture, and of as many with the least of the others; rank
+        of the rest's among the patches of a picture's channel, from 0 to 1.
     numbers : float
         How many independent numbers the variance of a patch is worth, for neighbours overlap.
     """
 
     level: Tensor
     variance: Tensor
+    beyond: Tensor
     structure: Tensor
     numbers: float
 
@@ -65,12 +70,26 @@ class Patches:
 
     def __getitem__(self, chosen: Tensor) -> Patches:
         """Choose some, by a mask or by indices."""
-        return replace(self, level=self.level[chosen], variance=self.variance[chosen], structure=self.structure[chosen])
+        values = {name: getattr(self, name)[chosen] for name in ("level", "variance", "beyond", "structure")}
+        return replace(self, **values)
 
     def quiet(self) -> Patches:
         """Choose those with the least structure."""
         count = max(1, math.ceil(QUIET * len(self)))
         return self[self.structure.argsort(stable=True)[:count]] if len(self) else self
+
+    def part_of_noise(self) -> float:
+        """Tell how much of the variance is noise, by what is beyond.
+
+        Of ``v = s^2 + t`` and ``w = s^2 + k t``, with `STEEP` for k, t is ``(w / v - 1) / (k - 1)`` of v.
+        """
+        variance, beyond = float(self.variance.sum()), float(self.beyond.sum())
+        if not variance:
+            return 1.0
+        chance = math.sqrt(4 / (len(self) * self.numbers))
+        excess = beyond / variance - 1
+        seen = (excess - max(UNSURE, 2 * chance)) / UNSURE
+        return max(1 - excess * min(max(seen, 0.0), 1.0) / (STEEP - 1), LEAST_PART)
 
 
 def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None = None) -> NoiseModel:
@@ -78,7 +97,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
 
     White noise has the same variance in all directions that a patch can vary in, and what it is in one tells nothing of
     the others.  Those bands in which the picture varies least, by its principal components, are measured in the patches
-    that vary least in all others.  Patches in which noise is cut off at an end of the range are left out.
+    that vary least in all others.  Where as many next bands hold more, so much of it is texture as fine as noise, which
+    is taken off.  Patches in which noise is cut off at an end of the range are left out.
 
     Parameters
     ----------
@@ -95,7 +115,7 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
 
     Notes
     -----
-    Texture as fine as the noise, everywhere, is taken for noise.
+    Texture that is white, everywhere, is taken for noise.
 
     References
     ----------
@@ -104,6 +124,11 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     S. Pyatykh, J. Hesser, L. Zheng, "Image Noise Level Estimation by Principal Component Analysis", IEEE TIP 22 (2013),
     doi:10.1109/TIP.2012.2221728.
     """
+    return _measured(y, grows, known)
+
+
+def _measured(y: Tensor, grows: bool | None, known: Tensor | None, *, as_noise: bool = False) -> NoiseModel:
+    """Measure noise; with ``as_noise`` texture as fine as that counts as noise."""
     patches = _patches(y, known)
     deviation = _deviation(patches)
     low = high = False
@@ -119,6 +144,7 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     quiet = inner.quiet()
     expected = float(model.variance_at_mean(quiet.level).sum())  # with what is cut off
     share = float(quiet.variance.sum()) / expected / TOO_LARGE**2 if expected else 1.0
+    share *= 1.0 if as_noise else quiet.part_of_noise()
     return replace(model, a=share * model.a, b=share * model.b)
 
 
@@ -135,9 +161,9 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """
     if min(y.shape[2:]) < 32 or torch.equal(y.amin((2, 3)), y.amax((2, 3))):
         return False
-    fine = measure_noise(y, grows=False, known=known).deviation
+    fine = _measured(y, False, known, as_noise=True).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
-    coarse = 2 * measure_noise(avg_pool2d(y, 2), grows=False, known=seen).deviation
+    coarse = 2 * _measured(avg_pool2d(y, 2), False, seen, as_noise=True).deviation
     if coarse < LEAST_COARSE or coarse <= COARSER * fine:
         return False
     return math.sqrt(_quiet_variance(y)) < QUIET_SQUARES * coarse
@@ -189,16 +215,16 @@ def _patches(y: Tensor, known: Tensor | None) -> Patches:
     for side in SIDES:
         stride = max(1, math.isqrt(pixels // PATCHES))
         parts = zip(*(_of_channel(windows, side, stride) for windows in channels), strict=True)
-        level, variance, structure = (torch.cat(values) for values in parts)
+        level, variance, beyond, structure = (torch.cat(values) for values in parts)
         numbers = max(1, (side**2 - 1) // BANDS) * min(1.0, 2 * stride**2 / side**2)
-        found = Patches(level, variance, structure, numbers)
+        found = Patches(level, variance, beyond, structure, numbers)
         if len(found) >= ENOUGH:
             return found
     return found if len(found) or known is None else _patches(y, None)
 
 
-def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute level, variance and structure of the patches of a picture's channel, in float64.
+def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute level, variance, what is beyond, and structure of the patches of a picture's channel, in float64.
 
     Patches with NaN are left out, and flat ones, which hold nothing.  The bands are the principal components of one
     half of the picture for the other: those with the least of many that scatter would be too small.
@@ -215,18 +241,23 @@ def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, 
         parts.append(cut[holds])
         halves.append(((rows[:, None] + columns) % 2 == 0).flatten()[holds])
     if sum(map(len, parts)) < 2:
-        return (windows[0].new_empty(0, dtype=torch.float64),) * 3
+        return (windows[0].new_empty(0, dtype=torch.float64),) * 4
     patches, half = torch.cat(parts), torch.cat(halves)
     level = patches.mean(1)
     patches -= level[:, None]
-    variance = torch.empty_like(level)
+    variance, beyond, structure = (torch.empty_like(level) for _ in range(3))
     count = max(1, (side**2 - 1) // BANDS)
+    following = count if count > 1 else 0  # the next one of 2x2 pixels holds slopes
     for mine, other in ((half, ~half), (~half, half)):
         others = patches[other] if other.any() else patches
-        bands = torch.linalg.eigh(others.T @ others).eigenvectors[:, 1 : 1 + count]  # the first is the mean's
-        variance[mine] = (patches[mine] @ bands).square().mean(1)
-    structure = patches.square().sum(1) - count * variance
-    return level, variance, structure.argsort().argsort().double() / len(level)
+        bands = torch.linalg.eigh(others.T @ others).eigenvectors[
+            :, 1 : 1 + count + following
+        ]  # the first is the mean's
+        squares = (patches[mine] @ bands).square()
+        variance[mine] = squares[:, :count].mean(1)
+        beyond[mine] = squares[:, count:].mean(1) if following else variance[mine]
+        structure[mine] = patches[mine].square().sum(1) - squares.sum(1)
+    return level, variance, beyond, structure.argsort().argsort().double() / len(level)
 
 
 def _deviation(patches: Patches) -> float:
