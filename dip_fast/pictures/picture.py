@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,25 @@ class Picture:
     def samples(self) -> np.ndarray:
         """The samples as they stand in the file, upright."""
         return self.extras.put_back(self.kind.to_samples(self.image))
+
+    def cropped(self, rows: slice, columns: slice) -> Picture:
+        """Return a part as a picture of its own; it has no JPEG file, whose blocks are those of the whole."""
+        part, extras = (rows, columns), self.extras
+        geometry, aside = extras.geometry, extras.aside
+        image = np.ascontiguousarray(self.image[part])
+        return replace(
+            self,
+            kind=replace(self.kind, height=image.shape[0], width=image.shape[1]),
+            image=image,
+            extras=replace(
+                extras,
+                alpha=None if extras.alpha is None else np.ascontiguousarray(extras.alpha[part]),
+                geometry=None if geometry is None else geometry.cropped(columns.start, rows.start),
+                aside=None if aside is None else (aside[0][part], aside[1][part]),
+            ),
+            missing=None if self.missing is None else self.missing[part],
+            jpeg=None,
+        )
 
     def in_range(self, kind: Kind) -> np.ndarray:
         """Scale the image to the range of another picture's kind, where the samples of both are of one type."""

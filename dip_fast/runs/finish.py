@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import cv2
@@ -15,6 +16,7 @@ from dip_fast import pictures
 from dip_fast.errors import DipFastError
 from dip_fast.fitting import Fit, Result
 from dip_fast.models import fitted, writing
+from dip_fast.models.fitted import FittedModel
 from dip_fast.models.formats import FORMATS
 from dip_fast.models.packing import digest
 from dip_fast.pictures import Extras, Kind, Picture, metrics
@@ -31,6 +33,9 @@ from dip_fast.tasks import TASKS, Baseline, Data, Task
 MAX_BASELINE_PIXELS = 2**22  # a classical method takes a second a megapixel; beyond this it is left out
 
 
+Models = Callable[[Folder, tuple[str, ...], int], list[ModelFile]]
+
+
 @dataclass(frozen=True, eq=False)
 class Finished:
     """A result as it is written.
@@ -41,13 +46,21 @@ class Finished:
         ``(H, W, C)`` in the result's dtype.
     image : ndarray
         The same, float32 in [0, 1], before it is rounded.
-    drawing : FittedModel or None
-        The folded network; None where it failed, and PyTorch drew the result.
+    engine : str
+        The library that drew it, with its version.
+    models : callable
+        ``models(folder, formats, threads)`` writes the model files that draw it.
     """
 
     samples: np.ndarray
     image: np.ndarray
-    drawing: fitted.FittedModel | None
+    engine: str
+    models: Models
+
+
+def of_model(model: FittedModel, kind: Kind) -> Finished:
+    """Take what a fitted model draws."""
+    return Finished(model.samples, kind.to_unit(model.output), model.engine, partial(_models, model))
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +143,7 @@ def write(
         copy, file = named.write(folder, finished.samples, kind, extras)
         record.copies[named.name] = file
     # A run may have come from a machine with more cores; what is drawn does not depend on their number.
-    models = _models(finished, folder, formats, min(job.threads, os.cpu_count() or 1))
+    models = finished.models(folder, formats, min(job.threads, os.cpu_count() or 1))
     baseline = baseline_of(task, data, job.options, folder)
     if record.first is None:  # otherwise it is there
         folder.write("history.csv", lambda: reporting.history_csv(outcome.history))
@@ -165,7 +178,7 @@ def write(
         estimated_psnr=outcome.estimated_psnr,
         baseline=None if baseline is None else {"name": baseline.name, **_quality(baseline.image, reference, aside)},
         sha256=digest(finished.samples),
-        drawn_by=_library() if finished.drawing is None else finished.drawing.engine,
+        drawn_by=finished.engine,
         models=models,
         problems=folder.problems,
         copy=None if copy is None else str(copy),
@@ -181,14 +194,13 @@ def write(
     return summary
 
 
-def _models(finished: Finished, folder: Folder, formats: tuple[str, ...], threads: int) -> list[ModelFile]:
-    """Write the model files, where the network that draws the result can be written."""
+def _models(model: FittedModel, folder: Folder, formats: tuple[str, ...], threads: int) -> list[ModelFile]:
+    """Write the model files of a fitted model."""
     models: list[ModelFile] = []
-    if finished.drawing is not None:
-        for name in formats:
-            with folder.attempt(f"the {name} file"):
-                target = folder.place / f"model{FORMATS[name].suffix}"
-                models.append(cast(ModelFile, writing.write(finished.drawing, target, name, threads=threads)))
+    for name in formats:
+        with folder.attempt(f"the {name} file"):
+            target = folder.place / f"model{FORMATS[name].suffix}"
+            models.append(cast(ModelFile, writing.write(model, target, name, threads=threads)))
     return models
 
 
@@ -200,11 +212,11 @@ def baseline_of(task: Task, data: Data, options: Mapping[str, Any], folder: Fold
     return None
 
 
-def draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
-    """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
+def fold(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> FittedModel | None:
+    """Fold the network of the answer into a model that draws it; None where that fails, which the folder remembers."""
     job = record.settings
     try:
-        drawing = fitted.from_result(
+        return fitted.from_result(
             result,
             kind,
             extras,
@@ -212,11 +224,19 @@ def draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Ext
             seed=job.seed,
             threads=job.threads,
         )
-        return Finished(drawing.samples, kind.to_unit(drawing.output), drawing)
     except Exception as error:  # whatever it is, the fit is worth more
         text = one_line(str(error))
         folder.note(DipFastError(f"{text}; the result was drawn by PyTorch, and there is no model file"))
-        return Finished(extras.put_back(kind.to_samples(result.image)), result.image, None)
+        return None
+
+
+def draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Extras) -> Finished:
+    """Draw the answer with the folded network; where that fails, as PyTorch drew it."""
+    model = fold(result, folder, record, kind, extras)
+    if model is not None:
+        return of_model(model, kind)
+    samples = extras.put_back(kind.to_samples(result.image))
+    return Finished(samples, result.image, library(), lambda *where: [])
 
 
 def _extras(picture: Picture, kind: Kind) -> Extras:
@@ -246,7 +266,8 @@ def _quality(image: np.ndarray, reference: np.ndarray | None, aside: np.ndarray 
     return {"psnr": metrics.psnr(image, reference), "ssim": metrics.ssim(image, reference)}
 
 
-def _library() -> str:
+def library() -> str:
+    """Name what draws where a network cannot be folded."""
     import torch
 
     return f"torch {torch.__version__}"

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dip_fast.errors import Argument, BusyError, DipFastError, PlaceError, UsageError
@@ -248,6 +248,12 @@ class Folder:
         results = [f"result{suffix}" for suffix in written_suffixes()]
         models = [f"model{entry.suffix}" for entry in FORMATS.values()]
         return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.svg"]
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files of the folder's own."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._folder)
 
     def _require(self, name: str, kind: Callable[[int], bool]) -> None:
         """Refuse what has one of the run's names and is not of the kind that a run writes: a link, a folder, a pipe."""

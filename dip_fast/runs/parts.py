@@ -69,28 +69,25 @@ class Part:
         """
         if self == Part():
             return picture
-        height, width = self.size(*picture.size)
         rows, columns = self._box(*picture.size)
-        geometry = picture.extras.geometry
+        cropped = picture.cropped(rows, columns)
+        height, width = self._reduced(*cropped.size)
+        if cropped.size == (height, width):
+            return cropped
+        geometry, alpha = cropped.extras.geometry, picture.extras.alpha
         if geometry is not None:
-            across, down = width / (columns.stop - columns.start), height / (rows.stop - rows.start)
-            geometry = geometry.cropped(columns.start, rows.start).scaled(across, down)
-        alpha, aside = picture.extras.alpha, picture.extras.aside
-        if aside is not None:  # what is reduced has no samples as they were
-            whole = (rows.stop - rows.start, columns.stop - columns.start) == (height, width)
-            aside = (self.array(aside[0], picture.size), self.array(aside[1], picture.size)) if whole else None
+            geometry = geometry.scaled(width / cropped.size[1], height / cropped.size[0])
         return replace(
-            picture,
+            cropped,
             kind=replace(picture.kind, height=height, width=width),
             image=self.array(picture.image, picture.size),
             extras=replace(
-                picture.extras,
+                cropped.extras,
                 alpha=None if alpha is None else self.array(alpha, picture.size),
                 geometry=geometry,
-                aside=aside,
+                aside=None,  # what is reduced has no samples as they were
             ),
             missing=None if picture.missing is None else ~self.array(~picture.missing, picture.size),
-            jpeg=None,  # the blocks of the whole
         )
 
     def array(self, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -20,7 +20,7 @@ from dip_fast.pictures.files import is_there
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints, finish, states
 from dip_fast.runs.checkpoints import CHECKPOINT
-from dip_fast.runs.finish import Finished, Outcome
+from dip_fast.runs.finish import Outcome
 from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.job import start
 from dip_fast.runs.material import Material
@@ -123,10 +123,10 @@ def pick(
             fit = _fit(folder, record, material, step)
             result = fit.result()
             table = result.history
-            drawn = finish.draw(result, folder, record, kind, extras)
-            if drawn.drawing is None:
+            drawn = finish.fold(result, folder, record, kind, extras)
+            if drawn is None:
                 raise DipFastError("{}; nothing was changed", folder.problems[0])
-            model = drawn.drawing
+            model = drawn
         model = fitted.blended(model, samples, strength, threads=threads)
         if not table:
             raise UsageError("{} is gone or damaged; the report cannot be written without it", path / "history.csv")
@@ -134,7 +134,7 @@ def pick(
         estimate = first.estimated_psnr if is_first else None
         of_guide = first.guide_psnr if is_first else None
         outcome = Outcome(first.steps, step, first.stop_reason, first.seconds, estimate, table, strength, of_guide)
-        finished = Finished(model.samples, kind.to_unit(model.output), model)
+        finished = finish.of_model(model, kind)
         record.first = first
         chosen = finish.write(finished, outcome, folder, record, material, formats)
         if is_first and chosen.sha256 != first.sha256:

@@ -42,6 +42,27 @@ class Snapshots:
         self.steps = fit.steps
 
 
+class Stop:
+    """Callback that ends the program once the fit is interrupted, with a checkpoint: there is no answer in between.
+
+    Parameters
+    ----------
+    kept : Checkpoints
+    """
+
+    every = 0
+
+    def __init__(self, kept: Checkpoints) -> None:
+        self.kept = kept
+
+    def __call__(self, fit: Fit) -> None:
+        """End the program if it is time."""
+        if fit.interrupted:
+            if fit.steps:
+                self.kept.write(fit)
+            raise KeyboardInterrupt("go on with the same command and --resume")
+
+
 class Checkpoints:
     """Callback of a fit that writes a checkpoint every `SECONDS_BETWEEN_CHECKPOINTS`.
 

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 
-from dip_fast.device import devices, engines
-from dip_fast.errors import Argument, DipFastError, UsageError, in_words
+from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
-from dip_fast.names import counted
-from dip_fast.pictures.files import is_there, one_line
+from dip_fast.pictures.files import is_there
 from dip_fast.pictures.reading import check_header
 from dip_fast.runs import checkpoints, estimate, report
 from dip_fast.runs.checkpoints import CHECKPOINT
@@ -26,6 +24,7 @@ from dip_fast.runs.folder import Folder, Say
 from dip_fast.runs.interrupting import interruptible
 from dip_fast.runs.job import Job, complete, extended, resumed, settled, start
 from dip_fast.runs.material import Material, Request, read
+from dip_fast.runs.opening import Run, expected_lines
 from dip_fast.runs.places import NAME
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
@@ -76,48 +75,44 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         job = _job(request, stored)
         task = TASKS[job.task]
         size, needed = _by_header(request, job)
-        ahead = [] if size is None else _expected(job, size, needed, fresh=stored is None)
+        ahead = [] if size is None else expected_lines(job, size, needed, fresh=stored is None)
         for line in ahead:  # before a large picture is decoded, which takes a while
             say(line)
         material = read(request, job, task)
+        picture = material.picture
         if stored is None:
             job = settled(job, request.asked, request.inputs, material.data)
         if request.target is not None:
-            request.target.check_kind(task.result_kind(material.picture.kind, job.options))
+            request.target.check_kind(task.result_kind(picture.kind, job.options))
         if stored is not None:
             _require_same(stored, job, material)
-            job = extended(job, material.picture.size, request.asked.get("iterations"))
+            job = extended(job, picture.size, request.asked.get("iterations"))
             if job == stored.settings and (summary := _done(stored, request)):
                 say("this run is done; nothing is left to resume")
                 return summary
             _require_untouched(request.folder, stored)
-
         torch.set_num_threads(job.threads)
-        fit = start(job, material.data, material.reference)
-        disk = _bytes_on_disk(fit, job, len(formats))
-        folder.check_room(disk)
-        size = material.picture.size
-        recipe = asdict(job.recipe(size))
-        record = Record("running", job, recipe, material.identity, request.files, file=request.file, key=request.key)
-        checkpoint = request.folder / CHECKPOINT
-        if stored is not None:
-            record.started, record.copies, record.written = stored.started, stored.copies, written_by(stored)
-            record.attempts = stored.attempts + 1
-            if checkpoint.exists():
-                checkpoints.load(checkpoint, fit, record.digest())
-        with interruptible(fit, quiet=request.quiet):
-            folder.open(record, fresh=stored is None, overwrite=request.overwrite)
-            for line in (*_first_lines(request, material, job, fit), *fit.objective.notes):
-                say(line)
-            expected = _expected(job, size, needed, fresh=stored is None) + estimate.lines(None, 0, disk)
-            for line in (line for line in expected if line not in ahead):
-                say(line)
-            for line in () if stored is None else _resumed_lines(stored, record, fit):
-                say(line)
-            progress = Progress(fit, say, task.doing, quiet=request.quiet, verbose=request.verbose, emit=emit)
-            with _failures(folder, record, fit):
-                _fit(fit, folder, record, progress)
-                return finish(fit, folder, record, material, formats, request.target)
+        return _whole(Run(request, job, material, folder, stored, formats, needed, ahead, say, emit))
+
+
+def _whole(run: Run) -> Summary:
+    """Restore a picture with one network."""
+    request, job, record, folder = run.request, run.job, run.record, run.folder
+    fit = start(job, run.material.data, run.material.reference)
+    disk = _bytes_on_disk(fit, job, len(run.formats))
+    folder.check_room(disk)
+    checkpoint = request.folder / CHECKPOINT
+    if run.stored is not None and checkpoint.exists():
+        checkpoints.load(checkpoint, fit, record.digest())
+    with interruptible(fit, quiet=request.quiet):
+        run.begin(disk, fit, fit.objective.notes)
+        for line in () if run.stored is None else _resumed_lines(run.stored, record, fit):
+            run.say(line)
+        doing = TASKS[job.task].doing
+        progress = Progress(fit, run.say, doing, quiet=request.quiet, verbose=request.verbose, emit=run.emit)
+        with run.failures(fit):
+            _fit(fit, folder, record, progress)
+            return finish(fit, folder, record, run.material, run.formats, request.target)
 
 
 def _job(request: Request, stored: Record | None) -> Job:
@@ -153,11 +148,6 @@ def _by_header(request: Request, job: Job) -> tuple[tuple[int, int] | None, int]
     return size, estimate.memory(job, found[2], size)
 
 
-def _expected(job: Job, size: tuple[int, int], needed: int, *, fresh: bool) -> list[str]:
-    """Describe the time and the memory of a fit, where they are much; of one that goes on, the memory."""
-    return estimate.lines(estimate.seconds(job, size) if fresh else None, needed, 0)
-
-
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     """Run a fit to its end, with progress, snapshots and checkpoints."""
     snapshots, kept = Snapshots(folder, record, fit), Checkpoints(folder, record)
@@ -167,44 +157,6 @@ def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
     if not fit.steps:  # stopped before there was anything to write
         raise KeyboardInterrupt
     kept.write(fit)
-
-
-@contextlib.contextmanager
-def _failures(folder: Folder, record: Record, fit: Fit) -> Iterator[None]:
-    """Record that a run has failed; and whatever happens once there is a result, name its place."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, Exception):
-            text = one_line(str(in_words(error)))
-            record.status, record.error, record.events = "failed", text, fit.events
-            folder.write(NAME, record.json)
-        if folder.result is None:
-            raise
-        where = f"the result is in {folder.result}"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(where) from error
-        raise DipFastError(one_line(f"{text}; {where}")) from error
-
-
-def _first_lines(request: Request, material: Material, job: Job, fit: Fit) -> tuple[str, ...]:
-    """Describe what is restored, how, and where."""
-    picture = material.picture
-    height, width = picture.size
-    sort = " float" if picture.kind.is_float else " signed" if picture.kind.dtype.startswith("int") else ""
-    colours = {1: "gray", 3: "RGB"} if picture.kind.colours is None else {}
-    channels = colours.get(picture.channels, counted(picture.channels, "channel"))
-    device = devices.describe(torch.device(job.device))
-    products = f" in {job.precision}" if job.device == "cuda" else ""
-    return (
-        f"device {device}, engine {job.engine}{products} (torch {torch.__version__})"
-        + (f", {engines.describe(fit.network)}" if job.engine == "fused" else ""),
-        *([engines.build()] if request.verbose and job.engine == "fused" else []),
-        f"{picture.name}: {width}x{height}, {channels}, {picture.kind.bits} bit{sort}; "
-        f"{job.task}, preset {job.preset}, seed {job.seed}",
-        *picture.notes,
-        *material.data.notes,
-    )
 
 
 def _resumed_lines(stored: Record, record: Record, fit: Fit) -> Iterator[str]:

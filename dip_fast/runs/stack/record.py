@@ -131,12 +131,6 @@ class StackFolder(Folder):
         with stream_in(self._folder, name, self.path / name) as file:
             yield file
 
-    def remove(self, names: Sequence[str]) -> None:
-        """Remove files of the folder's own."""
-        for name in names:
-            with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=self._folder)
-
     def remove_snapshots(self) -> None:
         """Remove the folder of snapshots, which a stack has none of."""
         with contextlib.suppress(OSError):  # the user has put something there

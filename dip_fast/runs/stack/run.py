@@ -17,7 +17,6 @@ import torch
 from dip_fast.device import devices, engines
 from dip_fast.device.memory import available_bytes
 from dip_fast.errors import Argument, UsageError, in_words
-from dip_fast.fitting import Fit
 from dip_fast.models.formats import require
 from dip_fast.names import counted
 from dip_fast.pictures.files import is_there, one_line
@@ -30,7 +29,7 @@ from dip_fast.runs.interrupting import interruptible
 from dip_fast.runs.job import Job, complete, resumed, start
 from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import NAME, Summary
-from dip_fast.runs.recorder import Checkpoints
+from dip_fast.runs.recorder import Checkpoints, Stop
 from dip_fast.runs.stack import models
 from dip_fast.runs.stack.finish import finish, load
 from dip_fast.runs.stack.fitting import BYTES_A_SAMPLE, together
@@ -222,7 +221,7 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
         fit, work.say, task.doing, quiet=work.request.quiet, verbose=work.request.verbose, emit=work.emit
     )
     kept = Checkpoints(folder, record)
-    stop = _Stop(kept)
+    stop = Stop(kept)
     with interruptible(fit, quiet=True), progress:
         fit.run([progress, kept, stop])
         stop(fit)  # where it was interrupted after the last call
@@ -242,21 +241,6 @@ def _restore_chunk(work: Work, number: int, *, resumes: bool) -> None:
     chunk["estimated_psnrs"] = [float(each) for each in result.estimated_psnrs or ()]
     record.events += result.events
     folder.rewrite(NAME, record.json())
-
-
-class _Stop:
-    """Callback that ends the program once the fit is interrupted, with a checkpoint: there is no answer in between."""
-
-    every = 0
-
-    def __init__(self, kept: Checkpoints) -> None:
-        self.kept = kept
-
-    def __call__(self, fit: Fit) -> None:
-        if fit.interrupted:
-            if fit.steps:
-                self.kept.write(fit)
-            raise KeyboardInterrupt("go on with the same command and --resume")
 
 
 def _is_done(work: Work, number: int) -> bool:
