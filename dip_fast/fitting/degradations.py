@@ -59,6 +59,8 @@ class Degradation:
         Channels of x.
     kept : Tensor, optional
         Where the result's pixels are those of y, bool ``(1, 1, H, W)``; only with a y of the shape of x.
+    known_deviation : float, optional
+        Standard deviation of the noise in y, where it is known; `deviation` measures it otherwise.
     has_patches : bool
         Whether a fit can go on with patches of x that are alike, see `patch_prior`.
     is_picture : bool
@@ -78,6 +80,7 @@ class Degradation:
     """
 
     kept: Tensor | None = None
+    known_deviation: float | None = None
     captures = True
     has_patches = False
     is_picture = True
@@ -144,6 +147,8 @@ class Degradation:
 
         What is rounded to 8 bits has some too.
         """
+        if self.known_deviation is not None:
+            return self.known_deviation
         return max(measure_noise(self.target, grows=False).deviation, LEAST_NOISE)
 
     def composite(self, x: Tensor) -> Tensor:

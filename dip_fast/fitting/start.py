@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Redrawer
 from dip_fast.fitting.patch_prior import PatchPrior
+from dip_fast.networks import field
 from dip_fast.networks.learned_input import LearnedInput
 from dip_fast.networks.network_input import NetworkInput, draw
 from dip_fast.presets import PRESETS, Masking, Recipe
@@ -36,8 +39,33 @@ def streams(seed: int) -> tuple[int, int, int]:
     return for_weights, for_input, for_steps
 
 
+class Place(NamedTuple):
+    """Where the picture of a fit lies in a larger one, which others are fitted to parts of.
+
+    Attributes
+    ----------
+    start : tuple of int
+        Row and column of its first pixel.
+    whole : tuple of int
+        Height and width of the larger one.
+    """
+
+    start: tuple[int, int]
+    whole: tuple[int, int]
+
+
+def perturbation_for(noise: float) -> float:
+    """Choose the standard deviation of what is added to z at each step, for the noise of a picture."""
+    return min(max(noise / 3, 1 / 100), 1 / 30)
+
+
 def deep_image_prior(
-    degradation: Degradation, recipe: Recipe, *, seed: int = 0, z: NetworkInput | None = None
+    degradation: Degradation,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    z: NetworkInput | None = None,
+    place: Place | None = None,
 ) -> DeepImagePrior:
     """Make the objective of a fit from random codes.
 
@@ -51,19 +79,39 @@ def deep_image_prior(
         Seed of the fit.
     z : NetworkInput, optional
         Drawn by default.
+    place : Place, optional
+        Of a part of a larger picture: its z is a part of one field.
     """
     _, for_input, for_steps = streams(seed)
     if z is None:
         size = networks.input_size(recipe.network, degradation.scene, **recipe.network_options)
-        z = draw(recipe.distribution, recipe.in_channels, size, seed=for_input)
+        z = _drawn(recipe, size, degradation, place, for_input)
     perturbation = recipe.options.perturbation
     if perturbation is None:
-        perturbation = min(max(degradation.noise() / 3, 1 / 100), 1 / 30)
+        perturbation = perturbation_for(degradation.noise())
     turns = rounds(recipe)
     if not (turns and degradation.has_patches):
         return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
     redrawer = _redrawer(degradation.channels, seed)
     return PatchPrior(degradation, z, turns, redrawer, perturbation=perturbation, seed=for_steps)
+
+
+def _drawn(
+    recipe: Recipe, size: tuple[int, int], degradation: Degradation, place: Place | None, seed: int
+) -> NetworkInput:
+    """Draw a random z of a size; of a part of a larger picture as a part of one field, at the scene's place in it."""
+    if place is None:
+        return draw(recipe.distribution, recipe.in_channels, size, seed=seed)
+    starts, wholes = [], []
+    sides = zip(place.start, place.whole, degradation.border, degradation.scene, size, strict=True)
+    for start, whole, border, scene, side in sides:
+        first = start - border
+        # As large as the scene at least, which lies in its middle; or coarser, as that of a decoder is.
+        starts.append(first - (side - scene) // 2 if side >= scene else first * side // scene)
+        wholes.append(whole if side >= scene else max(whole * side // scene, side))
+    return field.window(
+        recipe.distribution, recipe.in_channels, (starts[0], starts[1]), size, (wholes[0], wholes[1]), seed=seed
+    )
 
 
 def rounds(recipe: Recipe) -> int:

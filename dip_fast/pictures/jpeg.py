@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dip_fast.errors import UsageError
 from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG
+from dip_fast.pictures.tiling import Box, Grid
 
 BLOCK = 8
 DCT = np.cos((2 * np.arange(BLOCK)[None] + 1) * np.arange(BLOCK)[:, None] * np.pi / (2 * BLOCK)) / 2
 DCT[0] = BLOCK**-0.5
 ROUNDS = 12  # each leaves at most half of what is missing from colour that a decoder has smoothed
+MARGIN = 64  # pixels: more than ROUNDS samples of reduced colour, and blocks of it
+# EXIF's orientations: rows and columns are exchanged; the first row, or column, of the upright picture was the last.
+TRANSPOSED, FROM_LAST_ROW, FROM_LAST_COLUMN = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 TRANSFORMED = 1  # Adobe's number for brightness and colour difference; 0 is for R, G and B
 
 
@@ -56,34 +61,84 @@ class Coding:
     orientation: int
 
 
-def read_coding(data: bytes) -> Coding:
+def read_coding(data: bytes, box: Box | None = None, whole: tuple[int, int] | None = None) -> Coding:
     """Find the codes of a JPEG file that was read before.
+
+    Parameters
+    ----------
+    data : bytes
+    box : Box, optional
+        What is wanted of the upright picture, which lies on its `grid`; all of it by default.
+    whole : tuple of int, optional
+        With a box, height and width of the upright picture.
 
     Raises
     ------
     UsageError
         If it is none, or holds R, G and B as they are, which few programs write.
     """
-    try:
-        file = Image.open(io.BytesIO(data), formats=("JPEG",))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UsageError("it is no JPEG file, or has more than {} pixels; give an intact one", MAX_PIXELS) from error
-    layers = file.layer  # type: ignore[attr-defined]  # id, samples across, samples down, table
-    plain = file.info.get("adobe_transform", TRANSFORMED) != TRANSFORMED or [entry[0] for entry in layers] == [*b"RGB"]
-    if len(layers) not in (1, 3) or (len(layers) == 3 and plain):
-        raise UsageError("its components are not brightness and colour; save it as an ordinary JPEG file")
-    tables = {name: np.array(table, np.float64).reshape(BLOCK, BLOCK) for name, table in file.quantization.items()}  # type: ignore[attr-defined]
-    orientation = file.getexif().get(ORIENTATION_TAG, 1)
+    file, layers, orientation = _opened(data)
+    tables = {name: np.array(table, np.float64).reshape(BLOCK, BLOCK) for name, table in file.quantization.items()}
     if len(layers) == 3:
         file.draft("YCbCr", file.size)
     planes = np.asarray(file).reshape(file.height, file.width, -1)
+    wanted = [slice(0, file.height), slice(0, file.width)]
+    if box is not None and whole is not None:
+        wanted = _stored(box, whole, orientation)
+    # With what a decoder's smoothing of reduced colour has brought into the part.
+    seen = [
+        slice(max(side.start - MARGIN, 0), min(side.stop + MARGIN, length))
+        for side, length in zip(wanted, planes.shape[:2], strict=True)
+    ]
+    planes = planes[tuple(seen)]
     across, down = (max(entry[i] for entry in layers) for i in (1, 2))
     components = []
     for i, (_, own_across, own_down, table) in enumerate(layers):
         by = down // own_down, across // own_across
         shift = 128.0 if len(layers) == 1 or i == 0 else 0.0  # brightness from 0, differences around it
-        components.append(_boxes(planes[..., i].astype(np.float64) - 128, tables[table], by, shift))
-    return Coding(tuple(components), orientation if orientation in range(1, 9) else 1)
+        found = _boxes(planes[..., i].astype(np.float64) - 128, tables[table], by, shift)
+        rows, columns = (
+            slice((side.start - around.start) // (BLOCK * factor), -(-(side.stop - around.start) // (BLOCK * factor)))
+            for side, around, factor in zip(wanted, seen, by, strict=True)
+        )
+        components.append(Boxes(found.low[rows, :, columns], found.high[rows, :, columns], by))
+    return Coding(tuple(components), orientation)
+
+
+def grid(data: bytes) -> Grid:
+    """Find at which rows and columns of the upright picture blocks begin, those of reduced colour among them.
+
+    Raises
+    ------
+    UsageError
+        As `read_coding`.
+    """
+    _, layers, orientation = _opened(data)
+    multiple = BLOCK * max(max(entry[i] for entry in layers) // min(entry[i] for entry in layers) for i in (1, 2))
+    return Grid(multiple, orientation in FROM_LAST_ROW, orientation in FROM_LAST_COLUMN)
+
+
+def _opened(data: bytes) -> tuple[Any, Any, int]:
+    """Open a file: with id, samples across, samples down and table of its components, and its orientation."""
+    try:
+        file: Any = Image.open(io.BytesIO(data), formats=("JPEG",))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UsageError("it is no JPEG file, or has more than {} pixels; give an intact one", MAX_PIXELS) from error
+    layers = file.layer
+    plain = file.info.get("adobe_transform", TRANSFORMED) != TRANSFORMED or [entry[0] for entry in layers] == [*b"RGB"]
+    if len(layers) not in (1, 3) or (len(layers) == 3 and plain):
+        raise UsageError("its components are not brightness and colour; save it as an ordinary JPEG file")
+    orientation = file.getexif().get(ORIENTATION_TAG, 1)
+    return file, layers, orientation if orientation in range(1, 9) else 1
+
+
+def _stored(box: Box, whole: tuple[int, int], orientation: int) -> list[slice]:
+    """Find the rows and the columns of the stored picture that a part of the upright one comes from."""
+    found = []
+    for side, length, from_last in zip(box.place, whole, (FROM_LAST_ROW, FROM_LAST_COLUMN), strict=True):
+        is_turned = orientation in from_last
+        found.append(slice(length - side.stop, length - side.start) if is_turned else side)
+    return found[::-1] if orientation in TRANSPOSED else found
 
 
 def _boxes(plane: np.ndarray, table: np.ndarray, by: tuple[int, int], shift: float) -> Boxes:

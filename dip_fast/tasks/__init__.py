@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.registry import Registry
-from dip_fast.tasks.task import Baseline, Data, Input, Option, Task
+from dip_fast.tasks.task import Baseline, Data, Input, Option, Task, Tile
 
-__all__ = ["TASKS", "Baseline", "Data", "Input", "Option", "Task", "choose"]
+__all__ = ["TASKS", "Baseline", "Data", "Input", "Option", "Task", "Tile", "choose"]
 
 TASKS: Registry[Task] = Registry(
     "task",

@@ -28,6 +28,7 @@ class Deblur(Task):
     summary = "undo a blur that is known"
     doing = "deblurring"
     inputs = (Input("kernel", KERNEL),)
+    has_tiles = True
 
     def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Make the kernel of the blur."""

@@ -30,9 +30,10 @@ class Denoise(Task):
     name = "denoise"
     summary = "take the noise out of a picture"
     doing = "cleaning"
-    inputs = (Input("guide", GUIDE, required=False, is_estimate=True),)
+    inputs = (Input("guide", GUIDE, required=False, is_estimate=True, in_place=True),)
     options = (Option("noise", str, "auto", NOISE),)
     aside = ("hidden", "outliers")
+    has_tiles = True
 
     def preset(self, device: str) -> str:
         """Predict what the network does not see, on every device."""
@@ -70,6 +71,7 @@ class Denoise(Task):
         """Predict samples that the network does not see; or fit it from a random z, where the preset says so."""
         from dip_fast.fitting import masked_prediction
         from dip_fast.fitting.noise_level import is_correlated
+        from dip_fast.fitting.start import perturbation_for
 
         if recipe.masking is not None:
             y, known = as_target(data.image), _known(data)
@@ -81,7 +83,7 @@ class Denoise(Task):
             able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
             raise UsageError("{} needs a preset that hides samples; take one of {}", Argument("guide"), able)
         if options["noise"] != "auto" and recipe.options.perturbation is None:
-            perturbation = min(max(_noise(data, options).deviation / 3, 1 / 100), 1 / 30)
+            perturbation = perturbation_for(_noise(data, options).deviation)
             recipe = replace(recipe, options=replace(recipe.options, perturbation=perturbation))
         return super().objective(data, options, recipe, seed)
 

@@ -33,8 +33,9 @@ class Guided(Task):
     name = "guided"
     summary = "restore or enlarge a picture with the edges of another one"
     doing = "restoring"
-    inputs = (Input("guide", GUIDE), Input("kernel", KERNEL, required=False))
+    inputs = (Input("guide", GUIDE, in_place=True), Input("kernel", KERNEL, required=False))
     options = (Option("scale", int, 1, f"How many times larger the guide is: from 1 to {MAX_SCALE}."),)
+    has_tiles = True
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in the defaults, and check the scale."""
@@ -69,11 +70,12 @@ class Guided(Task):
         require_contrast("guide", as_target(guide))
         return guide
 
-    def network_input(self, data: Data, options: Mapping[str, Any]) -> NetworkInput:
-        """Take the guide."""
+    def network_input(self, data: Data, options: Mapping[str, Any]) -> NetworkInput | None:
+        """Take the guide; a tile in which that has no contrast is drawn from a random input."""
         from dip_fast.networks.network_input import of_image
 
-        return of_image(as_target(data.inputs["guide"]))
+        guide = data.inputs["guide"]
+        return None if data.tile is not None and (guide == guide[:1, :1]).all() else of_image(as_target(guide))
 
     def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
         """Whether rounds may follow: after an enlargement; the options do not say whether a blur is undone."""

@@ -61,13 +61,14 @@ class Inpaint(Task):
     name = "inpaint"
     summary = "fill in what a mask leaves black"
     doing = "filling in"
-    inputs = (Input("mask", MASK),)
+    inputs = (Input("mask", MASK, in_place=True),)
     options = (
         Option("composite", bool, True, "Keep the known pixels when inpainting."),
         Option("mask_white", ("known", "hole"), "known", "What white means in the file of the mask."),
     )
     may_miss = True
     aside = ("hidden", "outliers")
+    has_tiles = True
 
     def read(self, name: str, source: Path | str | np.ndarray, data: Data, options: Mapping[str, Any]) -> np.ndarray:
         """Read the mask: bool ``(H, W)``, True where the picture is known."""
@@ -98,7 +99,7 @@ class Inpaint(Task):
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Make the data term's objective; say how much is filled in, and that a mask may be the wrong way round."""
         known = data.inputs["mask"]
-        if known.all() or not known.any():  # of a part of the picture; `read` has seen the whole mask
+        if (known.all() and data.tile is None) or not known.any():  # of a part; `read` has seen the whole mask
             held = "all" if known.all() else "none"
             raise UsageError("{}: {} of the pixels in this part are known; choose another part", Argument("mask"), held)
         if recipe.masking is not None and options["composite"]:
@@ -112,6 +113,10 @@ class Inpaint(Task):
     def known(self, data: Data) -> np.ndarray | None:
         """Find which pixels are known."""
         return data.inputs["mask"]
+
+    def is_done(self, data: Data, options: Mapping[str, Any]) -> bool:
+        """Whether all of a tile is known, and kept."""
+        return bool(data.inputs["mask"].all()) and options["composite"]
 
     def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
         """Whether rounds may follow: where known pixels are predicted."""

@@ -32,6 +32,7 @@ class SuperResolution(Task):
     doing = "enlarging"
     inputs = (Input("kernel", KERNEL, required=False),)
     options = (Option("scale", int, 2, f"How many times larger: from {SCALES[0]} to {SCALES[1]}."),)
+    has_tiles = True
     stop = "never"  # there is little noise in a reduced picture, and fine detail comes last
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Needs neither numpy nor torch to be imported: the command line reads the tasks f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dip_fast.fitting import Degradation, Objective
     from dip_fast.networks import NetworkInput
     from dip_fast.pictures import Extras, Kind, Picture
+    from dip_fast.pictures.tiling import Box, Grid
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,37 @@ class Input:
     is_estimate : bool
         Whether it is an estimate of the result: `Task.read` scales that of a file to the picture's range, and an array
         is scaled as the image is.
+    in_place : bool
+        Whether it has a value for each pixel of the picture, or of the result, and a part of it belongs to a part.
     """
 
     name: str
     help: str
     required: bool = True
     is_estimate: bool = False
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a picture that is fitted by itself, with what its fit has in common with those of the other tiles.
+
+    Attributes
+    ----------
+    box : Box
+        Its place in the picture.
+    whole : tuple of int
+        Height and width of the picture.
+    recipe : dict
+        Changes of the recipe, see `Recipe.with_`.
+    deviation : float, optional
+        Of the noise in the picture; each fit measures it by default.
+    """
+
+    box: Box
+    whole: tuple[int, int]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    deviation: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +123,8 @@ class Data:
         the image has an estimate, that is not to be fitted.
     notes : list of str
         What a user should know of what was read; `Task.read` adds to it.
+    tile : Tile, optional
+        What part of a larger picture all of this is.
     """
 
     image: np.ndarray
@@ -104,6 +132,7 @@ class Data:
     picture: Picture | None = None
     aside: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +174,9 @@ class Task:
     aside : tuple of str
         What of a picture is set aside, see `dip_fast.pictures.read_picture`.  ``"outliers"`` for a task whose result
         has each sample at its place.
+    has_tiles : bool
+        Whether a part of what was read can be restored by itself, see `cropped`: no pixel of the picture depends on
+        what is far from its place in the result.
     """
 
     name: str = ""
@@ -155,6 +187,7 @@ class Task:
     stop: Literal["auto", "never"] | None = None
     may_miss: bool = False
     aside: tuple[str, ...] = ("hidden",)
+    has_tiles: bool = False
 
     def preset(self, device: str) -> str:
         """Choose the preset for a user who names none, by the type of the device."""
@@ -225,13 +258,53 @@ class Task:
 
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Make the objective: by default the degradation's data term, at the network input of the task."""
-        from dip_fast.fitting import deep_image_prior
+        from dip_fast.fitting.start import Place, deep_image_prior
 
         if recipe.masking is not None:
             able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is None)
             raise UsageError("{} needs a preset that fits from random input; take one of {}", self.name, able)
-        z = self.network_input(data, options)
-        return deep_image_prior(self.degradation(data, options), recipe, seed=seed, z=z)
+        degradation, z, place = self.degradation(data, options), self.network_input(data, options), None
+        if (tile := data.tile) is not None:
+            degradation.known_deviation = tile.deviation
+            by = degradation.size[0] // tile.box.height
+            place = Place((by * tile.box.top, by * tile.box.left), (by * tile.whole[0], by * tile.whole[1]))
+        return deep_image_prior(degradation, recipe, seed=seed, z=z, place=place)
+
+    def grid(self, data: Data) -> Grid:
+        """Find what the sides of tiles of the picture must be multiples of: by default of nothing."""
+        from dip_fast.pictures.tiling import Grid
+
+        return Grid()
+
+    def cropped(self, data: Data, options: Mapping[str, Any], tile: Tile) -> Data:
+        """Cut a tile out of what was read."""
+        import numpy as np
+
+        height, width = tile.whole
+        by = self.result_size(tile.whole, options)[0] // height
+        inputs = dict(data.inputs)
+        for name in (entry.name for entry in self.inputs if entry.in_place and entry.name in inputs):
+            scale = by if inputs[name].shape[:2] != (height, width) else 1
+            inputs[name] = np.ascontiguousarray(inputs[name][tile.box.scaled(scale).place])
+        place = tile.box.place
+        return replace(
+            data,
+            image=np.ascontiguousarray(data.image[place]),
+            inputs=inputs,
+            picture=None if data.picture is None else data.picture.cropped(*place),
+            aside=None if data.aside is None else np.ascontiguousarray(data.aside[place]),
+            tile=tile,
+        )
+
+    def is_done(self, data: Data, options: Mapping[str, Any]) -> bool:
+        """Whether the result is the picture as it is, in a tile that holds nothing to be restored."""
+        return False
+
+    def result_size(self, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """Compute height and width of the result of a picture of this height and width."""
+        from dip_fast.pictures import Kind
+
+        return self.result_kind(Kind("", size[1], size[0], 1, "float32", (0.0, 1.0)), options).size
 
     def result_kind(self, kind: Kind, options: Mapping[str, Any]) -> Kind:
         """Describe the result: by default it is of the picture's own kind."""
