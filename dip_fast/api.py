@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dip_fast.device.modes import fresh_state
+from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit, Result
 from dip_fast.fitting.callbacks import shown
 from dip_fast.fitting.results import Restored
@@ -18,6 +19,8 @@ from dip_fast.pictures.ranges import filled, find
 from dip_fast.pictures.samples import as_samples, from_unit, to_unit
 from dip_fast.presets import Preset, Recipe
 from dip_fast.runs.job import Job, complete, settled, start
+from dip_fast.runs.tiled import plan
+from dip_fast.runs.tiled.plan import decided
 from dip_fast.tasks import TASKS, Data
 from dip_fast.tasks.inpaint import doubts
 
@@ -30,6 +33,7 @@ def denoise(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -62,6 +66,10 @@ def denoise(
     stop : {"auto", "never"}, optional
         Whether the moving variance of the iterates may end the fit and choose the answer; the preset's by default.
         Only presets whose fit begins with a random input have iterates.
+    tile : int or {"auto", "never"}
+        Side in pixels, 64 at least, of tiles with a network each that an image is restored in, and blended, where the
+        fit begins with a random input; ``"auto"`` does so, in the largest tiles that fit, where memory is too small for
+        the whole, which ``"never"`` refuses.  There is no ``return_result`` of tiles.
     seed : int
         The same seed gives the same bits, on the same machine with the same number of threads.
     device : {"auto", "cpu", "cuda"}
@@ -144,6 +152,7 @@ def denoise(
         preset=preset,
         iterations=iterations,
         stop=stop,
+        tile=tile,
         seed=seed,
         device=device,
         engine=engine,
@@ -161,6 +170,7 @@ def inpaint(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -187,7 +197,7 @@ def inpaint(
         As in `denoise`.  By default ``"default"`` where holes are scattered, which learns from
         known pixels that it hides how they are filled; otherwise one whose fit begins with a random input: ``"quick"``
         on a CPU and ``"paper"`` on a GPU.
-    iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
+    iterations, stop, tile, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -238,6 +248,7 @@ def inpaint(
         preset=preset,
         iterations=iterations,
         stop=stop,
+        tile=tile,
         seed=seed,
         device=device,
         engine=engine,
@@ -291,7 +302,8 @@ def restore(
     estimates = {entry.name for entry in task.inputs if entry.is_estimate} & data.inputs.keys()
     scaled = {name: to_unit(as_samples(data.inputs[name]), found.limits) for name in estimates}
     data = replace(data, image=unit, inputs={**data.inputs, **scaled}, aside=found.outliers)
-    result = fitted(job, data, callbacks, progress=progress)
+    job = decided(job, unit.shape[-1], (unit.shape[-3], unit.shape[-2]))
+    result = fitted(job, data, callbacks, progress=progress, return_result=return_result)
     images = result.image if result.images is None else result.images
     images = images.reshape(*channels_last.shape[:-3], *result.image.shape)
     samples = from_unit(images, found.limits_of_result, given.dtype)
@@ -300,11 +312,25 @@ def restore(
             # The values themselves: a float image passes through another range on its way.
             samples = np.where(kept, channels_last, samples)
     restored = layout.as_given(samples.astype(channels_last.dtype, copy=False))
-    return Restored(restored, data.image, result) if return_result else restored
+    return Restored(restored, data.image, result) if isinstance(result, Result) and return_result else restored
 
 
-def fitted(job: Job, data: Data, callbacks: Sequence[Callable[[Fit], None]], *, progress: bool = False) -> Result:
-    """Fit a network as a job says."""
+def fitted(
+    job: Job,
+    data: Data,
+    callbacks: Sequence[Callable[[Fit], None]],
+    *,
+    progress: bool = False,
+    return_result: bool = False,
+) -> Result | plan.Blended:
+    """Fit a network as a job says, whose tiles are decided on, or one to each of these."""
+    if job.tile != "never":
+        if return_result:
+            raise UsageError(
+                "{}: the tiles of {} have a network each; leave it out, or pass tile='never'",
+                *(Argument("return_result", True), Argument("tile", job.tile)),
+            )
+        return plan.restored(job, data, callbacks, progress=progress)
     run = start(job, data)
     with shown(run, callbacks, progress) as called:
         run.run(called)

@@ -15,11 +15,12 @@ from dip_fast.api import fitted, restore
 from dip_fast.device.modes import fresh_state
 from dip_fast.errors import UsageError
 from dip_fast.fitting import Fit
-from dip_fast.fitting.results import Restored
+from dip_fast.fitting.results import Restored, Result
 from dip_fast.pictures import read_picture
 from dip_fast.pictures.layout import Layout
 from dip_fast.presets import Preset, Recipe
 from dip_fast.runs.job import complete
+from dip_fast.runs.tiled.plan import decided
 from dip_fast.tasks import Data
 
 
@@ -31,6 +32,7 @@ def superres(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -56,7 +58,7 @@ def superres(
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.
-    iterations, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
+    iterations, tile, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -98,6 +100,7 @@ def superres(
         preset=preset,
         iterations=iterations,
         stop=stop,
+        tile=tile,
         seed=seed,
         device=device,
         engine=engine,
@@ -114,6 +117,7 @@ def deblur(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -135,7 +139,7 @@ def deblur(
         a direction in degrees, counter-clockwise from the right.
     preset : str, Preset or Recipe, optional
         As in `inpaint`.
-    iterations, stop, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
+    iterations, stop, tile, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -176,6 +180,7 @@ def deblur(
         preset=preset,
         iterations=iterations,
         stop=stop,
+        tile=tile,
         seed=seed,
         device=device,
         engine=engine,
@@ -194,6 +199,7 @@ def guided(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -222,7 +228,7 @@ def guided(
         As in `inpaint`; its learning rate, its steps and its perturbation are those of the task.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default where the scale is more than 1.
-    iterations, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
+    iterations, tile, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -270,6 +276,7 @@ def guided(
         preset=preset,
         iterations=iterations,
         stop=stop,
+        tile=tile,
         seed=seed,
         device=device,
         engine=engine,
@@ -286,6 +293,7 @@ def dejpeg(
     preset: str | Preset | Recipe | None = None,
     iterations: int | None = None,
     stop: str | None = None,
+    tile: int | str = "auto",
     seed: int = 0,
     device: str = "auto",
     engine: str = "auto",
@@ -304,7 +312,7 @@ def dejpeg(
         As in `inpaint`.
     stop : {"auto", "never"}, optional
         As in `denoise`; ``"never"`` by default.
-    iterations, seed, device, engine, precision, callbacks, progress, return_result
+    iterations, tile, seed, device, engine, precision, callbacks, progress, return_result
         As in `denoise`.
 
     Returns
@@ -332,11 +340,12 @@ def dejpeg(
         raise UsageError(
             f"file must be a JPEG file or its content, got {type(file).__name__}, which does not say what was rounded"
         )
-    asked = {"preset": preset, "iterations": iterations, "stop": stop, "seed": seed}
+    asked = {"preset": preset, "iterations": iterations, "stop": stop, "tile": tile, "seed": seed}
     asked |= {"device": device, "engine": engine, "precision": precision}
-    job = complete({"task": "jpeg", **asked})
     picture = read_picture(file, name="the file" if isinstance(file, bytes) else None)
-    result = fitted(job, Data(picture.image, picture=picture), callbacks, progress=progress)
+    job = decided(complete({"task": "jpeg", **asked}), picture.channels, picture.size)
+    data = Data(picture.image, picture=picture)
+    result = fitted(job, data, callbacks, progress=progress, return_result=return_result)
     samples = picture.kind.to_samples(result.image)
     image = samples[..., 0] if picture.channels == 1 else samples
-    return Restored(image, picture.image, result) if return_result else image
+    return Restored(image, picture.image, result) if isinstance(result, Result) and return_result else image

@@ -92,6 +92,7 @@ def test_record_holds_what_repeats_the_run(dip, noisy):
         "task": "inpaint", "preset": "quick", "network": "skip", "upsampling": "bilinear", "iterations": 6,
         "stop": "auto", "seed": 7, "device": "cpu", "engine": "fused", "precision": "fp32", "threads": 1,
         "options": {"composite": True, "mask_white": "known"}, "snapshot_every": 100, "keep_metadata": False,
+        "tile": "never",
     }  # fmt: skip
     assert held["recipe"]["network_options"]["upsampling"] == "bilinear"
     assert held["recipe"]["options"]["iterations"] == 6

@@ -70,6 +70,16 @@ class Named(click.ParamType[str]):
         return str(value)
 
 
+class Tile(click.ParamType[int | str]):
+    """Pixels, or a word; `dip_fast.runs.job.complete` checks both."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Read a number."""
+        return int(value) if str(value).isdecimal() else str(value)
+
+
 class Formats(click.ParamType[tuple[str, ...]]):
     """Names of model formats with commas between them, or none."""
 

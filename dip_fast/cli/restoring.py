@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from dip_fast.cli.models import model_formats
-from dip_fast.cli.parameters import Choice, F, Formats, Named, task_parameters
+from dip_fast.cli.parameters import Choice, F, Formats, Named, Tile, task_parameters
 from dip_fast.names import DEVICES, PRECISIONS, STOPS, UPSAMPLINGS
 from dip_fast.networks import NETWORKS
 from dip_fast.presets import PRESETS
@@ -85,6 +85,13 @@ HOW = (
         type=click.IntRange(min=16),
         metavar="N",
         help="Reduce a picture whose longer side has more pixels.",
+    ),
+    click.option(
+        "--tile",
+        type=Tile(),
+        metavar="PIXELS",
+        help="Restore in tiles of so many pixels a side, with a network each, a picture for which memory is too small; "
+        "auto, as large as memory allows where it does not hold the whole; never.  [default: auto]",
     ),
     click.option(
         "--export",

@@ -231,12 +231,13 @@ def from_file(path: Path) -> FittedModel:
     Raises
     ------
     UsageError
-        If it is not such a file, or holds 16-bit weights.
+        If it is not such a file, holds 16-bit weights, or lists the files of tiles.
     """
     from dip_fast.programs import drawing
 
     model = open_model(path)
-    assert model.program is not None
+    if model.program is None:
+        raise UsageError(f"{path} lists files of tiles, and holds no network of its own; name one of them")
     if model.metadata.get("weights") != "float32":
         raise UsageError(f"{path} holds 16-bit weights; export from the file with all of them")
     facts = {name: model.metadata.get(name) for name in _FACTS}

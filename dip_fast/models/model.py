@@ -28,6 +28,7 @@ from dip_fast.programs import tiles
 from dip_fast.programs.program import Program
 
 IN_FOLDER = "model.onnx"  # in the folder of a run
+LIST = "model.json"  # in that of a picture in tiles, see `tiled`
 LARGEST_FILE = 2**31 - 1  # of protobuf; model files are kept below it when they are written
 
 
@@ -92,12 +93,16 @@ class Model:
                     f"cannot replay {self.label}: drawing it takes {needed / 1e9:.3g} GB of memory and "
                     f"{available / 1e9:.3g} GB are free; free some, or use a larger machine"
                 )
-        output = FORMATS[self.format].run(self.contents, self.label, provider, threads)
+        output = self._drawn(provider, threads)
         if output.shape != (*self.kind.size, self.kind.channels) or output.dtype != np.float32:
             raise UsageError(f"cannot replay {self.label}: it draws no picture of the size that it names")
         if not np.isfinite(output).all():
             raise UsageError(f"cannot replay {self.label}: it draws NaN or infinite values; get an intact copy")
         return output
+
+    def _drawn(self, provider: str, threads: int | None) -> np.ndarray:
+        """Run the model as its format does."""
+        return FORMATS[self.format].run(self.contents, self.label, provider, threads)
 
     def samples(self, output: np.ndarray) -> np.ndarray:
         """Turn what was drawn into the picture's samples, ``(H, W, C)``."""
@@ -114,7 +119,7 @@ def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
     Parameters
     ----------
     path : str or os.PathLike
-        The file, or a run's folder, whose ONNX file is read.
+        The file, or a run's folder, whose ONNX file, or list of such files, is read.
     trust : bool
         Open formats that can run code.
 
@@ -123,10 +128,15 @@ def open_model(path: str | os.PathLike[str], *, trust: bool = False) -> Model:
     UsageError
         In one line, if the file is missing, damaged, foreign, of a later schema version, or not trusted.
     """
+    from dip_fast.models import tiled  # here, since it is made of such models
+
     path = located(path)
     label = str(path).encode("utf-8", "replace").decode()
     try:
-        return _model(label, _read(_file_content(path), trust))
+        data = _file_content(path)
+        if tiled.is_list(data):
+            return tiled.read(path, label, data)
+        return checked(label, _read(data, trust))
     except UsageError as error:
         # The message as it is, with the arguments that it names.
         template, parts = (error.template, error.parts) if error.parts else ("{}", (str(error),))
@@ -144,8 +154,9 @@ def located(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises for a name that is too long)
         return path
-    if (path / IN_FOLDER).exists():
-        return path / IN_FOLDER
+    for name in (IN_FOLDER, LIST):
+        if (path / name).exists():
+            return path / name
     if not (path / "run.json").exists():
         raise UsageError(f"{path} is not a run's folder; name one, or a {IN_FOLDER}")
     if any(path.glob("model_*.onnx")):
@@ -184,8 +195,14 @@ def _read(data: bytes, trust: bool) -> Contents:
     return contents
 
 
-def _model(label: str, contents: Contents) -> Model:
-    """Check the metadata against one another and against the program."""
+def checked(label: str, contents: Contents) -> Model:
+    """Make a model of what a file holds, whose metadata are checked against one another and against the program.
+
+    Raises
+    ------
+    UsageError
+        If they are damaged.
+    """
     program, metadata, blobs = contents.program, contents.metadata, contents.blobs
     try:
         kind = Kind.of(metadata["picture"])

@@ -84,7 +84,7 @@ def write(
     }
     if fp16:
         facts["fp16_error"] = _cost(output, fitted)
-    blobs = {"pixels": pack(samples), **_carried(fitted.extras)}
+    blobs = {"pixels": pack(samples), **carried(fitted.extras)}
     data = FORMATS[format_].write(stored.program, facts, blobs, fused_ops)
     if len(data) > LARGEST_FILE:
         raise DipFastError(f"{path} would be larger than a model file may be ({len(data) / 1e9:.1f} GB)")
@@ -180,8 +180,8 @@ def _keep(path: Path, data: bytes, check: Callable[[Path], None]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _carried(extras: Extras) -> dict[str, str]:
-    """Return what goes along with a picture as texts by name."""
+def carried(extras: Extras) -> dict[str, str]:
+    """Return what goes along with a picture as texts by name, as `Contents` holds them."""
     texts = {} if extras.alpha is None else {"alpha": pack(extras.alpha)}
     if extras.icc_profile is not None:
         texts["icc_profile"] = base64.b64encode(extras.icc_profile).decode()

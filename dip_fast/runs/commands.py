@@ -71,8 +71,8 @@ def _settings(record: Record) -> list[str]:
         words += _option("upsampling", job.upsampling)
     if job.iterations is not None:
         words += _option("iterations", job.iterations)
-    if PRESETS[job.preset].recipe.masking is None:  # its steps have no such choice
-        words += _option("stop", job.stop)
+    if PRESETS[job.preset].recipe.masking is None:  # steps of others have no such choice
+        words += [*_option("stop", job.stop), *_option("tile", job.tile)]
     words += ["--fused" if job.engine == "fused" else "--no-fused", *_option("device", job.device)]
     if job.device == "cuda":
         words += _option("precision", job.precision)

@@ -10,7 +10,7 @@ from dip_fast import figures
 from dip_fast.device import devices
 from dip_fast.fitting.objectives import LARGEST_WHOLE
 from dip_fast.fitting.start import REDRAWER, rounds
-from dip_fast.pictures import Kind
+from dip_fast.pictures import tiling
 from dip_fast.presets import PRESETS, Recipe
 from dip_fast.runs.job import Job
 from dip_fast.tasks import TASKS
@@ -31,15 +31,17 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
     UsageError
         As `devices.require_memory`.
     """
-    recipe, drawn, device = job.recipe(size), _drawn(job, size), torch.device(job.device)
-    step = None
+    task, recipe, device = TASKS[job.task], job.recipe(size), torch.device(job.device)
+    drawn, step = task.result_size(size, job.options), None
     if recipe.masking is not None:
         side = min(recipe.masking.crop, *(32 * math.ceil(length / 32) for length in size))
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
+    elif not isinstance(job.tile, str):
+        step = task.result_size((min(job.tile, size[0]), min(job.tile, size[1])), job.options)
     needed = devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
     if _is_redrawn(job, recipe):  # when the memory of the fit is free again
         redrawer = PRESETS[REDRAWER].recipe
-        needed = max(needed, devices.require_memory(redrawer, channels, drawn, device, job.engine, 2 * channels))
+        needed = max(needed, devices.require_memory(redrawer, channels, drawn, device, job.engine, 2 * channels, step))
     return needed
 
 
@@ -53,18 +55,13 @@ def _is_redrawn(job: Job, recipe: Recipe) -> bool:
     return recipe.masking is None and _rounds(job, recipe) > 0
 
 
-def _drawn(job: Job, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the result of a picture of this size, which is what the network draws."""
-    height, width = size
-    kind = Kind("", width, height, 1, "float32", (0.0, 1.0))
-    return TASKS[job.task].result_kind(kind, job.options).size
-
-
 def seconds(job: Job, size: tuple[int, int]) -> float | None:
     """Estimate the time of a fit on two cores, from what was measured; None where nothing near it was."""
     if job.device != "cpu" or job.engine != "fused":
         return None
-    recipe, pixels = job.recipe(size), math.prod(_drawn(job, size))
+    task, recipe = TASKS[job.task], job.recipe(size)
+    drawn = [size] if isinstance(job.tile, str) else [box[2:] for box in tiling.lay(size, job.tile).boxes]
+    pixels = sum(math.prod(task.result_size(part, job.options)) for part in drawn)
     redrawn = _is_redrawn(job, recipe)
     a_step, a_last_step = _step_seconds(job.preset), _step_seconds(REDRAWER if redrawn else job.preset)
     if a_step is None or a_last_step is None:

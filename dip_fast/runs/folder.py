@@ -14,10 +14,11 @@ from pathlib import Path
 
 from dip_fast.errors import Argument, BusyError, DipFastError, PlaceError, UsageError
 from dip_fast.models.formats import FORMATS
+from dip_fast.models.model import LIST
 from dip_fast.pictures import write_atomically, write_in
 from dip_fast.pictures.files import TEMPORARY, one_line
 from dip_fast.pictures.formats import written_suffixes
-from dip_fast.runs import report
+from dip_fast.runs import places, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.places import NAME, described
 from dip_fast.runs.record import Record
@@ -26,6 +27,7 @@ Say = Callable[[str], None]  # prints a line for the user
 
 OUT = Argument("out")
 SNAPSHOTS = "snapshots"
+MOST_TILES = 10**5  # no picture that can be read has more
 
 
 class Folder:
@@ -247,7 +249,14 @@ class Folder:
         """List what a run may leave in its folder, besides the record and the snapshots."""
         results = [f"result{suffix}" for suffix in written_suffixes()]
         models = [f"model{entry.suffix}" for entry in FORMATS.values()]
-        return [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.svg"]
+        left = [CHECKPOINT, *results, *models, report.NAME, "contact_sheet.png", "history.csv", "history.svg"]
+        return [*left, LIST, *self._of_tiles()]
+
+    def _of_tiles(self) -> list[str]:
+        """List the files of the tiles that the record in the folder names."""
+        tiles = (places.found(self.path) or {}).get("tiles")
+        count = min(len(tiles), MOST_TILES) if isinstance(tiles, list) else 0
+        return [name for n in range(count) for name in (model_of_tile(n), output_of_tile(n))]
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove files of the folder's own."""
@@ -276,6 +285,16 @@ class Folder:
             ) from error
         except OSError as error:
             raise PlaceError("cannot use {}: {}; choose another {}", self.path, error.strerror, OUT) from error
+
+
+def model_of_tile(number: int) -> str:
+    """Name the model file of a tile, which is counted from 0 here and from 1 in the name."""
+    return f"model_{number + 1:04}.onnx"
+
+
+def output_of_tile(number: int) -> str:
+    """Name the file of what the network of a tile draws, as long as the run lasts."""
+    return f"tile_{number + 1:04}.npz"
 
 
 def write_elsewhere(name: str, data: bytes) -> Path:

@@ -14,13 +14,14 @@ from dip_fast import networks
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit, prepare
-from dip_fast.names import DEVICES, ENGINES, PRECISIONS, STOPS, UPSAMPLINGS
+from dip_fast.names import DEVICES, ENGINES, PRECISIONS, STOPS, TILES, UPSAMPLINGS
 from dip_fast.presets import PRESETS, Preset, Recipe, default, recipe_of
-from dip_fast.tasks import TASKS, Data, choose
+from dip_fast.tasks import TASKS, Data, Task, choose
 from dip_fast.tasks.task import as_target
 from dip_fast.values import choice, integer
 
 LARGEST_SEED = 2**63 - 1
+LEAST_TILE = 64  # pixels a side
 MOST_ITERATIONS = 10**9  # more are a mistake
 
 
@@ -56,6 +57,8 @@ class Job:
         Steps between iterates that a run writes; 0 for none.
     keep_metadata : bool
         Whether a run copies the EXIF data.
+    tile : int or {"auto", "never"}
+        Side of the tiles in pixels of the picture, each of which has a network of its own; or whether memory decides.
     """
 
     task: str
@@ -72,6 +75,7 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     snapshot_every: int = 100
     keep_metadata: bool = False
+    tile: int | Literal["auto", "never"] = "never"
 
     def recipe(self, size: tuple[int, int]) -> Recipe:
         """Change the preset's recipe as the settings say, for a picture of this height and width."""
@@ -141,8 +145,13 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
         precision=wanted if device.type == "cuda" else "fp32",
         threads=torch.get_num_threads(),
         options=options,
+        tile="auto" if task.has_tiles and recipe.masking is None else "never",
     )
+    if asked.get("tile") == "auto":  # it is decided only where there is anything to decide
+        del asked["tile"]
     job = replace(defaults, **asked)
+    if not isinstance(job.tile, str) and defaults.tile == "never":
+        raise _no_tiles(job, task)
     return replace(job, engine=_engine(engine, job))
 
 
@@ -163,9 +172,27 @@ def _check(asked: Mapping[str, Any]) -> None:
     most = {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}
     for name in least.keys() & asked.keys():
         integer(name, asked[name], least=least[name], most=most.get(name))
+    if not isinstance(tile := asked.get("tile", "auto"), str):
+        integer("tile", tile, least=LEAST_TILE)
+    elif tile not in TILES:
+        raise UsageError(
+            "{} must be {}, or pixels, at least {}", Argument("tile", tile), " or ".join(TILES), LEAST_TILE
+        )
     for name, choices in {"stop": STOPS, "upsampling": UPSAMPLINGS}.items():
         if name in asked:
             choice(name, asked[name], choices)
+
+
+def _no_tiles(job: Job, task: Task) -> UsageError:
+    """Make the error of a user who asks for tiles where there are none, or none are needed."""
+    asked = Argument("tile", job.tile)
+    if not task.has_tiles:
+        return UsageError("{}: {} needs all of the picture at once; leave it out", asked, Argument("task", task.name))
+    able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is None)
+    return UsageError(
+        "{}: {} learns from squares of a picture of any size; leave it out, or take one of {}",
+        *(asked, _named(job.preset), able),
+    )
 
 
 def _named(preset: str | Preset | Recipe) -> Argument:
@@ -198,7 +225,7 @@ def resumed(asked: Mapping[str, Any], job: Job) -> Job:
     """
     known = {**vars(job), **job.options}
     for name, value in asked.items():
-        if value is None or name == "iterations" or (name in ("device", "engine") and value == "auto"):
+        if value is None or name == "iterations" or (name in ("device", "engine", "tile") and value == "auto"):
             continue
         if name not in known:
             raise UsageError(
@@ -271,7 +298,9 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
     """
     height, width = data.image.shape[-3:-1]
     recipe = job.recipe((height, width))
-    if (np.ptp(data.image, axis=(-3, -2)) == 0).all():  # constant channels are what they are, whatever is fitted
+    if data.tile is not None:
+        recipe = recipe.with_(**data.tile.recipe)
+    elif (np.ptp(data.image, axis=(-3, -2)) == 0).all():  # constant channels are what they are, whatever is fitted
         recipe = recipe.least()
     if data.image.ndim > 3 and recipe.masking is None:
         able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)

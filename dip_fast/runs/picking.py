@@ -155,6 +155,8 @@ def _record(path: Path) -> tuple[Record, Summary]:
         raise UsageError("{} {}; there is nothing to pick from without it", path / NAME, error) from error
     if record.sources is not None:
         raise UsageError("{} is the folder of a stack, and holds no other answers; pick from that of one picture", path)
+    if record.tiles is not None:
+        raise UsageError("the picture of {} was restored in tiles, and there is no other answer of all of them", path)
     if record.summary is None:
         raise UsageError("the run in {} has no result yet ({}); let it end first", path, record.status)
     return record, record.summary

@@ -39,6 +39,35 @@ class ModelFile(TypedDict):
     pixels: str
 
 
+class TileFile(TypedDict):
+    """A tile of a picture: its place, ``file`` with what its network draws, and the SHA-256 of that once it is done.
+
+    ``model`` is the SHA-256 of its model file; None where there is none.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    file: str
+    sha256: str | None
+    model: str | None
+    steps: int
+    seconds: float
+
+
+class Shared(TypedDict):
+    """What the fits of all tiles have in common.
+
+    ``probes`` are the tiles whose fits choose the steps of all: their numbers, with the steps that were best in each.
+    """
+
+    perturbation: float
+    deviation: float | None
+    probes: list[list[int]]
+    iterations: int | None
+
+
 class Quality(TypedDict):
     """Figures against the reference, where there is one."""
 
@@ -178,6 +207,10 @@ class Record:
         SHA-256 of the result and the model files by name, as they were before it was resumed.
     sources : list of str or None
         What a stack was read from, as the user named it; None for one picture.
+    tiles : list of dict or None
+        Those of a picture that is restored in tiles, see `TileFile`.
+    shared : dict or None
+        See `Shared`; None before it is known.
     """
 
     status: Literal["running", "done", "interrupted", "failed", "bad", "too-large"]
@@ -202,6 +235,10 @@ class Record:
     key: str | None = None
     written: dict[str, str] = field(default_factory=dict)
     sources: list[str] | None = None
+    tiles: list[TileFile] | None = None
+    shared: Shared | None = None
+
+    part = ""  # what is fitted now, where there are several fits; no field
 
     def json(self) -> bytes:
         """Write the record as JSON; what is None is left out."""
@@ -218,7 +255,9 @@ class Record:
             del settings[name]
         if options["decay"] == "none":
             del settings["iterations"], options["iterations"]
-        document = [self.inputs, {**self.recipe, "options": options}, settings]
+        if settings["tile"] == "never":  # as the settings of earlier versions were
+            del settings["tile"]
+        document = [self.inputs, {**self.recipe, "options": options}, settings, *([self.part] if self.part else [])]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
     @classmethod

@@ -187,6 +187,8 @@ def _lead(record: Record, summary: Summary) -> Iterator[str]:
         f"Task {job.task}, preset {job.preset}: {REASONS[summary.stop_reason]}, {counted(summary.steps, 'step')} in "
         f"{summary.seconds:.0f} s. The answer is that of step {summary.best_step}."
     )
+    if record.tiles is not None:
+        yield f"The picture is made of {counted(len(record.tiles), 'tile')}, each drawn by a network of its own."
     if summary.strength < 1:
         yield f"The result goes {summary.strength:.0%} of the way from the input to it."
     yield from quality_lines(summary)
@@ -208,11 +210,9 @@ def _commands(record: Record, summary: Summary, folder: str) -> list[tuple[str, 
     """List what there is to do with a run, each with its command."""
     found = [("make the same run again", commands.repeat(record, folder)), ("go on", commands.resume(record, folder))]
     found += [(f"draw the result from the {model['format']} file", commands.replay(model)) for model in summary.models]
-    return [
-        *found,
-        ("see what else there is to pick: earlier steps, a blend with the input", commands.pick(folder)),
-        ("write this report again", commands.report(folder)),
-    ]
+    if record.tiles is None:
+        found.append(("see what else there is to pick: earlier steps, a blend with the input", commands.pick(folder)))
+    return [*found, ("write this report again", commands.report(folder))]
 
 
 def tables(record: Record, summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -15,12 +15,13 @@ import torch
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
+from dip_fast.models.model import LIST
 from dip_fast.pictures.files import is_there
 from dip_fast.pictures.reading import check_header
 from dip_fast.runs import checkpoints, estimate, report
 from dip_fast.runs.checkpoints import CHECKPOINT
 from dip_fast.runs.finish import finish
-from dip_fast.runs.folder import Folder, Say
+from dip_fast.runs.folder import Folder, Say, model_of_tile
 from dip_fast.runs.interrupting import interruptible
 from dip_fast.runs.job import Job, complete, extended, resumed, settled, start
 from dip_fast.runs.material import Material, Request, read
@@ -30,6 +31,8 @@ from dip_fast.runs.progress import Emit, Progress
 from dip_fast.runs.record import Record, Summary
 from dip_fast.runs.recorder import Checkpoints, Snapshots
 from dip_fast.runs.states import MOST, States, has_states
+from dip_fast.runs.tiled.plan import decided
+from dip_fast.runs.tiled.run import restore as in_tiles
 from dip_fast.runs.untouched import changed, written_by
 from dip_fast.tasks import TASKS
 
@@ -74,14 +77,14 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
             request.target.check(request.paths, overwrite=request.overwrite, own=own)
         job = _job(request, stored)
         task = TASKS[job.task]
-        size, needed = _by_header(request, job)
-        ahead = [] if size is None else expected_lines(job, size, needed, fresh=stored is None)
+        needed, ahead = _by_header(request, job, fresh=stored is None)
         for line in ahead:  # before a large picture is decoded, which takes a while
             say(line)
         material = read(request, job, task)
         picture = material.picture
         if stored is None:
             job = settled(job, request.asked, request.inputs, material.data)
+            job = decided(job, picture.channels, picture.size)
         if request.target is not None:
             request.target.check_kind(task.result_kind(picture.kind, job.options))
         if stored is not None:
@@ -92,7 +95,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
                 return summary
             _require_untouched(request.folder, stored)
         torch.set_num_threads(job.threads)
-        return _whole(Run(request, job, material, folder, stored, formats, needed, ahead, say, emit))
+        begun = Run(request, job, material, folder, stored, formats, needed, ahead, say, emit)
+        return _whole(begun) if job.tile == "never" else in_tiles(begun)
 
 
 def _whole(run: Run) -> Summary:
@@ -125,15 +129,15 @@ def _job(request: Request, stored: Record | None) -> Job:
     return job
 
 
-def _by_header(request: Request, job: Job) -> tuple[tuple[int, int] | None, int]:
-    """Find the size of what is fitted, and its memory, by the header of the picture, before that is decoded.
+def _by_header(request: Request, job: Job, *, fresh: bool) -> tuple[int, list[str]]:
+    """Find what a run takes by the header of its picture, before that is decoded.
 
     Returns
     -------
-    size : tuple of int or None
-        None where the header does not say it.
     memory : int
-        In bytes, as estimated; 0 without a size.
+        In bytes, as estimated; 0 where the header does not say the size.
+    lines : list of str
+        What to say of it.
 
     Raises
     ------
@@ -143,9 +147,11 @@ def _by_header(request: Request, job: Job) -> tuple[tuple[int, int] | None, int]
     name = os.fspath(request.source) if isinstance(request.source, Path) else "stdin"
     found = check_header(request.data, name)
     if found is None or found[2] not in (1, 3):
-        return None, 0
+        return 0, []
     size = request.part.size(*found[:2])
-    return size, estimate.memory(job, found[2], size)
+    likely = decided(job, found[2], size)
+    needed = estimate.memory(likely, found[2], size)
+    return needed, expected_lines(likely, size, needed, fresh=fresh)
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:
@@ -179,7 +185,9 @@ def _done(stored: Record, request: Request) -> Summary | None:
         return None
     result = path / Path(summary.result).name
     models = [model | {"path": str(path / Path(model["path"]).name)} for model in summary.models]
-    wanted = {*(model["path"] for model in models), *(str(path / f"model{FORMATS[name].suffix}") for name in formats)}
+    names = [LIST if stored.tiles and key == "onnx" else f"model{FORMATS[key].suffix}" for key in formats]
+    names += [model_of_tile(n) for n, tile in enumerate(stored.tiles or []) if tile["model"] is not None]
+    wanted = {*(model["path"] for model in models), *(str(path / name) for name in names)}
     if not all(is_there(Path(str(place))) and Path(str(place)).is_file() for place in (result, *wanted)):
         return None
     return Summary(**{**asdict(summary), "result": str(result), "folder": str(path), "models": models})

@@ -144,7 +144,8 @@ def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:
 
 def _known(data: Data) -> Tensor | None:
     """Find the samples that are to be fitted; None for all."""
-    return None if data.aside is None else as_target(~data.aside)
+    aside = data.aside
+    return None if aside is None or aside.all() else as_target(~aside)  # all of a tile may be transparent
 
 
 DENOISE = Denoise()

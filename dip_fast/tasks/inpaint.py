@@ -116,7 +116,8 @@ class Inpaint(Task):
 
     def is_done(self, data: Data, options: Mapping[str, Any]) -> bool:
         """Whether all of a tile is known, and kept."""
-        return bool(data.inputs["mask"].all()) and options["composite"]
+        known = bool(data.inputs["mask"].all())
+        return known and (options["composite"] or super().is_done(data, options))
 
     def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
         """Whether rounds may follow: where known pixels are predicted."""
@@ -129,7 +130,7 @@ class Inpaint(Task):
         from dip_fast.fitting import Mask
 
         known = torch.from_numpy(data.inputs["mask"])[None, None]
-        if data.aside is not None:
+        if data.aside is not None and not data.aside.all():  # as in a tile that is transparent
             known = known & as_target(~data.aside)
         return Mask(as_target(data.image), known, composite=options["composite"])
 

@@ -298,7 +298,7 @@ class Task:
 
     def is_done(self, data: Data, options: Mapping[str, Any]) -> bool:
         """Whether the result is the picture as it is, in a tile that holds nothing to be restored."""
-        return False
+        return data.aside is not None and bool(data.aside.all())
 
     def result_size(self, size: tuple[int, int], options: Mapping[str, Any]) -> tuple[int, int]:
         """Compute height and width of the result of a picture of this height and width."""
