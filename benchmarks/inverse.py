@@ -153,8 +153,8 @@ def restored(case: Case, preset: str, options: argparse.Namespace) -> tuple[np.n
             place.write_bytes(case.mask)
             given += ["--mask", str(place)]
         arguments = ["run", str(file), *given, "--out", str(Path(folder) / "run"), "--preset", preset]
-        for name in ("iterations", "stop", "seed", "device", "threads"):
-            if (value := vars(options)[name]) is not None:
+        for name in ("iterations", "stop", "seed", "device", "threads", "tile"):
+            if (value := vars(options).get(name)) is not None:
                 arguments += [f"--{name}", str(value)]
         # -P: the package that this script imports, not one that lies in the working folder.
         command = [sys.executable, "-P", "-m", "dip_fast", *arguments, "--quiet", "--json"]

@@ -90,6 +90,10 @@ SCRIPTS = {
         ["| runs killed | 2 | 2 went on, 0 lost, 0 stuck, 0 with other bits |", "0 failed, 0 stuck"],
     ),
     "task_pictures.py": ("jpeg --out . --iterations 2 --threads 1", ["jpeg damaged ", " dB, quick "]),
+    "tiles.py": (  # of 32x32 pixels, one tile is the whole
+        "clean.png --tasks jpeg --tile 64 --iterations 2 --threads 1 --check",
+        ["| picture | task | tiles | PSNR, dB | lost, dB | borders | seconds |", "| clean | jpeg | 64 |", "| 0.00 | "],
+    ),
     "tomography.py": (  # deepinv is not among the libraries of the tests
         "--pictures phantom --size 32 --iterations 2 --threads 1 --without-deepinv",
         ["| picture | filtered back-projection | `quick` |", "| phantom 32x32, 30 views | "],
