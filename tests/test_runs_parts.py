@@ -47,6 +47,23 @@ def test_a_preview_is_the_part_of_the_picture_and_of_all_beside_it(dip, place):
     assert (ended.code, "cannot resume" in ended.err) == (2, True)
 
 
+def test_a_preview_takes_its_part_of_what_is_as_large_as_the_result(dip, place):
+    samples = texture(40, 60)
+    Image.fromarray(samples).save("photo.png")
+    large = np.kron(samples, np.ones((2, 2), np.uint8))
+    Image.fromarray(large).save("large.png")
+    words = ("run", "photo.png", "--guide", "large.png", "--reference", "large.png", "--scale", "2", *SHORT)
+    ended = dip(*words, "--preview", "16,5,24,20")
+    assert ended.code == 0, ended.err
+    Image.fromarray(samples[5:25, 16:40]).save("part.png")
+    Image.fromarray(large[10:50, 32:80]).save("of_it.png")
+    words = ("run", "part.png", "--guide", "of_it.png", "--reference", "of_it.png", "--scale", "2", *SHORT)
+    assert dip(*words).code == 0
+    (part, alone) = (record(folder)["summary"] for folder in ("runs/photo-preview", "runs/part"))
+    assert part["sha256"] == alone["sha256"]
+    assert part["psnr"] == alone["psnr"] is not None
+
+
 def test_a_part_without_holes_or_without_known_pixels_is_refused(dip, place):
     Image.fromarray(texture(40, 60)).save("photo.png")
     mask = np.full((40, 60), 255, np.uint8)

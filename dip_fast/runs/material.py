@@ -142,13 +142,17 @@ def read(request: Request, job: Job, task: Task) -> Material:
         page=request.page,
         content=request.data,
     )
-    reference, part, whole = None, request.part, task.result_kind(picture.kind, job.options).size
+    reference, part, result = None, request.part, task.result_kind(picture.kind, job.options)
+    scale = result.size[0] // picture.size[0]
     if request.reference is not None:
-        reference = part.array(_reference(request.reference, task.result_kind(picture.kind, job.options)), whole)
+        reference = part.array(_reference(request.reference, result), picture.size, scale)
     data, options = Data(picture.image, picture=picture), task.complete(job.options)
-    inputs = {
-        name: part.array(task.read(name, path, data, options), picture.size) for name, path in request.inputs.items()
-    }
+    in_place = {entry.name for entry in task.inputs if entry.in_place}
+    inputs = {}
+    for name, path in request.inputs.items():
+        array = task.read(name, path, data, options)
+        by = scale if name in in_place and array.shape[:2] != picture.size else 1
+        inputs[name] = part.array(array, picture.size, by)
     picture = part.of(picture)
     aside = None if picture.extras.aside is None else picture.extras.aside[0]
     data = Data(picture.image, picture=picture, aside=aside, notes=data.notes)

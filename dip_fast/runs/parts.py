@@ -90,15 +90,17 @@ class Part:
             missing=None if picture.missing is None else ~self.array(~picture.missing, picture.size),
         )
 
-    def array(self, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def array(self, array: np.ndarray, size: tuple[int, int], by: int = 1) -> np.ndarray:
         """Return the part of an array that lies over a picture of this size; any other array as it is.
 
-        What is reduced is the mean of its pixels; a mask is True where all of them are.
+        What is reduced is the mean of its pixels; a mask is True where all of them are.  An array may be so many times
+        larger than the picture, as a result is.
         """
-        if self == Part() or array.shape[:2] != size:
+        if self == Part() or array.shape[:2] != (by * size[0], by * size[1]):
             return array
-        part = np.ascontiguousarray(array[self._box(*size)])
-        height, width = self.size(*size)
+        rows, columns = (slice(by * side.start, by * side.stop) for side in self._box(*size))
+        part = np.ascontiguousarray(array[rows, columns])
+        height, width = (by * side for side in self.size(*size))
         if part.shape[:2] == (height, width):
             return part
         values = part.astype(np.float32 if array.dtype == bool else array.dtype)
