@@ -3,6 +3,7 @@
 // These are C functions, which dip_fast/ops/interface.py calls through ctypes: the library depends on no version of
 // Python.  No exception may leave them; a function that can fail returns its message, which is valid until the thread
 // calls one of these functions again, or null.
+#include <atomic>
 #include <exception>
 #include <string>
 
@@ -75,6 +76,17 @@ DIP_FAST_EXPORT const char* dip_fast_select_cpu_level(const char* name) {
 DIP_FAST_EXPORT void* dip_fast_enter_own_threads() { return new dip_fast::cpu::OwnThreads; }
 DIP_FAST_EXPORT void dip_fast_leave_own_threads(void* entered) {
   delete static_cast<dip_fast::cpu::OwnThreads*>(entered);
+}
+
+// Lets the micro-kernel of float32 make `count` products on each thread that an operator would use; returns the number of
+// multiplications of all threads.
+DIP_FAST_EXPORT int64_t dip_fast_multiply(int64_t count) {
+  constexpr int64_t PARTS = 8;  // of each thread's share, so that none waits long for another
+  std::atomic<int64_t> multiplications{0};
+  dip_fast::cpu::for_each_range(PARTS * dip_fast::cpu::thread_count(), 1, [&](int64_t, int64_t) {
+    multiplications += dip_fast::cpu::upsample_kernels<float>().repeat_products((count + PARTS - 1) / PARTS);
+  });
+  return multiplications;
 }
 
 DIP_FAST_EXPORT void dip_fast_hold_workspace() { dip_fast::workspace::hold(); }

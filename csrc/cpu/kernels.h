@@ -65,6 +65,8 @@ struct UpsampleKernels {
   int64_t (*sums_size)(const Shape&);
   void (*weight_gradient)(const Shape&, const T* grad, const T* input, T* sums, int64_t item, T* scratch);
   void (*finish)(const Shape&, const T* total, int64_t k0, int64_t k1, T* grad_weight, T* grad_bias);
+
+  int64_t (*repeat_products)(int64_t count);  // see tile.h
 };
 
 // A table of kernels for both precisions.

@@ -32,5 +32,6 @@ constexpr UpsampleKernels<T> make_upsample_kernels() {
           P::weight_gradient_scratch,
           P::sums_size,
           P::weight_gradient,
-          P::finish};
+          P::finish,
+          repeat_products<TileOf<T>>};
 }

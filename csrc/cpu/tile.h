@@ -191,3 +191,17 @@ static void nine_products(const T* weight, int64_t rows, int64_t depth, const T*
                    d > 0 || (out_slot == 0 && slot > 0));
   }
 }
+
+// Makes `count` products of a whole tile, whose operands stay in the first-level cache, and returns how many
+// multiplications these are: a benchmark measures the rate of the micro-kernel by it.
+template <class Tile, class T = typename Tile::T>
+static int64_t repeat_products(int64_t count) {
+  constexpr int64_t MR = Tile::MR, NR = Tile::NR;
+  alignas(64) T a[MR * CHAIN], b[CHAIN * NR], out[MR * NR] = {};
+  for (T& value : a) value = static_cast<T>(0.001);
+  for (T& value : b) value = static_cast<T>(0.001);
+  for (int64_t i = 0; i < count; ++i) Tile::template only<Tile::MR>(CHAIN, a, CHAIN, b, out, NR, true, NR);
+  const volatile T used = out[0];  // otherwise the compiler leaves the products out
+  (void)used;
+  return count * MR * NR * CHAIN;
+}

@@ -14,7 +14,7 @@ from dip_fast import networks
 from dip_fast.bench.meters import Meter, meter_for
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import UsageError
-from dip_fast.presets import PRESETS, FitOptions, Recipe
+from dip_fast.presets import PRESETS, FitOptions, Masking, Recipe
 
 CHANNELS = 3
 ITERATIONS = 10**5  # more than anybody measures, so that no measured step is the last
@@ -145,8 +145,10 @@ class Configuration:
     def from_json(text: str) -> Configuration:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
-        options = FitOptions(**fields["recipe"].pop("options"))
-        return Configuration(**{**fields, "recipe": Recipe(**fields["recipe"], options=options)})
+        recipe = fields["recipe"]
+        recipe["options"] = FitOptions(**recipe["options"])
+        recipe["masking"] = recipe["masking"] and Masking(**recipe["masking"])
+        return Configuration(**{**fields, "recipe": Recipe(**recipe)})
 
     def __str__(self) -> str:
         return f"{self.engine} at {self.group}"

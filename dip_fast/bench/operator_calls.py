@@ -71,6 +71,11 @@ class Call:
         """The bytes that must move: each tensor is read or written once."""
         return sum(value.nbytes for value in (*self.arguments, *self.results) if isinstance(value, TensorSpec))
 
+    @property
+    def result_bytes(self) -> int:
+        """The bytes of the results alone."""
+        return sum(value.nbytes for value in self.results if isinstance(value, TensorSpec))
+
     def multiplications(self, per_3x3: float) -> tuple[float, float]:
         """Count the multiplications of the fused form, and of the convolution computed directly.
 

@@ -18,12 +18,18 @@ def profile_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _time_lines(found: Mapping[str, Any]) -> list[str]:
     """Write what `profiling.profile` found."""
-    step = found["step_seconds"]
+    step, products, traffic, dispatch = (found[name] for name in ("step_seconds", "products", "traffic", "dispatch"))
     lines = [
-        f"{group_name(found['size'], found['upsampling'])}: a step takes {found['median_step_seconds']:.3f} s, "
-        f"{found['share_of_floor']:.1%} of the floor's speed",
-        f"floor {found['floor_seconds']:.3f} s: {found['multiplications']:,.0f} multiplications a pixel, 3 times "
-        f"(forward, two gradients), 2 FLOP each, at the {found['mm_flop_per_second'] / 1e9:.0f} GFLOP/s of torch.mm",
+        f"{group_name(found['size'], found['upsampling'])}: a step takes {1e3 * found['median_step_seconds']:.1f} ms, "
+        f"{found['share_of_floor']:.1%} of the speed of the larger of the first two floors",
+        f"multiplications {1e3 * products['seconds']:.1f} ms: {products['flop'] / 1e9:.2f} GFLOP, forward and for two "
+        f"gradients, at the {products['flop_per_second'] / 1e9:.0f} GFLOP/s of the micro-kernel",
+        f"traffic {1e3 * traffic['seconds']:.1f} ms: {traffic['bytes'] / 1e6:.0f} MB, each tensor read and written "
+        f"once, at the {traffic['bytes_per_second'] / 1e9:.0f} GB/s of a copy of {traffic['image_bytes'] / 1e6:.0f} MB,"
+        " which is what the images take",
+        f"Python and dispatch {1e3 * dispatch['seconds']:.1f} ms, {dispatch['share']:.1%} of the step: a step of one "
+        f"channel, {1e6 * dispatch['seconds'] / dispatch['operators']:.0f} us for each of {dispatch['operators']} "
+        "operators",
         f"under the profiler {step:.3f} s: network forward {found['forward_seconds']:.3f} s, backward "
         f"{found['backward_seconds']:.3f} s, the rest of the loop {found['rest_seconds']:.3f} s "
         f"({found['rest_share']:.1%} of the step)",

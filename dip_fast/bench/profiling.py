@@ -1,10 +1,9 @@
-"""Where the time of a step goes, and the floor under it: its multiplications at the rate of a large matrix product."""
+"""Where the time of a step on a CPU goes, and the floors under it."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
 
-from dip_fast.bench.meters import CPUMeter
-from dip_fast.errors import UsageError
+from dip_fast.bench import floors
+from dip_fast.bench.meters import Meter
 from dip_fast.fitting import Fit
-from dip_fast.networks.skip import Scale, Skip
 
-MATRIX_SIDE = 2048  # of the matrices whose product is timed for the rate
 PROFILED_STEPS = 3  # under the profiler
 STEP = "dip-fast: step"
 # Marks in the trace, and the part of the step that begins there.
@@ -32,99 +29,27 @@ PARTS = {
 OUTSIDE = "outside operators"
 
 
-def multiplications(network: nn.Module) -> float:
-    """Count the multiplications of the skip network in its fused form, forward, per pixel of its output.
-
-    With C channels in and K out, and per pixel that the convolution writes:
-
-        1x1                       C K
-        3x3, stride 1             16/4 C K     Winograd F(2x2): 16 products for 4 pixels
-        k x k, stride s           k^2 C K
-        3x3 after upsampling      9/4 C K      9 products for 4 pixels: docs/notes/operator.md
-
-    A convolution that has S skip channels beside the upsampled ones takes ``9 S K`` for these, directly.
-
-    Raises
-    ------
-    UsageError
-        If it is another network.
-    """
-    if not isinstance(network, Skip):
-        raise UsageError(f"the floor is known for the skip network, not for {type(network).__name__.lower()}")
-    total = network.head.in_channels * network.head.out_channels * 1.0
-    area = 1.0  # of the scale's full resolution, in pixels of the output
-    scale: Scale | None = network.scale
-    while scale is not None:
-        stride = scale.reduce.conv.stride[0]
-        skip = 0
-        if scale.skip is not None:
-            skip = scale.skip.conv.out_channels
-            total += area * _products(scale.skip.conv)
-        total += area / stride**2 * _products(scale.reduce.conv)
-        total += area / 4 * _products(scale.deepen.conv)
-        conv = scale.merge.conv
-        taps = conv.kernel_size[0] ** 2
-        upsampled = 9 / 4 if taps == 9 else taps
-        total += area * conv.out_channels * (upsampled * (conv.in_channels - skip) + taps * skip)
-        if scale.mix is not None:
-            total += area * _products(scale.mix.conv)
-        area /= 4
-        scale = scale.inner
-    return total
-
-
-def _products(conv: nn.Conv2d | nn.ConvTranspose2d) -> float:
-    """Count the multiplications of a convolution per pixel that it writes."""
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    by_winograd = conv.kernel_size == (3, 3) and conv.stride == (1, 1)
-    return (16 / 4 if by_winograd else taps) * conv.in_channels * conv.out_channels
-
-
-def profile(fit: Fit, steps: int) -> dict[str, Any]:
-    """Time the steps of a fit on a CPU, in turn with a matrix product, and profile some more.
+def profile(fit: Fit, idle: Fit, steps: int, meter: Meter) -> dict[str, Any]:
+    """Time the steps of a fit on a CPU and the floors under them, and profile some more.
 
     Parameters
     ----------
-    fit : Fit
-        A fit of the skip network; it advances by ``steps + 5`` steps.
+    fit, idle : Fit
+        See `floors.measure`; ``fit`` advances by ``steps + 6`` steps.
     steps : int
         The number of steps whose median is taken.
+    meter : Meter
 
     Returns
     -------
     dict
-        ``median_step_seconds``; ``mm_flop_per_second`` of ``torch.mm``, 2048x2048, float32; ``multiplications``
-        per pixel; ``floor_seconds``, the time that they take at this rate, forward and for both gradients;
-        ``share_of_floor``, the floor over the step. For a step under the profiler: ``step_seconds``;
+        What `floors.measure` returns.  For a step under the profiler: ``step_seconds``;
         ``forward_seconds`` and ``backward_seconds`` of the network; ``rest_seconds``, and ``rest_share`` of the step;
         ``operators``, most time first, each with ``name``, ``calls``, ``seconds`` and its parts ``forward``,
         ``backward`` and ``rest``.  The time of an operator excludes that of operators which it calls, except for
         those of dip_fast.
     """
-    a, b = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    product = torch.empty(MATRIX_SIDE, MATRIX_SIDE)
-
-    def mm() -> None:
-        torch.mm(a, b, out=product)
-
-    for _ in range(2):
-        fit.step()
-        mm()
-    clock = CPUMeter()
-    pairs = [(clock.seconds(fit.step), clock.seconds(mm)) for _ in range(steps)]
-    step, once = (statistics.median(times) for times in zip(*pairs, strict=True))
-    rate = 2 * MATRIX_SIDE**3 / once
-    count = multiplications(fit.network)
-    height, width = fit.network.input_size(*fit.objective.scene)
-    floor = 3 * 2 * count * height * width / rate
-    return {
-        "median_step_seconds": step,
-        "mm_flop_per_second": rate,
-        "multiplications": count,
-        "floor_seconds": floor,
-        "share_of_floor": floor / step,
-        **_profile_steps(fit),
-    }
+    return {**floors.measure(fit, idle, steps, meter), **_profile_steps(fit)}
 
 
 def _profile_steps(fit: Fit) -> dict[str, Any]:

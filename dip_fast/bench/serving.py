@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dip_fast.bench import profiling, roofline
+from dip_fast.bench import floors, profiling, roofline
 from dip_fast.bench.configurations import CHANNELS, Configuration
 from dip_fast.bench.meters import step_seconds
 from dip_fast.errors import DipFastError
@@ -97,7 +98,11 @@ def answer(fit: Fit, configuration: Configuration, words: Sequence[str]) -> dict
     meter = configuration.meter
     if words[0] == "profile":
         steps = int(words[1])
-        return roofline.profile(fit, steps, meter) if fit.device.type == "cuda" else profiling.profile(fit, steps)
+        if fit.device.type == "cuda":
+            return roofline.profile(fit, steps, meter)
+        recipe = floors.idle_recipe(configuration.recipe)
+        idle = prepare_fit(replace(configuration, size=floors.IDLE_SIZE, recipe=recipe))
+        return profiling.profile(fit, idle, steps, meter)
     seconds = step_seconds(fit, meter)
     if fit.events:
         raise DipFastError(f"a step went wrong: {fit.events[-1]['fault']}")

@@ -68,6 +68,10 @@ class Interface:
         """Return how many blocks of such memory the system has been asked for."""
         return int(self.call("workspace_blocks", ctypes.c_int64))
 
+    def multiply(self, count: int) -> int:
+        """Let the micro-kernel make products on all threads, of operands in the caches; return the multiplications."""
+        return int(self.call("multiply", ctypes.c_int64, ctypes.c_int64(count)))
+
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         """Call a C function by its name without the prefix; ``result`` is the type of what it returns."""
         function = self._library[f"dip_fast_{name}"]  # an object of its own at each look-up
