@@ -78,8 +78,8 @@ DIP_FAST_EXPORT void dip_fast_leave_own_threads(void* entered) {
   delete static_cast<dip_fast::cpu::OwnThreads*>(entered);
 }
 
-// Lets the micro-kernel of float32 make `count` products on each thread that an operator would use; returns the number of
-// multiplications of all threads.
+// Lets the micro-kernel of float32 make `count` products on each thread that an operator would use; returns the number
+// of multiplications of all threads.
 DIP_FAST_EXPORT int64_t dip_fast_multiply(int64_t count) {
   constexpr int64_t PARTS = 8;  // of each thread's share, so that none waits long for another
   std::atomic<int64_t> multiplications{0};

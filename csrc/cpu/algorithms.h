@@ -10,6 +10,9 @@
 //   d2 - d1          (w0 - w1 + w2) / 2
 //   d1 - d3          w2
 //
+// Of a channel that is upsampled by two the four inputs are x[i-1] x[i] x[i] x[i+1], the third field is zero, and the
+// others are x[i-1] - x[i], 2 x[i] and x[i] - x[i+1].
+//
 // Two dimensions are the tensor product, slot 4a + b.  The weights' gradients are the products of the fields with
 // y0, y0 + y1, y0 - y1 and -y1 of the outputs' gradient.
 //
@@ -51,6 +54,9 @@ struct Scheme<Algorithm::winograd> {
   static constexpr int field(int slot) { return slot; }
   static constexpr int product(int slot) { return slot; }
   static constexpr bool accumulates(int) { return false; }
+  // Whether the field of an upsampled channel is zero, and the slots of its other fields, a and b of 0, 1, 2.
+  static constexpr bool vanishes_upsampled(int slot) { return slot / 4 == 2 || slot % 4 == 2; }
+  static constexpr int upsampled_slot(int a, int b) { return 4 * (a + a / 2) + (b + b / 2); }
 };
 
 template <>

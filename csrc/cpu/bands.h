@@ -89,10 +89,11 @@ struct Passes {
     T* channel(int64_t k) const { return output + k * 4 * s.H * s.W; }
   };
 
-  // If SKIP, the outputs are formed in lines, and `skip` adds its part to these and writes them.
+  // If SKIP, which is for bilinear alone, the outputs are formed in lines, and `skip` adds its part to these and writes
+  // them.
   template <bool SKIP>
   static void forward_region(const ForwardOperands& o) {
-    if (!o.s.bilinear) return forward_nearest<SKIP>(o);
+    if (!o.s.bilinear) return forward_nearest(o);
     forward_bilinear<SKIP>(o);
     if (has_ring(o.s)) forward_ring<SKIP>(o);
   }
@@ -122,34 +123,14 @@ struct Passes {
     }
   }
 
-  template <bool SKIP>
   static void forward_nearest(const ForwardOperands& o) {
     const Shape& s = o.s;
-    int64_t tile = 0, piece = 0;  // the first channel of the tile; the next piece to be written
-    const auto on_block = [&](int64_t first, int64_t last) {
-      if constexpr (!SKIP) return;
-      o.skip->begin();
-      each_stretch(o.region, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
-        for (int64_t p = 0; p < 2; ++p) o.skip->add_piece(2 * i + p, 2 * j, 2 * length);
-      });
-    };
-    const auto on_tile = [&](int64_t k0, int64_t k1) {
-      if constexpr (SKIP) o.skip->multiply(tile = k0, k1);
-    };
-    const auto on_stretch = [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
-      if constexpr (!SKIP) {
-        T* even = o.channel(k) + 4 * i * s.W + 2 * j;
-        combine_products<Tile>(product, slot, length, o.bias_of(k), even, even + 2 * s.W, streams(s));
-      } else {
-        T lines[2][2 * MAX_BLOCK];
-        combine_products<Tile>(product, slot, length, o.bias_of(k), lines[0], lines[1], false);
-        for (int p = 0; p < 2; ++p) {
-          o.skip->write(piece, k, k - tile, lines[p], o.channel(k));
-          piece = (piece + 1) % o.skip->pieces;
-        }
-      }
-    };
-    each_product(o, o.region, 7, on_block, on_tile, on_stretch);
+    each_product(
+        o, o.region, 7, [](int64_t, int64_t) {}, [](int64_t, int64_t) {},
+        [&](int64_t k, int64_t i, int64_t j, int64_t length, const T* product, int64_t slot) {
+          T* even = o.channel(k) + 4 * i * s.W + 2 * j;
+          combine_products<Tile>(product, slot, length, o.bias_of(k), even, even + 2 * s.W, streams(s));
+        });
   }
 
   template <bool SKIP>
@@ -160,7 +141,7 @@ struct Passes {
     T* kept = o.scratch + 9 * field_slot(s.C * BLOCK) + PRODUCTS;
     const Blur<Tile> blur{
         s.H, top, bottom, from, until - from, left, right, line, !SKIP && streams(s), kept, kept + 2 * s.K * line};
-    int64_t tile = 0, piece = 0;  // as in forward_nearest
+    int64_t tile = 0, piece = 0;  // the first channel of the tile; the next piece to be written
     const auto on_tile = [&](int64_t k0, int64_t k1) {
       if constexpr (SKIP) o.skip->multiply(tile = k0, k1);
     };

@@ -100,6 +100,28 @@ struct Channels {
     }
   }
 
+  static void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* copy, T* image) {
+    const int64_t half = s.cols / 2;
+    T* line = copy + bands.height * s.cols;
+    for (int64_t r = 0; r < bands.height; ++r) {
+      T *to = copy + r * s.cols, *sum = s.split ? line : to;
+      int64_t band = at_most(r / bands.step, bands.count - 1);
+      copy_row(bands.data + band * bands.stride + (r - band * bands.step) * s.cols, s.cols, sum);
+      while (--band >= 0 && r - band * bands.step < bands.rows) {
+        const T* from = bands.data + band * bands.stride + (r - band * bands.step) * s.cols;
+#pragma omp simd
+        for (int64_t t = 0; t < s.cols; ++t) sum[t] += from[t];
+      }
+      if (!s.split) continue;
+#pragma omp simd
+      for (int64_t t = 0; t < half; ++t) {
+        to[2 * t] = line[t];
+        to[2 * t + 1] = line[half + t];
+      }
+    }
+    pad_adjoint(s, copy, s.cols, image);
+  }
+
   static void norm_act(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {
 #pragma omp simd
     for (int64_t t = 0; t < count; ++t) {

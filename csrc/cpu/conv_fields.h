@@ -12,6 +12,28 @@ static inline void winograd_transform(V d0, V d1, V d2, V d3, V* out) {
   out[3] = d1 - d3;
 }
 
+template <class V>
+static inline void winograd_adjoint(V f0, V f1, V f2, V f3, V* out) {
+  out[0] = f0;
+  out[1] = (f1 - f2) + f3;
+  out[2] = (f1 + f2) - f0;
+  out[3] = -f3;
+}
+
+// Those of an upsampled channel, from three lines of the small image.
+template <class V>
+static inline void upsampled_transform(V left, V middle, V right, V* out) {
+  out[0] = left - middle;
+  out[1] = middle + middle;
+  out[2] = middle - right;
+}
+template <class V>
+static inline void upsampled_adjoint(V f0, V f1, V f2, V* out) {
+  out[0] = f0;
+  out[1] = ((f1 + f1) - f0) + f2;
+  out[2] = -f2;
+}
+
 template <class Tile, Algorithm A>
 struct ConvFields {
   using T = typename Tile::T;
@@ -35,11 +57,12 @@ struct ConvFields {
       for (int f = 0; f < S::FIELDS; ++f) fill_zero(out + f * slot + (panels - 1) * s.inputs * WIDTH, s.inputs * WIDTH);
     const Layout layout(s, input.rows);
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-      for (int64_t c = 0; c < s.inputs; ++c) {
+      const int64_t plain = s.inputs - s.upsampled;
+      for (int64_t c = 0; c < plain; ++c) {
         const T* from =
             input.data + c * layout.plane + ((READS_SPLIT<A> ? 2 * i : i) - input.rows.first) * layout.row + j;
         T* channel = out + c * WIDTH;
-        if (A != Algorithm::pointwise && c + 2 < s.inputs) prefetch_rows(from + 2 * layout.plane, layout, length + 1);
+        if (A != Algorithm::pointwise && c + 2 < plain) prefetch_rows(from + 2 * layout.plane, layout, length + 1);
         const T scale = activation.scale == nullptr ? T(1) : activation.scale[c],
                 shift = activation.scale == nullptr ? T(0) : activation.shift[c], slope = activation.slope;
         each_panel<WIDTH>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
@@ -55,6 +78,16 @@ struct ConvFields {
             winograd(at, part, layout, to, slot);
         });
       }
+      if constexpr (A == Algorithm::winograd)
+        for (int64_t c = 0; c < s.upsampled; ++c) {
+          const int64_t pitch = s.cols + 2, plane = (s.rows + 2) * pitch;
+          const T* from = input.upsampled + c * plane + i * pitch + j;
+          for (int r = 0; r < 3 && c + 2 < s.upsampled; ++r) prefetch(from + 2 * plane + r * pitch, length + 2);
+          T* channel = out + (plain + c) * WIDTH;
+          each_panel<WIDTH>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
+            upsampled(from + t, part, pitch, channel + panel * s.inputs * WIDTH + lane, slot);
+          });
+        }
     });
   }
 
@@ -132,6 +165,29 @@ struct ConvFields {
         for (int b = 0; b < 4; ++b) store(to + q + (4 * a + b) * slot, made[b]);
       }
     };
+    by_vectors(part, transform);
+  }
+
+  template <class Length>
+  [[gnu::always_inline]] static inline void upsampled(const T* at, Length part, int64_t pitch, T* to, int64_t slot) {
+    by_vectors(part, [&](auto load, int64_t q, auto store) {
+      decltype(load(at)) lines[3][3], made[3];
+      for (int b = 0; b < 3; ++b) {
+        const T* d = at + q + b;
+        upsampled_transform(load(d), load(d + pitch), load(d + 2 * pitch), lines[b]);
+      }
+#pragma GCC unroll 3
+      for (int a = 0; a < 3; ++a) {
+        upsampled_transform(lines[0][a], lines[1][a], lines[2][a], made);
+#pragma GCC unroll 3
+        for (int b = 0; b < 3; ++b) store(to + q + S::upsampled_slot(a, b) * slot, made[b]);
+      }
+    });
+  }
+
+  // Calls transform(load, q, store) for whole vectors of sites, then for single ones.
+  template <class Length, class F>
+  [[gnu::always_inline]] static inline void by_vectors(Length part, F transform) {
     const int64_t whole = part / LANES * LANES;
     for (int64_t q = 0; q < whole; q += LANES)
       transform([](const T* from) { return Tile::load(from); }, q,

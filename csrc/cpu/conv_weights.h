@@ -13,7 +13,7 @@ struct ConvWeights {
   static int64_t packed_size(const ConvShape& s) { return S::SLOTS * s.inputs * s.outputs; }
 
   // Packs the weights for the outputs k0 .. k1, of a convolution from (outputs, inputs, taps), of an adjoint from
-  // (inputs, outputs, taps).  Winograd's adjoint is a convolution with the taps in reverse order.
+  // (inputs, outputs, taps).
   static void pack(const ConvShape& s, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed) {
     const int64_t slot = s.inputs * s.outputs, step = adjoint ? s.outputs * TAPS : TAPS;
     for (int64_t k = k0; k < k1; ++k)
@@ -23,8 +23,7 @@ struct ConvWeights {
         T* to = packed + k * s.inputs + c0;
         T w[TAPS][STRIP] = {};
         for (int64_t c = 0; c < count; ++c)
-          for (int t = 0; t < TAPS; ++t)
-            w[A == Algorithm::winograd && adjoint ? TAPS - 1 - t : t][c] = from[c * step + t];
+          for (int t = 0; t < TAPS; ++t) w[t][c] = from[c * step + t];
         if constexpr (A == Algorithm::winograd)
           store_winograd(w, count, to, slot);
         else

@@ -74,13 +74,17 @@ struct Convolution {
                                                      int64_t k0, int64_t k1, T* products) {
     const int64_t panels = quotient_up(count, NR), width = panels * NR, product = (k1 - k0) * width,
                   slot = Fields::template slot_size<NR>(s, count);
-    for (int i = 0; i < S::SLOTS; ++i)
-      for (int64_t d = 0; d < s.inputs; d += CHAIN)
+    for (int i = 0; i < S::SLOTS; ++i) {
+      int64_t depth = s.inputs, d = 0;
+      if constexpr (A == Algorithm::winograd)
+        if (S::vanishes_upsampled(i)) depth -= s.upsampled;
+      do {  // once for a depth of 0 too: the product is zero then
         for (int64_t p = 0; p < panels; ++p)
-          Tile::upto(static_cast<int>(k1 - k0), at_most(s.inputs - d, CHAIN),
-                     packed + (i * s.outputs + k0) * s.inputs + d, s.inputs,
-                     panel + S::field(i) * slot + (p * s.inputs + d) * NR, products + S::product(i) * product + p * NR,
-                     width, d > 0 || S::accumulates(i));
+          Tile::upto(static_cast<int>(k1 - k0), at_most(depth - d, CHAIN), packed + (i * s.outputs + k0) * s.inputs + d,
+                     s.inputs, panel + S::field(i) * slot + (p * s.inputs + d) * NR,
+                     products + S::product(i) * product + p * NR, width, d > 0 || S::accumulates(i));
+      } while ((d += CHAIN) < depth);
+    }
   }
 
   // Writes the outputs of the sites j .. j + length of row i of channel k; `output` is that channel.

@@ -46,9 +46,9 @@ struct UpsampleKernels {
   int64_t (*packed_size)(const Shape&);
   void (*pack)(const Shape&, const T* weight, bool transposed, int64_t k0, int64_t k1, T* packed);
 
-  // `skip` and `moments` (one for each channel, of the outputs of the item) are both given or both null.  With them the
-  // caller sets Shape::threads to a constant, because it decides where the items are cut, and the moments depend on
-  // that.  forward_scratch takes skip_channels = -1 where they are null.
+  // `skip` and `moments` (one for each channel, of the outputs of the item) are both given, for bilinear alone, or both
+  // null.  With them the caller sets Shape::threads to a constant, because it decides where the items are cut, and the
+  // moments depend on that.  forward_scratch takes skip_channels = -1 where they are null.
   int64_t (*forward_items)(const Shape&);
   int64_t (*forward_scratch)(const Shape&, int64_t skip_channels);
   void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch,

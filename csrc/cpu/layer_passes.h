@@ -4,10 +4,11 @@
 #include "passes.h"
 //
 #include "channels.h"
-#include "conv_weight_gradient.h"
 #include "convolution.h"
 #include "pointwise.h"
 #include "skip_conv_gradient.h"
+#include "strided_gradient.h"
+#include "winograd_gradient.h"
 
 // Calls f with a constant in place of the algorithm that is known at run time.
 template <class F>
@@ -25,19 +26,13 @@ static auto with_algorithm(Algorithm algorithm, F f) {
   __builtin_unreachable();
 }
 
-// Does the same for the algorithms that have a pass for the gradient of their weights.
-template <class F>
-static auto with_summed_algorithm(Algorithm algorithm, F f) {
-  return algorithm == Algorithm::winograd ? f(std::integral_constant<Algorithm, Algorithm::winograd>())
-                                          : f(std::integral_constant<Algorithm, Algorithm::strided>());
-}
-
 template <class T>
 constexpr void add_channel_kernels(LayerKernels<T>& table) {
   using C = Channels<T>;
   table.pad = C::pad;
   table.pad_gradient = C::pad_gradient;
   table.pad_adjoint = C::pad_adjoint;
+  table.bands_adjoint = C::bands_adjoint;
   table.norm_act = C::norm_act;
   table.norm_act_gradient = C::norm_act_gradient;
   table.upsampled_moments = C::upsampled_moments;
@@ -72,32 +67,24 @@ constexpr void add_convolutions(LayerKernels<T>& table) {
 }
 
 template <class T>
-constexpr void add_weight_gradients(LayerKernels<T>& table) {
-  using Tile = TileOf<T>;
-  table.weight_gradient_items = [](const ConvShape& s) {
-    return with_summed_algorithm(s.algorithm, [&](auto a) { return ConvWeightGradient<Tile, a>::items(s); });
-  };
-  table.weight_gradient_input_rows = [](const ConvShape& s, int64_t item) {
-    return with_summed_algorithm(s.algorithm, [&](auto a) { return ConvWeightGradient<Tile, a>::input_rows(s, item); });
-  };
-  table.weight_gradient_grad_rows = [](const ConvShape& s, int64_t item) {
-    return with_summed_algorithm(s.algorithm, [&](auto a) { return ConvWeightGradient<Tile, a>::grad_rows(s, item); });
-  };
-  table.weight_gradient_scratch = [](const ConvShape& s) {
-    return with_summed_algorithm(s.algorithm, [&](auto a) { return ConvWeightGradient<Tile, a>::scratch(s); });
-  };
-  table.sums_size = [](const ConvShape& s) {
-    return with_summed_algorithm(s.algorithm, [&](auto a) { return ConvWeightGradient<Tile, a>::sums_size(s); });
-  };
-  table.weight_gradient = [](const ConvShape& s, const Window<T>& input, const Window<T>& gradient, T* sums,
-                             int64_t item, T* scratch) {
-    with_summed_algorithm(s.algorithm,
-                          [&](auto a) { ConvWeightGradient<Tile, a>::sum(s, input, gradient, sums, item, scratch); });
-  };
-  table.finish = [](const ConvShape& s, const T* total, int64_t c0, int64_t c1, T* grad_weight) {
-    with_summed_algorithm(s.algorithm,
-                          [&](auto a) { ConvWeightGradient<Tile, a>::finish(s, total, c0, c1, grad_weight); });
-  };
+constexpr void add_gradients(LayerKernels<T>& table) {
+  using Strided = StridedWeightGradient<TileOf<T>>;
+  table.weight_gradient_items = Strided::items;
+  table.weight_gradient_input_rows = Strided::input_rows;
+  table.weight_gradient_grad_rows = Strided::grad_rows;
+  table.weight_gradient_scratch = Strided::scratch;
+  table.sums_size = Strided::sums_size;
+  table.weight_gradient = Strided::sum;
+  table.finish = Strided::finish;
+  using Winograd = WinogradGradient<TileOf<T>>;
+  table.winograd_gradient_items = Winograd::items;
+  table.winograd_gradient_rows = Winograd::rows;
+  table.winograd_gradient_input_rows = Winograd::input_rows;
+  table.winograd_gradient_scratch = Winograd::scratch;
+  table.winograd_sums_size = Winograd::sums_size;
+  table.winograd_local_size = Winograd::local_size;
+  table.winograd_gradient = Winograd::gradient;
+  table.winograd_finish = Winograd::finish;
 }
 
 template <class T>
@@ -107,7 +94,7 @@ constexpr LayerKernels<T> make_layer_kernels() {
   LayerKernels<T> table{};
   add_channel_kernels(table);
   add_convolutions(table);
-  add_weight_gradients(table);
+  add_gradients(table);
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;
   table.pointwise_gradient = Point::gradient;

@@ -46,18 +46,28 @@ struct Rows {
   int64_t first, count;
 };
 
+// Bands of rows of a padded copy of one channel, `stride` elements apart.  Each begins `step` rows below the one before
+// and has `rows` rows, which reach into the next ones; of the last, those up to `height`.
+template <class T>
+struct BandsOfRows {
+  const T* data;
+  int64_t count, stride, step, rows, height;
+};
+
 // Some rows of a padded copy, of all channels, or a whole image.
 template <class T>
 struct Window {
   const T* data;
   Rows rows;
+  const T* upsampled = nullptr;  // ConvShape::upsampled channels, a whole copy padded by one pixel, before upsampling
 };
 
 // How a convolution is computed: as sums of products of fields, on a lattice of sites (algorithms.h).
 //
 //   pointwise         one tap; a site is a pixel
 //   strided           3x3 taps, every second row and column; a site is an output
-//   winograd          3x3 taps; a site is a square of 2x2 outputs, made of 16 products (F(2x2, 3x3))
+//   winograd          3x3 taps; a site is a square of 2x2 outputs, made of 16 products (F(2x2, 3x3)), of 9 for channels
+//                     that are upsampled by two, nearest
 //   strided_gradient  the adjoint of strided; a site is a square of 2x2 outputs, made of 9 products of 4 fields
 //
 // strided and winograd read a split copy of 2 rows + 2 by 2 cols + 2 pixels, in which the window of site (i, j) begins
@@ -70,6 +80,7 @@ struct ConvShape {
   int64_t inputs, outputs;  // channels
   int64_t rows, cols;       // of sites; pointwise: 1 and all pixels
   int64_t height, width;    // of the output image, which the squares may reach beyond
+  int64_t upsampled = 0;    // winograd: how many of the inputs, the last ones, are upsampled from rows x cols pixels
 };
 
 template <class T>
@@ -84,6 +95,9 @@ struct LayerKernels {
   // The adjoint of the padding: from the gradient of a copy that is not split, with rows `pitch` apart, to the gradient
   // of the image.
   void (*pad_adjoint)(const PaddedCopy&, const T* copy, int64_t pitch, T* image);
+  // The same of a copy whose gradient is a sum over bands of rows, which overlap; `copy` is memory for the sum, of
+  // height x cols elements, and a row more.
+  void (*bands_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, T* copy, T* image);
 
   void (*norm_act)(int64_t count, const T* image, T scale, T shift, T slope, T* activated);
   // From the gradient of leaky(scale x + shift) to that of x, and the sums of t = grad * leaky' and of t (x - mean).
@@ -112,7 +126,7 @@ struct LayerKernels {
   void (*convolve)(const ConvShape&, const Window<T>& input, const Activation<T>&, const T* packed, const T* bias,
                    T* output, Moments* moments, int64_t item, T* scratch);
 
-  // strided and winograd: the gradient of the weights.  `gradient` is padded as the adjoint reads it.
+  // strided: the gradient of the weights.  `gradient` is padded as the adjoint reads it.
   int64_t (*weight_gradient_items)(const ConvShape&);
   Rows (*weight_gradient_input_rows)(const ConvShape&, int64_t item);
   Rows (*weight_gradient_grad_rows)(const ConvShape&, int64_t item);
@@ -122,6 +136,18 @@ struct LayerKernels {
                           T* scratch);
   // From the total of the sums to the gradient of the weights, for the inputs c0 .. c1.
   void (*finish)(const ConvShape&, const T* total, int64_t c0, int64_t c1, T* grad_weight);
+
+  // winograd: all gradients in one pass (winograd_gradient.h).  `packed` holds the adjoint's weights.  Each item has
+  // sums, those of the bias first, and a part of the gradients of the padded inputs, `local`, for bands_adjoint.
+  int64_t (*winograd_gradient_items)(const ConvShape&);
+  int64_t (*winograd_gradient_rows)(const ConvShape&);  // of sites in an item
+  Rows (*winograd_gradient_input_rows)(const ConvShape&, int64_t item);
+  int64_t (*winograd_gradient_scratch)(const ConvShape&);
+  int64_t (*winograd_sums_size)(const ConvShape&);
+  int64_t (*winograd_local_size)(const ConvShape&);
+  void (*winograd_gradient)(const ConvShape&, const RawGradient<T>&, const Window<T>& input, const T* packed, T* local,
+                            bool of_weight, T* sums, int64_t item, T* scratch);
+  void (*winograd_finish)(const ConvShape&, const T* total, int64_t k0, int64_t k1, T* grad_weight);
 
   // pointwise: all gradients in one pass (pointwise.h).  grad_input may be null.  input_sums has two sums for each
   // channel, of t and of t (x - mean); it may be null where there is no activation.  sums: those of the weight

@@ -20,6 +20,7 @@
 #include <tuple>
 #include <vector>
 
+#include "layer_convolution.h"
 #include "norm_act.h"
 
 namespace dip_fast::cpu {
@@ -27,7 +28,8 @@ namespace {
 
 // ---- how a convolution is computed
 
-// The convolution of an image with a weight, its adjoint, and the padded copies that the two read.
+// The convolution of an image with a weight, its adjoint, and the padded copies that the two read; winograd has no
+// adjoint of its own.
 struct Plan {
   ConvShape forward, adjoint;
   PaddedCopy input, gradient;
@@ -46,19 +48,7 @@ Plan plan_of(const Tensor& image, const Tensor& weight, int64_t stride, c10::str
             {Algorithm::strided_gradient, K, C, h + 1, w + 1, H + 2, W + 2},
             input,
             {h, w, 1, Padding::zeros, w + 2, false}};
-  return {{Algorithm::winograd, C, K, h, w, H, W},
-          {Algorithm::winograd, K, C, h + 1, w + 1, H + 2, W + 2},
-          input,
-          {H, W, 2, Padding::zeros, 2 * w + 4, true}};
-}
-
-template <class T>
-Buffer<T> packed(const ConvShape& s, const Tensor& weight, bool adjoint) {
-  Buffer<T> to(layer_kernels<T>().packed_size(s));
-  for_each_range(s.outputs, 8, [&](int64_t begin, int64_t end) {
-    layer_kernels<T>().pack(s, weight.const_data_ptr<T>(), adjoint, begin, end, to.get());
-  });
-  return to;
+  return {{Algorithm::winograd, C, K, h, w, H, W}, {}, input, {}};
 }
 
 // Makes padded copies of rows of an image: pad(rows, channel, copy, line) fills the rows of one channel.
@@ -93,21 +83,6 @@ auto padded_rows(const PaddedCopy& s, const OutputGrad<T>& g) {
   return PaddedRows<T, decltype(pad)>{static_cast<int64_t>(g.constant.size()), s.cols, pad};
 }
 
-constexpr int64_t aligned(int64_t count) { return (count + 15) / 16 * 16; }  // in elements
-
-// window(rows, memory) returns the rows that an item reads; it may use `window_size` elements of memory.
-template <class T, class F>
-void convolve(const ConvShape& s, int64_t window_size, F window, const Activation<T>& activation, const T* weights,
-              const T* bias, T* output, std::vector<Moments>* moments) {
-  const LayerKernels<T>& kernel = layer_kernels<T>();
-  const int64_t items = kernel.items(s), own = aligned(kernel.scratch(s));
-  if (moments != nullptr) moments->resize(items * s.outputs);
-  for_each_item<T>(items, own + window_size, [&](int64_t item, T* scratch) {
-    kernel.convolve(s, window(kernel.input_rows(s, item), scratch + own), activation, weights, bias, output,
-                    moments == nullptr ? nullptr : moments->data() + item * s.outputs, item, scratch);
-  });
-}
-
 template <class T, class Padded>
 void convolve_padded(const ConvShape& s, const Padded& padded, const T* weights, const T* bias, T* output,
                      std::vector<Moments>* moments) {
@@ -126,7 +101,7 @@ std::tuple<Tensor, Tensor> forward(const NormedInput& x, double slope, double ep
   const int64_t K = weight.size(0), height = pointwise ? norm_act.height : plan.forward.height,
                 width = pointwise ? norm_act.width : plan.forward.width;
   Tensor output = workspace::empty({1, K, height, width}, x.image.options());
-  const Buffer<T> weights = packed<T>(plan.forward, weight, false);
+  const Buffer<T> weights = packed(plan.forward, weight.const_data_ptr<T>(), false);
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   std::vector<Moments> moments;
   if (pointwise) {
@@ -174,6 +149,8 @@ class Backward {
   GradientTuple run() {
     if (plan_.forward.algorithm == Algorithm::pointwise) {
       pointwise();
+    } else if (plan_.forward.algorithm == Algorithm::winograd) {
+      winograd();
     } else {
       if (mask_[2]) bias_gradient();
       if (mask_[1]) weight_gradient();
@@ -187,7 +164,7 @@ class Backward {
   void pointwise() {
     const ConvShape& s = plan_.forward;
     const int64_t items = kernel_.items(s), size = kernel_.pointwise_sums_size(s), row = (size - K_) / K_;
-    const Buffer<T> total(size), weights = packed<T>(plan_.adjoint, weight_, true);
+    const Buffer<T> total(size), weights = packed(plan_.adjoint, weight_.const_data_ptr<T>(), true);
     std::vector<double> sums(normed_ ? items * 2 * C_ : 0);
     T* to = mask_[0] ? grad_input_.data_ptr<T>() : nullptr;
     sum_items<T>(items, size, kernel_.pointwise_gradient_scratch(s), total.get(),
@@ -205,6 +182,30 @@ class Backward {
     if (mask_[1])
       for (int64_t k = 0; k < K_; ++k) std::copy_n(total.get() + k * row, C_, grad_weight_.data_ptr<T>() + k * C_);
     if (mask_[2]) std::copy_n(total.get() + K_ * row, K_, grad_bias_.data_ptr<T>());
+  }
+
+  // Also all gradients in one pass, then for each channel the adjoint of the padding and of batch norm and activation.
+  void winograd() {
+    const ConvShape& s = plan_.forward;
+    const auto input = padded_rows(plan_.input, norm_act_);
+    const WinogradBackward<T> gradients(s, output_grad_.raw(), weight_.const_data_ptr<T>(),
+                                        input.size(kernel_.winograd_gradient_input_rows(s, 0)), input, mask_[0],
+                                        mask_[1]);
+    if (mask_[1]) gradients.weight_gradient(grad_weight_.data_ptr<T>());
+    if (mask_[2]) gradients.bias_gradient(grad_bias_.data_ptr<T>());
+    if (!mask_[0]) return;
+    for_each_channel(C_, [&](int64_t c) {
+      T* to = grad_input_.data_ptr<T>() + c * norm_act_.count;
+      gradients.input_gradient(c, plan_.input, to);
+      norm_gradients(c, to);
+    });
+  }
+
+  void norm_gradients(int64_t c, T* grad) {
+    if (!normed_) return;
+    double sums[2];
+    norm_act_.gradient(c, grad, sums);
+    norm_.set(x_, norm_act_, c, sums);
   }
 
   // The sum of G over the pixels.  The constants and factors of G sum to the gradient of the mean.
@@ -242,16 +243,13 @@ class Backward {
     const ConvShape& s = plan_.adjoint;
     const Buffer<T> padded(C_ * s.height * s.width);
     {
-      const Buffer<T> weights = packed<T>(s, weight_, true);
+      const Buffer<T> weights = packed(s, weight_.const_data_ptr<T>(), true);
       convolve_padded<T>(s, padded_rows(plan_.gradient, output_grad_), weights.get(), nullptr, padded.get(), nullptr);
     }
     for_each_channel(C_, [&](int64_t c) {
       T* to = grad_input_.data_ptr<T>() + c * norm_act_.count;
       kernel_.pad_adjoint(plan_.input, padded.get() + c * s.height * s.width, s.width, to);
-      if (!normed_) return;
-      double sums[2];
-      norm_act_.gradient(c, to, sums);
-      norm_.set(x_, norm_act_, c, sums);
+      norm_gradients(c, to);
     });
   }
 

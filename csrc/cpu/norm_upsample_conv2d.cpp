@@ -19,6 +19,7 @@
 #include <tuple>
 #include <vector>
 
+#include "layer_convolution.h"
 #include "norm_act.h"
 #include "upsample_conv2d.h"
 
@@ -28,10 +29,13 @@ namespace {
 // ---- the batch norm in the middle
 
 // The statistics of this batch norm and the inputs of the convolution that follow from it.
+//
+// Nearest is computed as winograd (algorithms.h), bilinear by upsample_conv2d with a convolution of the skip channels
+// beside it (skip_conv.h): its blur, which comes after the products, is for the upsampled channels alone.
 template <class T>
 struct MidNorm {
-  Shape shape{};              // of upsample_conv2d
-  PaddedCopy skip_padding{};  // of the skip image
+  Shape shape{};                              // of upsample_conv2d
+  PaddedCopy deep_padding{}, skip_padding{};  // of the two images; bilinear: only the skip image is padded
   double eps;
   NormAct<T> deep;
   std::optional<NormAct<T>> skip;
@@ -46,7 +50,7 @@ struct MidNorm {
         S(x.skip ? x.skip->image.size(1) : 0),
         weight(x.norm_weight.const_data_ptr<T>()),
         bias(x.norm_bias.const_data_ptr<T>()),
-        deep_input(deep.channels * deep.count),
+        deep_input(deep.channels * (deep.height + 2) * (deep.width + 2)),
         skip_input(S * (2 * deep.height + 2) * (2 * deep.width + 2)),
         mean(S + deep.channels),
         inverse_std(S + deep.channels) {
@@ -55,10 +59,18 @@ struct MidNorm {
     shape.bilinear = is_bilinear(mode);
     shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
     shape.threads = 4;  // a constant: the statistics of the output depend on where the items are cut
-    skip_padding = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, false};
+    skip_padding = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, !shape.bilinear};
+    // Of the upsampled image the pixel beside the last one is its double, so reflection is replication.
+    const bool zeros = shape.padding == Padding::zeros;
+    deep_padding = {H, W, 1, zeros ? Padding::zeros : Padding::replicate, W + 2, false};
     if (x.skip) skip.emplace(*x.skip, x.slope, x.eps);
     for_each_channel(S + deep.channels, [&](int64_t c) { c < S ? make_skip_channel(c) : make_deep_channel(c - S); });
   }
+
+  ConvShape winograd() const {
+    return {Algorithm::winograd, S + shape.C, shape.K, shape.H, shape.W, 2 * shape.H, 2 * shape.W, shape.C};
+  }
+  Window<T> window() const { return {skip_input.get(), {0, 2 * shape.H + 2}, deep_input.get()}; }
 
  private:
   struct Affine {
@@ -76,19 +88,26 @@ struct MidNorm {
   }
 
   void make_skip_channel(int64_t c) {
-    const Buffer<T> a(skip->count), line(skip_padding.cols + 64);
+    const Buffer<T> a(skip->count);
     skip->activate(c, a.get());
-    const auto [scale, shift] = measure(c, *skip, false, a.get());
-    const int64_t rows = 2 * deep.height + 2;
-    layer_kernels<T>().pad(skip_padding, {0, rows}, a.get(), scale, shift, T(1),
-                           skip_input.get() + c * rows * skip_padding.cols, line.get());
+    pad(skip_padding, c, a.get(), measure(c, *skip, false, a.get()), skip_input.get());
   }
 
   void make_deep_channel(int64_t c) {
-    T* a = deep_input.get() + c * deep.count;
-    deep.activate(c, a);
-    const auto [scale, shift] = measure(S + c, deep, shape.bilinear, a);
-    layer_kernels<T>().norm_act(deep.count, a, scale, shift, T(1), a);
+    const Buffer<T> a(deep.count);
+    deep.activate(c, a.get());
+    const Affine affine = measure(S + c, deep, shape.bilinear, a.get());
+    if (shape.bilinear)
+      layer_kernels<T>().norm_act(deep.count, a.get(), affine.scale, affine.shift, T(1),
+                                  deep_input.get() + c * deep.count);
+    else
+      pad(deep_padding, c, a.get(), affine, deep_input.get());
+  }
+
+  void pad(const PaddedCopy& to, int64_t c, const T* a, Affine affine, T* copies) const {
+    const Buffer<T> line(to.cols + 64);
+    const int64_t rows = to.height + 2;
+    layer_kernels<T>().pad(to, {0, rows}, a, affine.scale, affine.shift, T(1), copies + c * rows * to.cols, line.get());
   }
 };
 
@@ -101,6 +120,15 @@ std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, 
   const Shape& s = mid.shape;
   const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options());
+  const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
+  if (!s.bilinear) {
+    const Buffer<T> weights = packed(mid.winograd(), x.weight.contiguous().const_data_ptr<T>(), false);
+    std::vector<Moments> moments;
+    convolve<T>(
+        mid.winograd(), 0, [&](Rows, T*) { return mid.window(); }, Activation<T>{}, weights.get(), b,
+        output.data_ptr<T>(), &moments);
+    return {output, statistics_of(moments, s.K)};
+  }
   const Tensor deep_weight = x.weight.narrow(1, mid.S, s.C).contiguous(),
                skip_weight = x.weight.narrow(1, 0, mid.S).contiguous();
   const Buffer<T> weights = packed_weight(s, deep_weight.const_data_ptr<T>(), false);
@@ -108,8 +136,8 @@ std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, 
   const int64_t items = kernel.forward_items(s);
   std::vector<Moments> moments(items * s.K);
   for_each_item<T>(items, kernel.forward_scratch(s, mid.S), [&](int64_t item, T* scratch) {
-    kernel.forward(s, mid.deep_input.get(), weights.get(), bias.defined() ? bias.const_data_ptr<T>() : nullptr,
-                   output.data_ptr<T>(), item, scratch, &skip, moments.data() + item * s.K);
+    kernel.forward(s, mid.deep_input.get(), weights.get(), b, output.data_ptr<T>(), item, scratch, &skip,
+                   moments.data() + item * s.K);
   });
   return {output, statistics_of(moments, s.K)};
 }
@@ -130,46 +158,67 @@ class Backward {
         items_(kernel_.skip_gradient_items(s_)),
         pitch_(2 * s_.W + 2),
         local_size_(mid_.S * (rows_ + 2) * pitch_),
-        locals_(items_ * local_size_),
+        locals_(s_.bilinear ? items_ * local_size_ : 0),
+        grad_deep_(workspace::empty(x.deep.image.sizes(), x.deep.image.options())),
+        grad_skip_(x.skip ? workspace::empty(x.skip->image.sizes(), x.deep.image.options())
+                          : at::empty({0}, x.deep.image.options())),
+        deep_norm_(x.deep, !mid_.deep.identity),
+        skip_norm_(x.skip ? *x.skip : x.deep, x.skip && !mid_.skip->identity),
         grad_norm_weight_(at::empty_like(x.norm_weight)),
         grad_norm_bias_(at::empty_like(x.norm_bias)),
         grad_weight_(at::empty_like(x.weight)),
         grad_bias_(at::empty({with_bias ? s_.K : 0}, x.deep.image.options())) {
-    if (output_grad_.output == nullptr) return;
+    if (output_grad_.output == nullptr || !s_.bilinear) return;
     // G differs from the gradient that was passed in; it is written over that or into memory of its own.
     if (!overwrites) own_gradient_.emplace(output.numel());
     full_ = overwrites ? grad.data_ptr<T>() : own_gradient_->get();
   }
 
   std::vector<Tensor> run() {
-    const auto options = x_.deep.image.options();
+    s_.bilinear ? bilinear() : nearest();
+    return {grad_deep_,        deep_norm_.statistics, deep_norm_.weight, deep_norm_.bias,
+            grad_skip_,        skip_norm_.statistics, skip_norm_.weight, skip_norm_.bias,
+            grad_norm_weight_, grad_norm_bias_,       grad_weight_,      grad_bias_};
+  }
+
+ private:
+  void nearest() {
+    const Tensor weight = x_.weight.contiguous();
+    const auto window = [&](Rows, T*) { return mid_.window(); };
+    const WinogradBackward<T> gradients(mid_.winograd(), output_grad_.raw(), weight.const_data_ptr<T>(), 0, window,
+                                        true, true);
+    gradients.weight_gradient(grad_weight_.data_ptr<T>());
+    if (with_bias_) gradients.bias_gradient(grad_bias_.data_ptr<T>());
+    each_input_channel(
+        [&](int64_t c, T* to) { gradients.input_gradient(c, c < mid_.S ? mid_.skip_padding : mid_.deep_padding, to); });
+  }
+
+  void bilinear() {
     const Tensor deep_weight = x_.weight.narrow(1, mid_.S, s_.C).contiguous();
     output_and_skip_gradients();
     const T* g = full_ != nullptr ? full_ : output_grad_.grad;
     deep_weight_gradient(g);
-
-    Tensor grad_deep = workspace::empty(x_.deep.image.sizes(), options), grad_skip = at::empty({0}, options);
-    const NormGradients<T> deep_norm(x_.deep, !mid_.deep.identity),
-        skip_norm(mid_.S > 0 ? *x_.skip : x_.deep, mid_.S > 0 && !mid_.skip->identity);
-    data_gradient<T>(s_, g, deep_weight.const_data_ptr<T>(), grad_deep.data_ptr<T>());
-    for_each_channel(s_.C, [&](int64_t c) {
-      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, grad_deep.data_ptr<T>() + c * mid_.deep.count,
-                     deep_norm);
+    data_gradient<T>(s_, g, deep_weight.const_data_ptr<T>(), grad_deep_.data_ptr<T>());
+    each_input_channel([&](int64_t c, T* to) {
+      if (c < mid_.S) skip_input_gradient(c, to);
     });
-    if (mid_.S > 0) {
-      grad_skip = workspace::empty(x_.skip->image.sizes(), options);
-      for_each_channel(mid_.S, [&](int64_t c) {
-        T* to = grad_skip.data_ptr<T>() + c * mid_.skip->count;
-        skip_input_gradient(c, to);
-        norm_gradients(*x_.skip, *mid_.skip, 0, false, c, to, skip_norm);
-      });
-    }
-    return {grad_deep,         deep_norm.statistics, deep_norm.weight, deep_norm.bias,
-            grad_skip,         skip_norm.statistics, skip_norm.weight, skip_norm.bias,
-            grad_norm_weight_, grad_norm_bias_,      grad_weight_,     grad_bias_};
   }
 
- private:
+  // gradient(c, to) computes the gradient of channel c of b, from which those of the images and the norms follow.
+  template <class F>
+  void each_input_channel(F gradient) {
+    for_each_channel(mid_.S, [&](int64_t c) {
+      T* to = grad_skip_.data_ptr<T>() + c * mid_.skip->count;
+      gradient(c, to);
+      norm_gradients(*x_.skip, *mid_.skip, 0, false, c, to, skip_norm_);
+    });
+    for_each_channel(s_.C, [&](int64_t c) {
+      T* to = grad_deep_.data_ptr<T>() + c * mid_.deep.count;
+      gradient(mid_.S + c, to);
+      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, to, deep_norm_);
+    });
+  }
+
   // G, and the gradients of the skip weights, of the bias and, in `locals_`, of the padded skip image.
   void output_and_skip_gradients() {
     const int64_t S = mid_.S, size = kernel_.skip_gradient_sums_size(s_, S), row = size / s_.K - 1;
@@ -196,15 +245,9 @@ class Backward {
   // The gradient of channel c of b_skip: adds up the parts of the items, whose rows overlap, and takes the adjoint of
   // the padding.
   void skip_input_gradient(int64_t c, T* to) const {
-    const int64_t height = 2 * s_.H;
-    const Buffer<T> padded((height + 2) * pitch_);
-    std::fill_n(padded.get(), (height + 2) * pitch_, T(0));
-    for (int64_t item = 0; item < items_; ++item) {
-      const int64_t top = item * rows_, count = (std::min(rows_, height - top) + 2) * pitch_;
-      const T* from = locals_.get() + item * local_size_ + c * (rows_ + 2) * pitch_;
-      for (int64_t t = 0; t < count; ++t) padded.get()[top * pitch_ + t] += from[t];
-    }
-    kernel_.pad_adjoint(mid_.skip_padding, padded.get(), pitch_, to);
+    const BandsOfRows<T> bands{
+        locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2, 2 * s_.H + 2};
+    bands_adjoint(mid_.skip_padding, bands, to);
   }
 
   // From the gradient of channel c of b, in place, to that of x: through the batch norm in the middle, where it is
@@ -237,6 +280,8 @@ class Backward {
   const int64_t rows_, items_, pitch_;  // of the first part of the pass: rows of an item, items, columns
   const int64_t local_size_;            // elements of the gradient of the skip image that an item computes
   const Buffer<T> locals_;              // these gradients
+  const Tensor grad_deep_, grad_skip_;
+  const NormGradients<T> deep_norm_, skip_norm_;
   const Tensor grad_norm_weight_, grad_norm_bias_, grad_weight_, grad_bias_;
 };
 

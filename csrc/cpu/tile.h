@@ -38,6 +38,10 @@ template <class T_, int LANES_, int MR_, int VECTORS_>
 struct Tile {
   using T = T_;
   static constexpr int LANES = LANES_, MR = MR_, VECTORS = VECTORS_, NR = LANES * VECTORS;
+  // For the last columns of a product: tiles of one vector, and of half a vector where that is not too short.
+  static constexpr int REST = LANES > 4 ? LANES / 2 : LANES;
+  using HalfTile = Tile<T, LANES, MR, 1>;
+  using RestTile = Tile<T, REST, MR, 1>;
   typedef T Vector __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T))));
 
   static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }

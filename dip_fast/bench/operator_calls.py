@@ -85,6 +85,7 @@ class Call:
             3x3                   `per_3x3` C K               9 C K
             3x3, stride 2         9 C K                       9 C K
             after upsampling      9/4 (C - S) K + 9 S K       9 C K        docs/notes/operator.md
+            after nearest         the S channels as 3x3
 
         and as much again for each gradient that is asked for, of the image and of the weight.  (After upsampling the
         CUDA kernels make 4 in place of 9/4 forward, in float32 and of small images: docs/notes/cuda.md.)
@@ -98,7 +99,7 @@ class Call:
         H, W = (named["grad"] if backward else self.results[0]).shape[2:]
         if "deep" in named or "upsample_conv2d" in self.operator.name():
             S = 0 if named.get("skip") is None else named["skip"].shape[1]
-            form = 9 / 4 * (C - S) + 9 * S
+            form = 9 / 4 * (C - S) + S * (per_3x3 if named["mode"] == "nearest" else 9)
         else:
             form = C * (per_3x3 if (taps, named["stride"]) == (3, 1) else taps**2)
         passes = sum(named.get("mask", (True, True))[:2]) if backward else 1

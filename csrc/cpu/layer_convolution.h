@@ -1,0 +1,89 @@
+// The convolutions of layers.h, shared among threads: their outputs, and all gradients of winograd in one pass.
+#pragma once
+
+#include "norm_act.h"
+
+namespace dip_fast::cpu {
+
+template <class T>
+Buffer<T> packed(const ConvShape& s, const T* weight, bool adjoint) {
+  Buffer<T> to(layer_kernels<T>().packed_size(s));
+  for_each_range(s.outputs, 8, [&](int64_t begin, int64_t end) {
+    layer_kernels<T>().pack(s, weight, adjoint, begin, end, to.get());
+  });
+  return to;
+}
+
+constexpr int64_t aligned(int64_t count) { return (count + 15) / 16 * 16; }  // in elements
+
+// window(rows, memory) returns the rows that an item reads; it may use `window_size` elements of memory.
+template <class T, class F>
+void convolve(const ConvShape& s, int64_t window_size, F window, const Activation<T>& activation, const T* weights,
+              const T* bias, T* output, std::vector<Moments>* moments) {
+  const LayerKernels<T>& kernel = layer_kernels<T>();
+  const int64_t items = kernel.items(s), own = aligned(kernel.scratch(s));
+  if (moments != nullptr) moments->resize(items * s.outputs);
+  for_each_item<T>(items, own + window_size, [&](int64_t item, T* scratch) {
+    kernel.convolve(s, window(kernel.input_rows(s, item), scratch + own), activation, weights, bias, output,
+                    moments == nullptr ? nullptr : moments->data() + item * s.outputs, item, scratch);
+  });
+}
+
+template <class T>
+void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* image) {
+  const Buffer<T> copy((bands.height + 1) * s.cols);
+  layer_kernels<T>().bands_adjoint(s, bands, copy.get(), image);
+}
+
+// All gradients of a winograd convolution (winograd_gradient.h).
+template <class T>
+class WinogradBackward {
+ public:
+  // window(rows, memory) returns the rows of the padded input that an item reads; it may use `window_size` elements of
+  // memory.  weight: (outputs, inputs, 3, 3).
+  template <class F>
+  WinogradBackward(const ConvShape& s, const RawGradient<T>& raw, const T* weight, int64_t window_size, F window,
+                   bool of_input, bool of_weight)
+      : s_(s),
+        items_(kernel_.winograd_gradient_items(s)),
+        local_size_(kernel_.winograd_local_size(s)),
+        total_(of_weight ? kernel_.winograd_sums_size(s) : aligned(s.outputs)),
+        locals_(of_input ? items_ * local_size_ : 0) {
+    const ConvShape adjoint{Algorithm::winograd, s.outputs, s.inputs, s.rows, s.cols, s.height, s.width};
+    const Buffer<T> weights = packed(adjoint, weight, true);
+    const int64_t own = aligned(kernel_.winograd_gradient_scratch(s));
+    sum_items<T>(items_, of_weight ? kernel_.winograd_sums_size(s) : aligned(s.outputs), own + window_size,
+                 total_.get(), [&](int64_t item, T* sums, T* scratch) {
+                   kernel_.winograd_gradient(
+                       s_, raw, window(kernel_.winograd_gradient_input_rows(s, item), scratch + own), weights.get(),
+                       of_input ? locals_.get() + item * local_size_ : nullptr, of_weight, sums, item, scratch);
+                 });
+  }
+
+  void weight_gradient(T* to) const {
+    for_each_range(s_.outputs, 4,
+                   [&](int64_t begin, int64_t end) { kernel_.winograd_finish(s_, total_.get(), begin, end, to); });
+  }
+  void bias_gradient(T* to) const { std::copy_n(total_.get(), s_.outputs, to); }
+
+  // The gradient of input channel c before the padding that `s` describes, and before upsampling.
+  void input_gradient(int64_t c, const PaddedCopy& s, T* to) const {
+    const int64_t rows = kernel_.winograd_gradient_rows(s_), plain = s_.inputs - s_.upsampled,
+                  plane = (2 * rows + 2) * (2 * s_.cols + 2);
+    BandsOfRows<T> bands{
+        locals_.get() + std::min(c, plain) * plane, items_, local_size_, 2 * rows, 2 * rows + 2, 2 * s_.rows + 2};
+    if (c >= plain) {
+      bands.data += (c - plain) * (rows + 2) * s.cols;
+      bands.step = rows, bands.rows = rows + 2, bands.height = s_.rows + 2;
+    }
+    bands_adjoint(s, bands, to);
+  }
+
+ private:
+  const LayerKernels<T>& kernel_ = layer_kernels<T>();
+  const ConvShape s_;
+  const int64_t items_, local_size_;
+  const Buffer<T> total_, locals_;
+};
+
+}  // namespace dip_fast::cpu
