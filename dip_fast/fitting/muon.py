@@ -48,14 +48,23 @@ class Muon(Adam):
         super().__init__(parameters)
         self._rate = rate
         self._matrices = list(matrices)
-        weights = [self.parameters[i] for i in self._matrices]
+        self._weights = [self.parameters[i] for i in self._matrices]
         self._momenta = [self._first[i] for i in self._matrices]
-        self._sides = [(weight.shape[0], weight[0].numel()) for weight in weights]
-        rows, columns = (max(sides) for sides in zip(*self._sides, strict=True))
+        sides = [(weight.shape[0], weight[0].numel()) for weight in self._weights]
+        self._norms = [math.sqrt(rows) for rows, _ in sides]
+        self._longer = [math.sqrt(max(1, rows / columns)) for rows, columns in sides]
         # All matrices in one tensor, filled up with zeros, so that one call computes them all.
-        self._batch = weights[0].detach().new_zeros(len(weights), rows, columns)
+        shape = len(sides), *(max(side) for side in zip(*sides, strict=True))
+        self._batch, self._directions = (self._weights[0].detach().new_zeros(shape) for _ in range(2))
+        self._places, self._moves = (
+            [
+                batch[i, :rows, :columns].unflatten(1, weight.shape[1:])
+                for i, (weight, (rows, columns)) in enumerate(zip(self._weights, sides, strict=True))
+            ]
+            for batch in (self._batch, self._directions)
+        )
         # double, as the turns square the condition; where there is none, single will do
-        self._precise = torch.float32 if weights[0].device.type == "mps" else torch.float64
+        self._precise = torch.float32 if self._batch.device.type == "mps" else torch.float64
 
     @torch.no_grad()
     def update(self, gradients: Sequence[Tensor | None], step: Tensor, rate: Tensor, skipped: Tensor | None) -> None:
@@ -65,33 +74,31 @@ class Muon(Adam):
             others[i] = None
         super().update(others, step, rate, skipped)
 
-        weights = [self.parameters[i] for i in self._matrices]
-        momenta = []
-        for i, (momentum, (rows, columns)) in enumerate(zip(self._momenta, self._sides, strict=True)):
-            gradient = gradients[self._matrices[i]]
-            assert gradient is not None
-            momenta.append(gradient + MOMENTUM * momentum)
-            self._batch[i, :rows, :columns] = (gradient + MOMENTUM * momenta[-1]).view(rows, columns)
-        directions = self._orthogonal()
-        rate = (rate * self._rate).to(self._batch)
-        for i, (weight, (rows, columns)) in enumerate(zip(weights, self._sides, strict=True)):
-            longer = math.sqrt(max(1, rows / columns))
-            moved = weight * (math.sqrt(rows) / weight.norm())
-            moved -= (longer * rate) * directions[i, :rows, :columns].reshape(weight.shape)
+        # One call for the list of matrices, as a loop in Python takes longer than the arithmetic.
+        used = [gradient for i in self._matrices if (gradient := gradients[i]) is not None]
+        momenta = torch._foreach_add(torch._foreach_mul(self._momenta, MOMENTUM), used)
+        torch._foreach_copy_(self._places, torch._foreach_add(torch._foreach_mul(momenta, MOMENTUM), used))
+        self._orthogonal()
+        rates = torch._foreach_mul([(rate * self._rate).to(self._batch)] * len(used), self._longer)
+        scales = torch._foreach_mul(torch._foreach_reciprocal(torch._foreach_norm(self._weights)), self._norms)
+        moved = torch._foreach_mul(self._weights, scales)
+        torch._foreach_sub_(moved, torch._foreach_mul(self._moves, rates))
+        for targets, values in ((self._weights, moved), (self._momenta, momenta)):
             if skipped is not None:
-                moved = torch.where(skipped > 0, weight, moved)
-                momenta[i] = torch.where(skipped > 0, self._momenta[i], momenta[i])
-            weight.copy_(moved)
-            self._momenta[i].copy_(momenta[i])
+                held = skipped > 0
+                values = tuple(torch.where(held, *pair) for pair in zip(targets, values, strict=True))
+            torch._foreach_copy_(targets, values)
 
-    def _orthogonal(self) -> Tensor:
-        """Make each matrix U of the batch nearly orthogonal, by way of U U^T, which is small."""
+    def _orthogonal(self) -> None:
+        """Make each matrix U of the batch nearly orthogonal, by way of U U^T, which is small: the directions."""
         U = self._batch / (torch.linalg.matrix_norm(self._batch, keepdim=True) + 1e-12)
         a, b, c = NEWTON_SCHULZ
         gram = (U @ U.mT).to(self._precise)
         unit = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         product = unit
-        for _ in range(TURNS):
+        for turns_left in reversed(range(TURNS)):
             turn = a * unit + gram @ (b * unit + c * gram)
-            product, gram = turn @ product, turn @ gram @ turn
-        return product.to(U) @ U
+            product = turn @ product
+            if turns_left:
+                gram = turn @ gram @ turn
+        torch.matmul(product.to(U), U, out=self._directions)
