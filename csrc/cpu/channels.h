@@ -82,44 +82,55 @@ struct Channels {
     for (int64_t t = 0; t < count; ++t) to[t] = from[t];
   }
 
-  static void pad_adjoint(const PaddedCopy& s, const T* copy, int64_t pitch, T* image) {
-    const auto add = [&](int64_t r, T* to) {
-      const T* from = copy + r * pitch;
-#pragma omp simd
-      for (int64_t t = 0; t < s.width; ++t) to[t] += from[s.before + t];
+  // The adjoint of the padding.  row(r) returns row r of the gradient of the copy.
+  template <class Row>
+  static void unpad(const PaddedCopy& s, T* image, Row row) {
+    const auto fold = [&](const T* from, T* to) {
       for (int64_t q : {s.before - 1, s.before + s.width}) {
         const int64_t j = source_of(s, q, s.width);
         if (j >= 0) to[j] += from[q];
       }
     };
-    fill_zero(image, s.height * s.width);
-    for (int64_t i = 0; i < s.height; ++i) add(i + s.before, image + i * s.width);
+    for (int64_t i = 0; i < s.height; ++i) {
+      const T* from = row(i + s.before);
+      T* to = image + i * s.width;
+      copy_row(from + s.before, s.width, to);
+      fold(from, to);
+    }
     for (int64_t r : {s.before - 1, s.before + s.height}) {
       const int64_t i = source_of(s, r, s.height);
-      if (i >= 0) add(r, image + i * s.width);
+      if (i < 0) continue;
+      const T* from = row(r);
+      T* to = image + i * s.width;
+#pragma omp simd
+      for (int64_t t = 0; t < s.width; ++t) to[t] += from[s.before + t];
+      fold(from, to);
     }
   }
 
-  static void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* copy, T* image) {
+  static void pad_adjoint(const PaddedCopy& s, const T* copy, int64_t pitch, T* image) {
+    unpad(s, image, [&](int64_t r) { return copy + r * pitch; });
+  }
+
+  static void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* lines, T* image) {
     const int64_t half = s.cols / 2;
-    T* line = copy + bands.height * s.cols;
-    for (int64_t r = 0; r < bands.height; ++r) {
-      T *to = copy + r * s.cols, *sum = s.split ? line : to;
+    T* line = lines + s.cols;
+    unpad(s, image, [&](int64_t r) -> const T* {
       int64_t band = at_most(r / bands.step, bands.count - 1);
-      copy_row(bands.data + band * bands.stride + (r - band * bands.step) * s.cols, s.cols, sum);
+      copy_row(bands.data + band * bands.stride + (r - band * bands.step) * s.cols, s.cols, lines);
       while (--band >= 0 && r - band * bands.step < bands.rows) {
         const T* from = bands.data + band * bands.stride + (r - band * bands.step) * s.cols;
 #pragma omp simd
-        for (int64_t t = 0; t < s.cols; ++t) sum[t] += from[t];
+        for (int64_t t = 0; t < s.cols; ++t) lines[t] += from[t];
       }
-      if (!s.split) continue;
+      if (!s.split) return lines;
 #pragma omp simd
       for (int64_t t = 0; t < half; ++t) {
-        to[2 * t] = line[t];
-        to[2 * t + 1] = line[half + t];
+        line[2 * t] = lines[t];
+        line[2 * t + 1] = lines[half + t];
       }
-    }
-    pad_adjoint(s, copy, s.cols, image);
+      return line;
+    });
   }
 
   static void norm_act(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {

@@ -31,8 +31,8 @@ void convolve(const ConvShape& s, int64_t window_size, F window, const Activatio
 
 template <class T>
 void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* image) {
-  const Buffer<T> copy((bands.height + 1) * s.cols);
-  layer_kernels<T>().bands_adjoint(s, bands, copy.get(), image);
+  const Buffer<T> lines(2 * s.cols);
+  layer_kernels<T>().bands_adjoint(s, bands, lines.get(), image);
 }
 
 // All gradients of a winograd convolution (winograd_gradient.h).
@@ -70,11 +70,10 @@ class WinogradBackward {
   void input_gradient(int64_t c, const PaddedCopy& s, T* to) const {
     const int64_t rows = kernel_.winograd_gradient_rows(s_), plain = s_.inputs - s_.upsampled,
                   plane = (2 * rows + 2) * (2 * s_.cols + 2);
-    BandsOfRows<T> bands{
-        locals_.get() + std::min(c, plain) * plane, items_, local_size_, 2 * rows, 2 * rows + 2, 2 * s_.rows + 2};
+    BandsOfRows<T> bands{locals_.get() + std::min(c, plain) * plane, items_, local_size_, 2 * rows, 2 * rows + 2};
     if (c >= plain) {
       bands.data += (c - plain) * (rows + 2) * s.cols;
-      bands.step = rows, bands.rows = rows + 2, bands.height = s_.rows + 2;
+      bands.step = rows, bands.rows = rows + 2;
     }
     bands_adjoint(s, bands, to);
   }

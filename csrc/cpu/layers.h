@@ -47,11 +47,11 @@ struct Rows {
 };
 
 // Bands of rows of a padded copy of one channel, `stride` elements apart.  Each begins `step` rows below the one before
-// and has `rows` rows, which reach into the next ones; of the last, those up to `height`.
+// and has `rows` rows, which reach into the next ones.
 template <class T>
 struct BandsOfRows {
   const T* data;
-  int64_t count, stride, step, rows, height;
+  int64_t count, stride, step, rows;
 };
 
 // Some rows of a padded copy, of all channels, or a whole image.
@@ -95,9 +95,8 @@ struct LayerKernels {
   // The adjoint of the padding: from the gradient of a copy that is not split, with rows `pitch` apart, to the gradient
   // of the image.
   void (*pad_adjoint)(const PaddedCopy&, const T* copy, int64_t pitch, T* image);
-  // The same of a copy whose gradient is a sum over bands of rows, which overlap; `copy` is memory for the sum, of
-  // height x cols elements, and a row more.
-  void (*bands_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, T* copy, T* image);
+  // The same of a copy whose gradient is a sum over bands of rows, which overlap; `lines` is memory for two rows.
+  void (*bands_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, T* lines, T* image);
 
   void (*norm_act)(int64_t count, const T* image, T scale, T shift, T slope, T* activated);
   // From the gradient of leaky(scale x + shift) to that of x, and the sums of t = grad * leaky' and of t (x - mean).

@@ -245,8 +245,7 @@ class Backward {
   // The gradient of channel c of b_skip: adds up the parts of the items, whose rows overlap, and takes the adjoint of
   // the padding.
   void skip_input_gradient(int64_t c, T* to) const {
-    const BandsOfRows<T> bands{
-        locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2, 2 * s_.H + 2};
+    const BandsOfRows<T> bands{locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2};
     bands_adjoint(mid_.skip_padding, bands, to);
   }
 
