@@ -26,6 +26,10 @@ NETWORKS = {
         (1, 5, 8, 12),
     ),
     "wide-branch": (lambda: Skip(5, 3, down=8, up=8, skip=(17, 16), conv1x1=False), (1, 5, 8, 12)),
+    "wide-branch-nearest": (
+        lambda: Skip(5, 3, down=8, up=8, skip=(17, 16), conv1x1=False, upsampling="nearest"),
+        (1, 5, 8, 12),
+    ),
     "kernels": (lambda: Skip(5, 3, down=8, up=8, scales=2, kernel_down=5, kernel_skip=5), (1, 5, 16, 24)),
     "decoder": (lambda: Decoder(8, 3, depth=3), (1, 8, 4, 5)),
 }

@@ -33,9 +33,9 @@ PaddingMode = Literal["reflect", "zeros", "replicate"]
 
 UPSAMPLING = ("nearest", "bilinear")
 DOWNSAMPLING = ("stride", "average", "max", "lanczos2", "lanczos3")
-# Channels of a skip branch whose convolution is computed directly, with that of the upsampled image.  More have one of
-# their own, with fewer multiplications.
-MAX_JOINED_SKIP_CHANNELS = 16
+# Channels of a skip branch whose convolution is computed directly, with that of the upsampled image: on a CPU after
+# bilinear upsampling, on a GPU always.  More have one of their own, with fewer multiplications.
+MAX_DIRECT_SKIP_CHANNELS = 16
 
 
 class Scale(Fusible):
@@ -82,7 +82,8 @@ class Scale(Fusible):
         self.merge = block(conv(skip + inner_channels, up, kernel_up))
         self.mix = block(conv(up, up, 1)) if conv1x1 else None
         self.skip_channels = skip
-        self.computes_beside = skip > MAX_JOINED_SKIP_CHANNELS
+        self.is_thin = skip <= MAX_DIRECT_SKIP_CHANNELS
+        self.computes_beside = not (self.is_thin or upsampling == "nearest")
         self.merge.obstacle = None
         if kernel_up != 3:
             self.obstacle = f"its kernel is {kernel_up}x{kernel_up}"
@@ -112,7 +113,8 @@ class Scale(Fusible):
         conv, norm = self.merge.conv, self.norm
         assert isinstance(self.merge.activation, nn.LeakyReLU)
         slope = self.merge.activation.negative_slope
-        if skip is not None and self.skip_channels > MAX_JOINED_SKIP_CHANNELS:
+        joins = self.is_thin or (self.upsample.mode == "nearest" and not norm.weight.is_cuda)
+        if skip is not None and not joins:
             return self._merge_apart(skip, deep, slope)
         output, statistics = ops.norm_upsample_conv2d(
             operand(deep, slope), None if skip is None else operand(skip, slope), norm.weight, norm.bias, conv.weight,
