@@ -152,8 +152,8 @@ def _compare(
     """
     model = open_model(aside, trust=True)
     if model.program is not None and output is fitted.output and are_same(model.program, fitted.program):
-        # What it draws was compared with PyTorch before, and it is the same program.
-        same = onnx_engine.draws(model.program, output, threads=threads, label=str(path))
+        del model  # it may be large, and is the program whose picture was compared with PyTorch's before
+        same = onnx_engine.draws(fitted.program, output, threads=threads, label=str(path))
     else:
         again = model.draw(threads=threads)
         require_alike(again, fitted.reference, fitted.kind, f"{path} was not kept: the file")
