@@ -3,6 +3,7 @@
 # make lint   ruff, ruff format, mypy, clang-format
 # make docs   build the site of docs/ into build/site; a warning fails it
 # make test-cpp   build the C++ library and its test, plain and with sanitizers, and run both
+# make test-cpp SANITIZED=cpu_tests   of the latter those of the CPU alone
 # make check-cuda   compile the CUDA kernels for three generations of GPUs and look for warnings and local memory; needs nvcc
 # make test-cuda-emulated   run the operators' tests with the CUDA kernels, on an emulated GPU
 # make test-replay   replay an ONNX file where there is no PyTorch
@@ -55,9 +56,9 @@ test-cpp: .venv/requirements
 	$(CMAKE) -B build/cpp
 	$(CMAKE) -B build/cpp-sanitize -DDIP_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS)
-	$(BIN)/cmake --build build/cpp-sanitize --parallel $(MAX_JOBS)
+	$(BIN)/cmake --build build/cpp-sanitize --parallel $(MAX_JOBS) $(if $(SANITIZED),--target $(SANITIZED))
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
-	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure
+	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure $(if $(SANITIZED),--exclude-regex cuda)
 
 check-cuda: .venv/requirements
 	$(BIN)/python .ci/check_cuda.py $(if $(CODES),--codes $(CODES))
