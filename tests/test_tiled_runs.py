@@ -258,7 +258,7 @@ def test_a_tile_that_is_transparent_stays_as_it_is(dip, wide, given):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--tile", "63"), "tile must be an integer of at least 64, got 63"),
+        (("--tile", "63"), "--tile 63 must be auto or never, or pixels, at least 64"),
         (("--tile", "large"), "--tile large must be auto or never, or pixels, at least 64"),
         (("--tile", "64", "--preset", "default"), "learns from squares of a picture of any size"),
         (("--tile", "64", "--export", "onnx,pt2"), "--export onnx,pt2: the model of a picture in tiles is a list"),

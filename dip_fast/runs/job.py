@@ -172,9 +172,8 @@ def _check(asked: Mapping[str, Any]) -> None:
     most = {"seed": LARGEST_SEED, "iterations": MOST_ITERATIONS}
     for name in least.keys() & asked.keys():
         integer(name, asked[name], least=least[name], most=most.get(name))
-    if not isinstance(tile := asked.get("tile", "auto"), str):
-        integer("tile", tile, least=LEAST_TILE)
-    elif tile not in TILES:
+    tile = asked.get("tile", "auto")
+    if tile not in TILES and (not isinstance(tile, int) or isinstance(tile, bool) or tile < LEAST_TILE):
         raise UsageError(
             "{} must be {}, or pixels, at least {}", Argument("tile", tile), " or ".join(TILES), LEAST_TILE
         )
