@@ -23,8 +23,8 @@ QUIET = 0.1  # the part of the patches with the least structure, which are measu
 # 50 levels were 0.8% too large on the mean, from 0.8% too small to 3% too large.
 TOO_LARGE = 1.008
 # White noise has the same variance in all bands, and a texture grows from those with the least of it to the next: by a
-# factor of 1.65 in grass, 1.8 in gravel, 1.3 to 2.7 in photographs.  From as much excess on as this it counts, from
-# twice as much it counts fully; and as much of the variance is noise at least.
+# factor of 1.65 in grass, 1.8 in gravel, 1.3 to 2.7 in photographs.  An excess of `UNSURE` may be chance, one of twice
+# as much counts fully; at least `LEAST_PART` of the variance is noise.
 STEEP, UNSURE, LEAST_PART = 1.65, 0.05, 0.04
 LEVELS = 8
 FEWEST = 25  # quiet patches of a level
@@ -52,8 +52,8 @@ class Patches:
     Attributes
     ----------
     level, variance, beyond, structure : Tensor
-        Mean; mean square of the bands with the least of the picture, and of as many with the least of the others; rank
-        of the rest's among the patches of a picture's channel, from 0 to 1.
+        Mean; mean square in the bands with the least of the picture, and in as many next ones; rank of the rest among
+        the patches of a picture's channel, from 0 to 1.
     numbers : float
         How many independent numbers the variance of a patch is worth, for neighbours overlap.
     """
@@ -127,8 +127,8 @@ def measure_noise(y: Tensor, *, grows: bool | None = None, known: Tensor | None 
     return _measured(y, grows, known)
 
 
-def _measured(y: Tensor, grows: bool | None, known: Tensor | None, *, as_noise: bool = False) -> NoiseModel:
-    """Measure noise; with ``as_noise`` texture as fine as that counts as noise."""
+def _measured(y: Tensor, grows: bool | None, known: Tensor | None, *, texture_is_noise: bool = False) -> NoiseModel:
+    """Measure noise; texture as fine as that can count as noise."""
     patches = _patches(y, known)
     deviation = _deviation(patches)
     low = high = False
@@ -144,7 +144,7 @@ def _measured(y: Tensor, grows: bool | None, known: Tensor | None, *, as_noise: 
     quiet = inner.quiet()
     expected = float(model.variance_at_mean(quiet.level).sum())  # with what is cut off
     share = float(quiet.variance.sum()) / expected / TOO_LARGE**2 if expected else 1.0
-    share *= 1.0 if as_noise else quiet.part_of_noise()
+    share *= 1.0 if texture_is_noise else quiet.part_of_noise()
     return replace(model, a=share * model.a, b=share * model.b)
 
 
@@ -161,9 +161,9 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     """
     if min(y.shape[2:]) < 32 or torch.equal(y.amin((2, 3)), y.amax((2, 3))):
         return False
-    fine = _measured(y, False, known, as_noise=True).deviation
+    fine = _measured(y, False, known, texture_is_noise=True).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
-    coarse = 2 * _measured(avg_pool2d(y, 2), False, seen, as_noise=True).deviation
+    coarse = 2 * _measured(avg_pool2d(y, 2), False, seen, texture_is_noise=True).deviation
     if coarse < LEAST_COARSE or coarse <= COARSER * fine:
         return False
     return math.sqrt(_quiet_variance(y)) < QUIET_SQUARES * coarse
@@ -224,7 +224,7 @@ def _patches(y: Tensor, known: Tensor | None) -> Patches:
 
 
 def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute level, variance, what is beyond, and structure of the patches of a picture's channel, in float64.
+    """Compute level, variance, beyond and structure, see `Patches`, of the patches of a picture's channel, in float64.
 
     Patches with NaN are left out, and flat ones, which hold nothing.  The bands are the principal components of one
     half of the picture for the other: those with the least of many that scatter would be too small.
@@ -247,13 +247,11 @@ def _of_channel(windows: list[Tensor], side: int, stride: int) -> tuple[Tensor, 
     patches -= level[:, None]
     variance, beyond, structure = (torch.empty_like(level) for _ in range(3))
     count = max(1, (side**2 - 1) // BANDS)
-    following = count if count > 1 else 0  # the next one of 2x2 pixels holds slopes
+    following = count if count > 1 else 0  # in patches of 2x2 pixels the next band holds slopes
     for mine, other in ((half, ~half), (~half, half)):
         others = patches[other] if other.any() else patches
-        bands = torch.linalg.eigh(others.T @ others).eigenvectors[
-            :, 1 : 1 + count + following
-        ]  # the first is the mean's
-        squares = (patches[mine] @ bands).square()
+        bands = torch.linalg.eigh(others.T @ others).eigenvectors[:, 1:]  # the first is the mean's
+        squares = (patches[mine] @ bands[:, : count + following]).square()
         variance[mine] = squares[:, :count].mean(1)
         beyond[mine] = squares[:, count:].mean(1) if following else variance[mine]
         structure[mine] = patches[mine].square().sum(1) - squares.sum(1)

@@ -152,7 +152,7 @@ def _compare(
     """
     model = open_model(aside, trust=True)
     if model.program is not None and output is fitted.output and are_same(model.program, fitted.program):
-        del model  # it may be large, and is the program whose picture was compared with PyTorch's before
+        del model  # it may be large.  It holds the program that has drawn `output`, which PyTorch's picture is like.
         same = onnx_engine.draws(fitted.program, output, threads=threads, label=str(path))
     else:
         again = model.draw(threads=threads)

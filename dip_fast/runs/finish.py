@@ -236,7 +236,7 @@ def draw(result: Result, folder: Folder, record: Record, kind: Kind, extras: Ext
     if model is not None:
         return of_model(model, kind)
     samples = extras.put_back(kind.to_samples(result.image))
-    return Finished(samples, result.image, library(), lambda *where: [])
+    return Finished(samples, result.image, _library(), lambda *where: [])
 
 
 def _extras(picture: Picture, kind: Kind) -> Extras:
@@ -266,7 +266,7 @@ def _quality(image: np.ndarray, reference: np.ndarray | None, aside: np.ndarray 
     return {"psnr": metrics.psnr(image, reference), "ssim": metrics.ssim(image, reference)}
 
 
-def library() -> str:
+def _library() -> str:
     """Name what draws where a network cannot be folded."""
     import torch
 

@@ -19,7 +19,7 @@ import numpy as np
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.fitting.results import COLUMNS
-from dip_fast.models import tiled, writing
+from dip_fast.models import onnx_engine, tiled, writing
 from dip_fast.models.model import LIST
 from dip_fast.names import counted
 from dip_fast.pictures.tiling import Box
@@ -226,7 +226,7 @@ def _finish(run: Run, plan: Plan) -> Summary:
             return [cast(ModelFile, write(folder.place / LIST, plan.tiling.scaled(plan.scale), files, output))]
         return []
 
-    finished = Finished(kind.rounded(output), kind.to_unit(output), tiled.onnx_engine.version(), models)
+    finished = Finished(kind.rounded(output), kind.to_unit(output), onnx_engine.version(), models)
     steps, seconds = max(entry["steps"] for entry in tiles), sum(entry["seconds"] for entry in tiles)
     reason = "variance" if steps < run.job.recipe(plan.tiling.size).options.iterations else "iterations"
     outcome = Outcome(steps, steps, reason, seconds, None, _history(run, steps))
