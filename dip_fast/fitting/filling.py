@@ -1,8 +1,10 @@
 """The masked objective for holes: the network sees fewer pixels than are known, and predicts the known ones it lacks.
 
-Where holes are scattered, a known pixel that is left out of the network's input looks as a hole does, and what the
-network should have drawn there is known.  So it learns from the picture itself how its holes are filled, on squares in
-all orientations, and its error where pixels were held out is that of the holes: quality shows without the truth.
+A known pixel that is left out of the network's input looks as a hole does, and what the network should have drawn there
+is known.  So it learns from the picture itself how its holes are filled, on squares in all orientations, and its error
+where pixels were held out is that of the holes: quality shows without the truth.  Where much is missing single pixels
+are left out.  Where little is, as under a text or in scratches, holes are wider than that, and what is left out has
+their own shapes: it is what the holes hide when they are laid over the picture once more, at another place.
 
 References
 ----------
@@ -31,7 +33,8 @@ from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
 from dip_fast.presets import Masking
 
-HELD = 0.9  # of the known pixels, that are shown when the others tell the error
+HELD = 0.9  # of the known pixels, that are shown when the others tell the error, where single pixels are held out
+MOST_COPIES = 8  # of the holes in a step
 LEAST_WINDOW = 1.0  # pixels: deviation of the window that first fills a hole, where every third pixel is known
 
 
@@ -67,6 +70,8 @@ class MaskedFilling(MaskedPrediction):
         density = float(self.shown.mean())
         self.holes = 1 - density
         self.window = max(LEAST_WINDOW, 0.6 / math.sqrt(density * masking.keep))
+        self.copies = copies(masking.keep, density)
+        self.moved = known.to(y.dtype).roll((known.shape[2] // 4, known.shape[3] // 4), (2, 3))
         self.notes = ("predicting known pixels that the network does not see",)
         self.z = self._fixed()
 
@@ -94,7 +99,11 @@ class MaskedFilling(MaskedPrediction):
         view = self.step_size[0], self.margin, keep, 1, self.seed, step
         picture = masking.masked_crop(self.y, *view)[1]
         mask, known = masking.masked_crop(self.shown, *view)
-        kept = mask[:, 1:] * known
+        kept = known if self.copies else mask[:, 1:] * known
+        for copy in range(self.copies):
+            # Steps of its own; with a margin that lets it lie anywhere.
+            elsewhere = self.step_size[0], self.step_size[0] // 2, 1.0, 1, self.seed, step + (copy + 1) * 2**33
+            kept = kept * masking.masked_crop(self.shown, *elsewhere)[1]
         return Example(self._show(picture, kept), torch.cat((picture, known - kept), dim=1))
 
     def loss(self, x: Tensor, example: Example) -> Tensor:
@@ -159,7 +168,11 @@ class MaskedFilling(MaskedPrediction):
         view = n, top, left, side, side, orientation, keep, 1, self.seed, 0
         picture = masking.masked_window(self.y, *view)[1]
         mask, known = masking.masked_window(self.shown, *view)
-        return self._show(picture, mask[:, 1:] * known)
+        if self.copies:
+            kept = known * masking.masked_window(self.moved, *view)[1] if keep < 1 else known
+        else:
+            kept = mask[:, 1:] * known
+        return self._show(picture, kept)
 
     def composite(self, x: Tensor) -> Tensor:
         """Put known pixels back."""
@@ -169,3 +182,23 @@ class MaskedFilling(MaskedPrediction):
     def kept(self) -> tuple[Tensor, Tensor] | None:
         """Known pixels, which the result keeps."""
         return self.shown > 0, self.y
+
+
+def copies(keep: float, density: float) -> int:
+    """Count how often holes are laid over a picture to hide about as much as is to be hidden.
+
+    Parameters
+    ----------
+    keep : float
+        The part of the known pixels that is to be shown.
+    density : float
+        The part of the pixels that are known.
+
+    Returns
+    -------
+    int
+        0 where the holes would hide far more than that at once; single pixels are hidden then.
+    """
+    if keep <= 0 or density >= 1:
+        return 0
+    return min(round(math.log(keep) / math.log(density)), MOST_COPIES)
