@@ -23,6 +23,7 @@ import numpy as np
 from inverse_cases import Case
 
 PART = slice(64, 192)  # rows and columns that are shown
+PARTS = {"inpaint-large": (slice(24, 232), slice(40, 248))}  # of others
 ENLARGED = 2
 GAP = 4  # white pixels between them
 QUALITY = 92
@@ -46,12 +47,16 @@ def main() -> None:
         images = {"damaged": damaged} | ({} if classical is damaged else {method: classical}) | {preset: image}
         print(task, ", ".join(f"{name} {case.psnr(shown):.2f} dB" for name, shown in images.items()))
         images["as it was"] = case.clean
-        cv2.imwrite(str(options.out / f"{task}.jpg"), strip([*images.values()]), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        cv2.imwrite(
+            str(options.out / f"{task}.jpg"),
+            strip([*images.values()], *PARTS.get(task, (PART, PART))),
+            [cv2.IMWRITE_JPEG_QUALITY, QUALITY],
+        )
 
 
-def strip(images: list[np.ndarray]) -> np.ndarray:
+def strip(images: list[np.ndarray], rows: slice, columns: slice) -> np.ndarray:
     """Place the same part of images side by side, each pixel as a square: blue, green, red, uint8."""
-    parts = [np.rint(255 * image[PART, PART].clip(0, 1)).astype(np.uint8)[..., ::-1] for image in images]
+    parts = [np.rint(255 * image[rows, columns].clip(0, 1)).astype(np.uint8)[..., ::-1] for image in images]
     large = [part.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for part in parts]
     gap = np.full((large[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([large[0], *(each for part in large[1:] for each in (gap, part))], axis=1)
@@ -87,11 +92,22 @@ def inpaint(clean: np.ndarray) -> tuple[Case, np.ndarray, str]:
     return case, inverse_cases.decoded(case), "default"
 
 
+def inpaint_large(clean: np.ndarray) -> tuple[Case, np.ndarray, str]:
+    """Mask the spoon."""
+    known = np.full(clean.shape[:2], 1, np.uint8)
+    corners = [(138, 150), (190, 140), (204, 160), (196, 208), (150, 216), (138, 190)]  # of its bowl and its shadow
+    cv2.fillPoly(known, [np.array(corners)], 0)
+    cv2.line(known, (178, 160), (206, 40), 0, 16)
+    case = inverse_cases.holed("spoon", "clean", clean, known > 0, "diffusion", inverse_cases.diffused)
+    return case, np.where(known[..., None] > 0, clean, 0.5), "outline"
+
+
 CASES: dict[str, Callable[[np.ndarray], tuple[Case, np.ndarray, str]]] = {
     "superres": superres,
     "deblur": deblur,
     "jpeg": jpeg,
     "inpaint": inpaint,
+    "inpaint-large": inpaint_large,
 }
 
 if __name__ == "__main__":

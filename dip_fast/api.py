@@ -194,9 +194,9 @@ def inpaint(
     composite : bool
         Keep the known pixels as they are; otherwise the network draws them too.
     preset : str, Preset or Recipe, optional
-        As in `denoise`.  By default ``"default"`` where holes are scattered, which learns from
-        known pixels that it hides how they are filled; otherwise one whose fit begins with a random input: ``"quick"``
-        on a CPU and ``"paper"`` on a GPU.
+        As in `denoise`.  By default ``"default"`` where no hole is large, which learns from known pixels that it hides
+        how they are filled, and ``"outline"`` where one is, which fills it with copies of known patches.  Where the
+        known pixels are not kept, ``"quick"`` on a CPU and ``"paper"`` on a GPU.
     iterations, stop, tile, seed, device, engine, precision, channel_axis, callbacks, progress, return_result
         As in `denoise`.
 

@@ -324,6 +324,26 @@ PRESETS: Registry[Preset] = Registry(
             ),
             "ConvDecoder: no encoder, few parameters to overfit with",
         ),
+        "outline": Preset(
+            Recipe(
+                network="coarse",
+                network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
+                in_channels=32,
+                distribution="uniform",
+                options=FitOptions(
+                    iterations=1000,
+                    learning_rate=0.02,
+                    warmup=50,
+                    perturbation=None,
+                    averaging=0.995,
+                    averaging_window=4,
+                    stop="never",
+                    rounds=8,
+                    consolidation_learning_rate=0.002,
+                ),
+            ),
+            "for large holes: quick at a part of the size, whose holes copies of patches fill",
+        ),
     },
 )
 

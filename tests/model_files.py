@@ -35,6 +35,7 @@ RECIPES = {
     "kernels": ("skip", SKIP | {"kernel_down": 5, "kernel_up": 5, "kernel_skip": 3}, 4, "uniform"),
     "hourglass": ("hourglass", {}, 3, "gaussian"),
     "decoder": ("decoder", {"depth": 3}, 8, "gaussian"),
+    "coarse": ("coarse", SKIP, 4, "uniform"),
 }
 PICTURES = {
     "gray.png": ((33, 45), np.uint8),

@@ -12,7 +12,7 @@ from torch import nn
 
 from dip_fast import networks
 from dip_fast.models import onnx_format
-from dip_fast.networks import Decoder, Hourglass, Skip
+from dip_fast.networks import Coarse, Decoder, Hourglass, Skip
 from dip_fast.networks.layers import batch_norm
 from dip_fast.networks.network_input import draw
 from dip_fast.programs import drawing as torch_program
@@ -38,6 +38,7 @@ NETWORKS = {
     "kernels-zeros": lambda: Skip(5, 1, down=8, up=8, kernel_up=(5, 3), padding_mode="zeros"),
     "hourglass": lambda: Hourglass(5, 3),
     "decoder": lambda: Decoder(5, 3, depth=3),
+    "coarse": lambda: Coarse(5, 3, doublings=1, down=8, up=8, scales=2),
 }
 
 

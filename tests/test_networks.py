@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dip_fast
 from dip_fast import networks
-from dip_fast.networks import Decoder, Hourglass, Skip
+from dip_fast.networks import Coarse, Decoder, Hourglass, Skip
 from dip_fast.presets import PRESETS, FitOptions, Recipe
 
 # Outputs of the original program's network, in float64, for weights and inputs given by the formulas below; its
@@ -86,8 +86,9 @@ def test_skip_of_the_paper_has_its_parameters() -> None:
         ),
         (Hourglass(3, 3), (1, 3, 128, 192), (1, 3, 128, 192)),
         (Decoder(8, 3, depth=2), (1, 8, 4, 6), (1, 3, 16, 24)),
+        (Coarse(4, 3, doublings=2, down=8, up=8, scales=1), (1, 4, 4, 6), (1, 3, 16, 24)),
     ],
-    ids=["skip", "skip-by-scale", "skip-kernels", "hourglass", "decoder"],
+    ids=["skip", "skip-by-scale", "skip-kernels", "hourglass", "decoder", "coarse"],
 )
 def test_output_shape(network: torch.nn.Module, z: tuple[int, ...], image: tuple[int, ...]) -> None:
     assert network(torch.rand(z)).shape == image
@@ -102,6 +103,8 @@ def test_output_shape(network: torch.nn.Module, z: tuple[int, ...], image: tuple
         ("hourglass", {}, (16, 200), (128, 256)),
         ("decoder", {}, (256, 256), (4, 4)),
         ("decoder", {}, (200, 400), (4, 7)),
+        ("coarse", {"doublings": 2}, (320, 321), (96, 96)),
+        ("coarse", {"doublings": 0}, (257, 100), (288, 128)),
     ],
 )
 def test_input_covers_the_picture(name: str, options: dict, picture: tuple[int, int], z: tuple[int, int]) -> None:
@@ -177,7 +180,7 @@ def test_wrong_options_of_skip_are_refused(options: dict, message: str) -> None:
 
 
 def test_unknown_network_is_refused() -> None:
-    with pytest.raises(ValueError, match="must be one of skip, hourglass, decoder, got 'unet'"):
+    with pytest.raises(ValueError, match="must be one of skip, hourglass, decoder, coarse, got 'unet'"):
         networks.build("unet", 3, 3)
 
 

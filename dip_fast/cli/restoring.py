@@ -35,8 +35,8 @@ HOW = (
     click.option(
         "--preset",
         type=Named(lambda: PRESETS),
-        help="Network and how it is fitted; see dip-fast presets.  [default: default for noise and scattered holes; "
-        "otherwise quick on a CPU, paper on a GPU]",
+        help="Network and how it is fitted; see dip-fast presets.  [default: default for noise and small holes, "
+        "outline for large ones; otherwise quick on a CPU, paper on a GPU]",
     ),
     click.option("--network", type=Named(lambda: NETWORKS), help="Selects the preset of that network."),
     click.option("--upsampling", type=Choice(list(UPSAMPLINGS)), help="Of the skip network.  [default: the preset's]"),

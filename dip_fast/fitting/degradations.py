@@ -211,6 +211,7 @@ class Mask(Degradation):
         self.known = known
         self._values = int(known.sum()) * (self.channels // known.shape[1])
         self.kept = known if composite else None
+        self.has_patches = composite
 
     def apply(self, x: Tensor) -> Tensor:
         """Blank the unknown pixels."""

@@ -6,7 +6,8 @@ both in turns: with v the picture x made of its own patches, as if it had noise 
 
     x = argmin  ||A(x) - y||^2 / s^2 + w ||x - v||^2 / t^2
 
-where s is the deviation of the noise in y, and t falls from round to round; w is `PART`.
+where s is the deviation of the noise in y, and t falls from round to round; w is `PART`.  Where holes are large, an
+outline is all that the fit has there, and copies of patches fill them (`patch_copies`).
 
 References
 ----------
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dip_fast.fitting import similar_patches
+from dip_fast.fitting import patch_copies, similar_patches
 from dip_fast.fitting.degradations import LEAST_NOISE, Degradation, Identity
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Passes, Redrawer
@@ -69,14 +70,23 @@ class PatchPrior(DeepImagePrior):
         super().__init__(degradation, z, perturbation=perturbation, seed=seed)
         self.rounds = rounds
         self.redrawer = redrawer
+        kept = degradation.kept
+        self.known = None if kept is None else kept.all(dim=1, keepdim=True)
+        self.halvings = 0 if self.known is None else patch_copies.halvings(self.known)
+        if self.halvings:
+            self.notes = ("large holes are filled with copies of patches that are known",)
 
     @property
     def kinds_of_passes(self) -> tuple[Passes, ...]:
         """One for each part of the estimates from patches; the turns to the data between them take little."""
+        if self.known is not None and self.halvings:
+            return patch_copies.kinds_of_passes(self.known, self.halvings)
         return (similar_patches.kind_of_passes(self.scene, self.rounds),)
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
-        """Take patches and data in turns, from the average of the iterates."""
+        """Take patches and data in turns, from the average of the iterates, or fill large holes with copies."""
+        if self.known is not None and self.halvings:
+            return (yield from patch_copies.fill(self.degradation, average, self.halvings, self.seed))
         x = yield from in_turns(self.degradation, self._widened(average), self.rounds)
         return crop(x, *self.size)
 

@@ -164,7 +164,7 @@ def masked_prediction(
 
 
 def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -> MaskedFilling:
-    """Make the objective of a fit to known pixels that the network does not see, for scattered holes.
+    """Make the objective of a fit to known pixels that the network does not see, for holes that are not large.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dip_fast.networks.registry import NETWORKS, build, input_size
 
 if TYPE_CHECKING:
+    from dip_fast.networks.coarse import Coarse
     from dip_fast.networks.decoder import Decoder
     from dip_fast.networks.hourglass import Hourglass
     from dip_fast.networks.layers import Network
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NETWORKS",
+    "Coarse",
     "Decoder",
     "Hourglass",
     "Network",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Coarse": "networks.coarse",
     "Decoder": "networks.decoder",
     "Hourglass": "networks.hourglass",
     "Network": "networks.layers",

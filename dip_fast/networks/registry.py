@@ -17,6 +17,7 @@ NETWORKS: Registry[type[Network]] = Registry(
         "skip": "dip_fast.networks.skip:Skip",
         "hourglass": "dip_fast.networks.hourglass:Hourglass",
         "decoder": "dip_fast.networks.decoder:Decoder",
+        "coarse": "dip_fast.networks.coarse:Coarse",
     },
 )
 
@@ -27,7 +28,7 @@ def build(name: str, in_channels: int, out_channels: int, **options: Any) -> Net
     Parameters
     ----------
     name : str
-        A key of `NETWORKS`: ``skip``, ``hourglass``, ``decoder``, or what a plugin registered.
+        A key of `NETWORKS`: ``skip``, ``hourglass``, ``decoder``, ``coarse``, or what a plugin registered.
     in_channels, out_channels : int
         Channels of the network input and of the image.
     **options

@@ -296,7 +296,7 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
         The ground truth, float32 ``(H, W, C)``, range [0, 1].
     """
     height, width = data.image.shape[-3:-1]
-    recipe = job.recipe((height, width))
+    recipe = TASKS[job.task].fitted_to(data, job.recipe((height, width)))
     if data.tile is not None:
         recipe = recipe.with_(**data.tile.recipe)
     elif (np.ptp(data.image, axis=(-3, -2)) == 0).all():  # constant channels are what they are, whatever is fitted

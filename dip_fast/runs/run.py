@@ -151,7 +151,8 @@ def _by_header(request: Request, job: Job, *, fresh: bool) -> tuple[int, list[st
     size = request.part.size(*found[:2])
     likely = decided(job, found[2], size)
     needed = estimate.memory(likely, found[2], size)
-    return needed, expected_lines(likely, size, needed, fresh=fresh)
+    chosen = any(request.asked.get(name) is not None for name in ("preset", "network"))
+    return needed, expected_lines(likely, size, needed, fresh=fresh and (chosen or not TASKS[job.task].reads_preset))
 
 
 def _fit(fit: Fit, folder: Folder, record: Record, progress: Progress) -> None:

@@ -33,15 +33,24 @@ def doubts(known: np.ndarray) -> tuple[str, ...]:
     return (f"the mask leaves {unknown:.0%} of the picture to be drawn: if it marks the unknown part, invert it",)
 
 
-def are_scattered(known: np.ndarray) -> bool:
-    """Whether holes are scattered: each is a pixel or two wide, or most known pixels touch an unknown one."""
+def are_small(known: np.ndarray) -> bool:
+    """Whether no hole is large, as none of a text or of scratches is, or most known pixels touch an unknown one."""
     import cv2
     import numpy as np
 
-    if cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, 3).max() < 2:
+    if not _halvings(known):
         return True
     around = cv2.erode(known.astype(np.uint8), np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8))
     return float(around.sum()) < known.sum() / 2
+
+
+def _halvings(known: np.ndarray) -> int:
+    """Count how often a picture is to be halved until none of its holes is large."""
+    import torch
+
+    from dip_fast.fitting import patch_copies
+
+    return patch_copies.halvings(torch.from_numpy(known)[None, None])
 
 
 def _predicting(data: Data, known: np.ndarray, recipe: Recipe, seed: int) -> Objective:
@@ -66,6 +75,7 @@ class Inpaint(Task):
         Option("composite", bool, True, "Keep the known pixels when inpainting."),
         Option("mask_white", ("known", "hole"), "known", "What white means in the file of the mask."),
     )
+    reads_preset = True
     may_miss = True
     aside = ("hidden", "outliers")
     has_tiles = True
@@ -93,8 +103,16 @@ class Inpaint(Task):
         return known
 
     def preset_of(self, data: Data, options: Mapping[str, Any]) -> str | None:
-        """Predict held-out pixels where holes are scattered: what fills them is learned from the known ones."""
-        return "default" if options["composite"] and are_scattered(data.inputs["mask"]) else None
+        """Predict held-out pixels where holes are small; where they are large draw an outline, which patches fill."""
+        if not options["composite"]:
+            return None
+        return "default" if are_small(data.inputs["mask"]) else "outline"
+
+    def fitted_to(self, data: Data, recipe: Recipe) -> Recipe:
+        """Draw an outline at the size at which no hole is large."""
+        if recipe.network != "coarse" or "doublings" in recipe.network_options:
+            return recipe
+        return recipe.with_(network_options={"doublings": _halvings(data.inputs["mask"])})
 
     def objective(self, data: Data, options: Mapping[str, Any], recipe: Recipe, seed: int) -> Objective:
         """Make the data term's objective; say how much is filled in, and that a mask may be the wrong way round."""
@@ -120,8 +138,8 @@ class Inpaint(Task):
         return known and (options["composite"] or super().is_done(data, options))
 
     def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
-        """Whether rounds may follow: where known pixels are predicted."""
-        return recipe.masking is not None and options["composite"]
+        """Whether rounds may follow: where known pixels are kept."""
+        return bool(options["composite"])
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare the known pixels only."""

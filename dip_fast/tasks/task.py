@@ -169,6 +169,8 @@ class Task:
     stop : {"auto", "never"}, optional
         What holds for the option of this name where a user says nothing and the fit is from a random input; that of
         the preset where it is None.
+    reads_preset : bool
+        Whether what was read decides on the preset, see `preset_of`.
     may_miss : bool
         Whether samples of the picture may be missing: NaN in a file.
     aside : tuple of str
@@ -185,6 +187,7 @@ class Task:
     options: tuple[Option, ...] = ()
     inputs: tuple[Input, ...] = ()
     stop: Literal["auto", "never"] | None = None
+    reads_preset: bool = False
     may_miss: bool = False
     aside: tuple[str, ...] = ("hidden",)
     has_tiles: bool = False
@@ -202,6 +205,10 @@ class Task:
 
         What a user asks for counts more than what this returns.
         """
+        return recipe
+
+    def fitted_to(self, data: Data, recipe: Recipe) -> Recipe:
+        """Change a recipe for what was read: by default nothing."""
         return recipe
 
     def has_rounds(self, recipe: Recipe, options: Mapping[str, Any]) -> bool:
