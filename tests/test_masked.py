@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import dip_fast
-from dip_fast.fitting import Fit, MaskedPrediction, fit, loop, masked, masked_prediction, prepare, start
+from dip_fast.fitting import Fit, MaskedPrediction, fit, loop, masked, masked_prediction, objectives, prepare, start
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
 from dip_fast.presets import PRESETS, Recipe
@@ -245,6 +245,33 @@ def test_answer_is_one_network_at_one_input(channels: int, tmp_path) -> None:
         path = dip_fast.export(result, tmp_path / f"model{suffix}")
         drawn = dip_fast.replay(path, trust=trust)
         assert np.abs(drawn - result.image).max() < 2e-5
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("large", [False, True])
+def test_answer_is_the_picture_that_was_made(monkeypatch, large: bool, pictures: int) -> None:
+    """With noise of 2 of 255 it was drawn 0.9 dB worse, so that less was left than in the noisy picture."""
+    monkeypatch.setattr(objectives, "LARGEST_WHOLE", 60 * 70 - 1 if large else 10**6)
+    made_of = []
+    drawing = MaskedPrediction.drawing
+    monkeypatch.setattr(MaskedPrediction, "drawing", lambda self, x: made_of.append(x) or drawing(self, x))
+    run = made(y=torch.cat([noisy(60, 70)] * pictures))
+    run.run()
+    image = run.result(0 if pictures > 1 else None).image
+    distance = image - made_of[0].clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    assert np.sqrt(np.mean(distance**2)) < 2 / 65535
+
+
+def test_network_of_the_answer_corrects_in_proportion() -> None:
+    """Where hardly anything is left of it, too: nothing else of the network has changed."""
+    run = made()
+    run.run()
+    z = run.z.tensor()
+    whole, part = (
+        run.problem.draw(z, weights, (37, 45)) - z[:, :3]
+        for weights in (run.averages(), run.network.lessened(run.averages(), 0.1))
+    )
+    assert float((part - 0.1 * whole).abs().max()) < 0.002 < 0.02 < float(whole.abs().max())
 
 
 def test_interrupted_fit_has_an_answer_and_goes_on_as_if_nothing_was() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dip_fast import networks
 from dip_fast.device.precision import products
+from dip_fast.fitting import redrawing
 from dip_fast.fitting.callbacks import call_those_due
 from dip_fast.fitting.steps import PICTURE, FurtherSteps
 from dip_fast.networks import frozen
@@ -150,6 +151,9 @@ class Finishing:
             fit.count_time(time.perf_counter() - started, len(numbers))
             call_those_due(callbacks, fit, self.consolidated)
         self.weights, self.z, self.network = further.weights, drawing.z, network
+        if fit.objective.shows_answer and network.corrects:
+            with fit.at_work():
+                self.weights = redrawing.lessened(problem, self.weights)
         if fit.objective.is_large:
             with fit.at_work():
                 self.frozen = frozen.freeze(fit.network, fit.answer(), drawing.windows())

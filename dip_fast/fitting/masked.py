@@ -31,11 +31,10 @@ from torch import Tensor
 from dip_fast.fitting import guide, similar_patches
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.combining import combine, mean_variance
-from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective, Passes
-from dip_fast.fitting.redrawing import Redrawn, whole
+from dip_fast.fitting.objectives import Example, Objective, Passes
+from dip_fast.fitting.redrawing import Redrawn, RedrawnSquares, whole
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
 from dip_fast.presets import Masking
@@ -103,6 +102,7 @@ class MaskedPrediction(Objective):
     """
 
     draws_iterates = False
+    shows_answer = True
 
     def __init__(
         self,
@@ -238,8 +238,8 @@ class MaskedPrediction(Objective):
         """
         masks = self.z.channels - self.channels
         if self.is_large:
-            return Redrawn(picture, self.drawing_size, self.margin, self.seed, masks)
-        return DeepImagePrior(Identity(picture), whole(picture, masks))
+            return RedrawnSquares(picture, self.drawing_size, self.margin, self.seed, masks)
+        return Redrawn(picture, masks)
 
     @property
     def drawing_size(self) -> tuple[int, int]:

@@ -113,6 +113,9 @@ class Objective(ABC):
         The same of the guides alone; None before, or where there are none.
     redrawer : Redrawer or None
         What draws the answer; None for the fitted network.
+    shows_answer : bool
+        Whether the network of the answer is shown, in the first channels of its input, the picture that it is to draw.
+        One that corrects its input then draws that picture as exactly as the input has it, see `redrawing.lessened`.
     notes : tuple of str
         What a user should know of it, a line each.
     """
@@ -125,6 +128,7 @@ class Objective(ABC):
     estimated_psnrs: tuple[float, ...] = ()
     guide_psnr: float | None = None
     redrawer: Redrawer | None = None
+    shows_answer = False
     notes: tuple[str, ...] = ()
     border: tuple[int, int] = (0, 0)
     seed: int = 0
@@ -191,8 +195,8 @@ class Objective(ABC):
         return DeepImagePrior(Identity(picture, border=self.border), self.z)
 
     def windows(self) -> Iterator[Tensor]:
-        """Make network inputs of the size of a step, which stand for a large picture that this is the `drawing` of."""
-        raise TypeError(f"{type(self).__name__} fits no squares and must define windows()")
+        """Make network inputs which stand for the picture that this is the `drawing` of, and that they show."""
+        raise TypeError(f"{type(self).__name__} shows no picture and must define windows()")
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Make the picture that the answer is fitted to, or several, from the network as the steps have left it.

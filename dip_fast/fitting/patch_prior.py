@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dip_fast.fitting import patch_copies, similar_patches
-from dip_fast.fitting.degradations import LEAST_NOISE, Degradation, Identity
+from dip_fast.fitting.degradations import LEAST_NOISE, Degradation
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import DeepImagePrior, Objective, Passes, Redrawer
-from dip_fast.fitting.redrawing import whole
+from dip_fast.fitting.redrawing import Redrawn
 from dip_fast.fitting.reductions import total
 from dip_fast.networks import crop
 from dip_fast.networks.network_input import NetworkInput
@@ -56,6 +56,8 @@ class PatchPrior(DeepImagePrior):
     redrawer : Redrawer
         Of the answer: a network that reads a picture and as many channels of ones.
     """
+
+    shows_answer = True
 
     def __init__(
         self,
@@ -92,7 +94,7 @@ class PatchPrior(DeepImagePrior):
 
     def drawing(self, picture: Tensor) -> Objective:
         """Fit the network of the answer to the picture, which is its input."""
-        return DeepImagePrior(Identity(picture, border=self.border), whole(self._widened(picture), picture.shape[1]))
+        return Redrawn(self._widened(picture), picture.shape[1])
 
     def _widened(self, picture: Tensor) -> Tensor:
         """Continue a picture into the border of the scene."""

@@ -1,22 +1,45 @@
-"""What teaches a network that has learned to predict dropped samples to draw a picture that it is shown whole."""
+"""What makes a network that has learned to predict dropped samples draw a picture that it is shown whole."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from dip_fast.fitting.objectives import Example, Objective
+from dip_fast.fitting.degradations import Identity
+from dip_fast.fitting.objectives import DeepImagePrior, Example, Objective
+from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.reductions import mean_square
 from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
 
 WINDOWS = 8  # that the statistics of a large picture are taken from
+NEAR = 1 / network_input.MAX_CODE  # root mean square of what is drawn beside the picture: the step of the input's grid
 
 
-class Redrawn(Objective):
-    """The mean squared error of what the network makes of squares of a picture, against the squares themselves.
+class Redrawn(DeepImagePrior):
+    """The mean squared error of what the network makes of a picture, against the picture itself.
+
+    Parameters
+    ----------
+    x : Tensor
+        The picture, ``(1, C, H, W)``.
+    masks : int
+        Channels of ones that the network reads beside the picture's.
+    """
+
+    def __init__(self, x: Tensor, masks: int) -> None:
+        super().__init__(Identity(x), whole(x, masks))
+
+    def windows(self) -> Iterator[Tensor]:
+        """Show the picture."""
+        yield self.z.tensor(self.degradation.target.device)
+
+
+class RedrawnSquares(Objective):
+    """The same of squares of a picture.
 
     Parameters
     ----------
@@ -64,3 +87,22 @@ def whole(y: Tensor, masks: int) -> NetworkInput:
     """Make the network input that shows a picture without holes: the picture, and some channels of ones."""
     ones = Part(torch.ones(1, masks, *y.shape[2:], dtype=torch.uint8), 1)
     return network_input.joined(network_input.of_image(y.clamp(0, 1)), NetworkInput((ones,)))
+
+
+@torch.no_grad()
+def lessened(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Lessen the correction that a network makes of the picture it is shown, until the picture is what it draws.
+
+    Parameters
+    ----------
+    problem : Problem
+        A network that corrects its input, and the objective that shows the picture.
+    weights : mapping of str to Tensor
+        By the parameters' names.
+    """
+    errors = []
+    for z in problem.objective.windows():
+        image = problem.draw(z, dict(weights), (z.shape[2], z.shape[3]))
+        errors.append(float(mean_square(image - z[:, : image.shape[1]])))
+    distance = math.sqrt(sum(errors) / len(errors))
+    return problem.network.lessened(weights, NEAR / max(distance, NEAR))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,9 +43,12 @@ class Network(nn.Module):
     ----------
     multiple : int
         The sides of the image are multiples of it.
+    corrects : bool
+        Whether the image is that in the first channels of z with a correction, see `lessened`; False by default.
     """
 
     multiple: int
+    corrects: bool = False
 
     def fold(self, folder: Folder, z: Value) -> Value:
         """Compute the image from z as `forward` does, with a folder that writes each layer down.
@@ -102,6 +105,18 @@ class Network(nn.Module):
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
         return cover(height, self.multiple), cover(width, self.multiple)
+
+    def lessened(self, weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Return weights that draw hardly more than a share of the correction that others do; of one that `corrects`.
+
+        Parameters
+        ----------
+        weights : mapping of str to Tensor
+            By the parameters' names.
+        share : float
+            In [0, 1].
+        """
+        raise TypeError(f"{type(self).__name__} corrects its input and must define lessened(weights, share)")
 
     def settled(self, z: NetworkInput) -> tuple[Network, NetworkInput]:
         """Return the network and the input that a result keeps, once the fit is over: by default these."""

@@ -336,6 +336,10 @@ class Skip(Network):
         conv.bias = nn.Parameter(torch.full((self.head.out_channels,), -0.5))
         return folder.layer("add", "corrected", folder.conv(z, conv, "image"), drawn)
 
+    def lessened(self, weights: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+        """Scale the last convolution, see `Network.lessened`: the sigmoid is straight around 0."""
+        return {name: share * value if name.startswith("head.") else value for name, value in weights.items()}
+
     def use(self, engine: str) -> Self:
         """Choose the engine, see `Network.use`."""
         super().use(engine)
