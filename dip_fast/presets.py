@@ -235,7 +235,7 @@ class Preset:
         return replace(self, recipe=self.recipe.with_(**changes))
 
 
-def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512, consolidation: int = 30) -> Preset:
+def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512) -> Preset:
     """Make a preset of the masked objective.  docs/notes/masked.md has the experiments behind its numbers."""
     return Preset(
         Recipe(
@@ -255,8 +255,8 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
                 averaging=0.0,
                 stop="never",
                 rounds=8,
-                consolidation=consolidation,
-                consolidation_part=1.0,  # of a network that has never drawn a whole picture, whose answer is another's
+                consolidation=30,  # of another network, which does not correct its input, and has never seen all of it
+                consolidation_part=1.0,
                 consolidation_learning_rate=0.02,
             ),
             masking=Masking(crop=crop, passes=passes),
@@ -269,9 +269,7 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512,
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
-        "fast": _masked(
-            "a first look, from small squares of the picture", iterations=260, passes=8, crop=128, consolidation=18
-        ),
+        "fast": _masked("a first look, from small squares of the picture", iterations=260, passes=8, crop=128),
         "default": _masked("predicts samples that the network does not see", iterations=300),
         "best": _masked("five times the steps of default, in several networks for small pictures", iterations=1500),
         "quick": Preset(

@@ -1,5 +1,7 @@
 """A small recipe of the masked objective, and a picture that it learns."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ RECIPE = Recipe(
     ),
     Masking(crop=32, margin=8, passes=9),
 )
+
+# The same with a network that corrects nothing, and has to learn to draw the answer.
+LEARNING = replace(RECIPE, network_options=RECIPE.network_options | {"corrects": False})
 
 
 def clean(height: int = 37, width: int = 45, channels: int = 3) -> Tensor:

@@ -13,7 +13,7 @@ from dip_fast.fitting import Fit, MaskedFilling, filling, masked_filling, prepar
 from dip_fast.runs import checkpoints
 from dip_fast.tasks.inpaint import are_small
 
-LONGER = replace(RECIPE, options=replace(RECIPE.options, iterations=250, consolidation=20))
+LONGER = replace(RECIPE, options=replace(RECIPE.options, iterations=250))
 
 
 def known(height: int = 37, width: int = 45, share: float = 0.5) -> torch.Tensor:

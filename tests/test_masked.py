@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from masked_cases import NOISE, RECIPE, SIGMA, clean, noisy
+from masked_cases import LEARNING, NOISE, RECIPE, SIGMA, clean, noisy
 from PIL import Image
 from torch import Tensor
 
@@ -137,7 +137,8 @@ def test_estimated_psnr_is_near_the_true_one(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("stop", ["step 17", "pass 4", "consolidation 2"])
 @pytest.mark.parametrize("between", [None, 7])
 def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_path) -> None:
-    whole = made(engine)
+    recipe = LEARNING if "consolidation" in stop else RECIPE
+    whole = made(engine, recipe)
     whole.run()
     expected = whole.result()
 
@@ -146,11 +147,11 @@ def test_resumed_bit_for_bit(engine: str, stop: str, between: int | None, tmp_pa
         if {"step": run.steps, "pass": run.passes, "consolidation": run.consolidated}[kind] >= int(number):
             run.interrupt()
 
-    first = made(engine, between=between)
+    first = made(engine, recipe, between=between)
     first.run([interrupt])
     assert first.interrupted
     (tmp_path / "checkpoint").write_bytes(checkpoints.dump(first, "run"))
-    second = made(engine, between=between)
+    second = made(engine, recipe, between=between)
     checkpoints.load(tmp_path / "checkpoint", second, "run")
     second.run()
     result = second.result()
@@ -275,7 +276,7 @@ def test_network_of_the_answer_corrects_in_proportion() -> None:
 
 
 def test_interrupted_fit_has_an_answer_and_goes_on_as_if_nothing_was() -> None:
-    y, recipe = noisy(96, 96), replace(RECIPE, options=replace(RECIPE.options, iterations=200, consolidation=20))
+    y, recipe = noisy(96, 96), replace(RECIPE, options=replace(RECIPE.options, iterations=200))
     whole = made(recipe=recipe, y=y)
     whole.run()
     run = made(recipe=recipe, y=y)
@@ -293,7 +294,7 @@ def test_interrupted_fit_has_an_answer_and_goes_on_as_if_nothing_was() -> None:
 @pytest.mark.parametrize(("stop", "passes"), [("passes 3", 17), ("passes 24", 25), ("consolidated 1", 25)])
 def test_fit_interrupted_near_its_end_goes_the_rest_of_its_way_in_brief(monkeypatch, stop: str, passes: int) -> None:
     """It threw a nearly finished answer away, and made one of 16 masks anew."""
-    run = made(recipe=replace(RECIPE, masking=replace(RECIPE.masking, passes=24)))
+    run = made(recipe=replace(LEARNING, masking=replace(RECIPE.masking, passes=24)))
     monkeypatch.setattr(MaskedPrediction, "brief", lambda *_: pytest.fail("made anew"))
     name, number = stop.split()
     run.run([lambda fit: fit.interrupt() if getattr(fit, name) == int(number) else None])

@@ -14,7 +14,6 @@ from run_cases import ONE, record, texture
 from dip_fast.device import devices
 from dip_fast.errors import UsageError
 from dip_fast.pictures import read_picture, reading
-from dip_fast.presets import PRESETS
 from dip_fast.runs import estimate
 from dip_fast.runs.job import complete
 from dip_fast.runs.parts import Part
@@ -202,24 +201,15 @@ def job_of(task, preset="quick", **options):
     return replace(complete(asked, given), device="cpu", engine="fused")
 
 
-def test_estimates_count_the_rounds_and_the_network_of_the_answer(monkeypatch):
-    """Eight rounds at 256x256 take 10 to 14 s, which were left out; so was the network that draws the answer."""
+def test_estimates_count_the_rounds(monkeypatch):
+    """Eight rounds at 256x256, 8 s, were left out; what the answer is drawn by has nothing to learn, 2.6 s less."""
     monkeypatch.undo()
     without, rounds = job_of("denoise"), job_of("deblur")
-    assert 8 < estimate.seconds(rounds, (256, 256)) - estimate.seconds(without, (256, 256)) < 16
+    assert 5 < estimate.seconds(rounds, (256, 256)) - estimate.seconds(without, (256, 256)) < 7
     short, shorter = replace(rounds, iterations=29), replace(without, iterations=29)  # too short for a round
     assert estimate.seconds(short, (256, 256)) == estimate.seconds(shorter, (256, 256))
     holes, noise = job_of("inpaint", "default"), job_of("denoise", "default")
     assert estimate.seconds(holes, (512, 512)) > estimate.seconds(noise, (512, 512)) + 25
-
-
-def test_memory_of_the_network_of_the_answer_counts_where_it_is_more(monkeypatch):
-    monkeypatch.undo()
-    whole = estimate.memory(job_of("deblur"), 3, (256, 256))
-    thin = PRESETS["quick"].with_(width=4, in_channels=1)
-    monkeypatch.setitem(PRESETS._entries, "quick", thin)
-    fit, both = (estimate.memory(job_of(task), 3, (256, 256)) for task in ("denoise", "deblur"))
-    assert fit < both < whole
 
 
 def test_estimates_of_a_larger_result_are_of_its_size():

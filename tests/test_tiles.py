@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_folding import NETWORKS
-from test_masked import NOISE, RECIPE, SIGMA, clean, noisy
+from test_masked import LEARNING, NOISE, RECIPE, SIGMA, clean, noisy
 
 from dip_fast.errors import UsageError
 from dip_fast.fitting import masked_prediction, objectives, prepare
@@ -210,9 +210,10 @@ def test_large_picture_is_drawn_in_tiles_by_a_frozen_network(monkeypatch: pytest
 
 def test_interrupted_fit_of_a_large_picture_has_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objectives, "LARGEST_WHOLE", 64 * 64)
-    recipe = replace(RECIPE, options=replace(RECIPE.options, iterations=100))
+    recipe = replace(LEARNING, options=replace(RECIPE.options, iterations=100))
     run = prepare(masked_prediction(noisy(96, 96), NOISE, recipe, seed=3), recipe, seed=3)
     run.run([lambda fit: fit.interrupt() if fit.steps == 50 else None])
+    assert run.consolidated == 4
     image = torch.from_numpy(run.result().image).permute(2, 0, 1)[None]
     assert bool(image.isfinite().all())
 

@@ -37,9 +37,7 @@ def parts(fit: Fit) -> list[Part]:
         passes -= done
         alike = ALIKE * kind.alike * (1 + objective.channels) / (1 + ALIKE_CHANNELS)
         found.append(Part(done, kind.number, (DRAWING * kind.drawn + alike / weight) / pixels))
-    redrawer = fit.network if objective.redrawer is None else objective.redrawer.network
-    cost = math.prod(objective.drawing_size) * _weight(redrawer) / weight / pixels
-    return [*found, Part(fit.consolidated, fit.consolidation_steps, cost)]
+    return [*found, Part(fit.consolidated, fit.consolidation_steps, math.prod(objective.drawing_size) / pixels)]
 
 
 def _weight(network: Network) -> float:

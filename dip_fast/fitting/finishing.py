@@ -29,11 +29,12 @@ BRIEF_PASSES, BRIEF_STEPS = 16, 20  # at most, for what an interrupted fit still
 class Finishing:
     """The way from the weights that the steps have left to the answer.
 
-    An average of weights draws a somewhat worse picture than the average of the iterates' pictures, or than what an
-    objective without iterates makes of many drawings (`Objective.finish`).  So a few dozen steps of *consolidation* fit
-    the network, at a fixed input, to that picture: one network that draws it.  docs/notes/2026-11-presets.md and
-    docs/notes/masked.md have the figures.  A large picture (`Objective.is_large`) is not drawn at once: its network is
-    fitted to squares, and frozen.
+    An average of weights draws a somewhat worse picture than the average of the iterates' pictures.  So a few dozen
+    steps of *consolidation* fit the network, at a fixed input, to that picture: one network that draws it.  A network
+    that is shown the picture which it is to draw (`Objective.shows_answer`), and corrects what it is shown, needs none:
+    its correction is lessened until it draws the picture.  docs/notes/2026-11-presets.md and docs/notes/masked.md have
+    the figures.  A large picture (`Objective.is_large`) is not drawn at once: its network is frozen, and where it
+    corrects nothing fitted to squares before.
 
     All of it starts from the averages alone, so what was interrupted is made anew when the fit is resumed.
 
@@ -75,7 +76,7 @@ class Finishing:
                 with fit.at_work():
                     work.send(enough)
             except StopIteration as end:
-                self._consolidate(fit, end.value, fit.consolidation_steps, callbacks)
+                self._consolidate(fit, end.value, steps_to_learn(fit), callbacks)
                 return
             fit.count_time(time.perf_counter() - started)
             self.passes += 1
@@ -86,7 +87,7 @@ class Finishing:
         """Let the network draw one of several pictures, from the weights that the steps have left."""
         assert self.pictures is not None, "there are several, and they are made"
         self.weights, self.z, self.frozen = {}, None, None
-        self._teach(fit, self.pictures[n : n + 1], fit.options.consolidation_steps)
+        self._teach(fit, self.pictures[n : n + 1], steps_to_learn(fit))
 
     def has_answer(self, fit: Fit) -> bool:
         """Whether the weights draw a picture at the fixed input, which those of steps without iterates do not."""
@@ -97,7 +98,7 @@ class Finishing:
         with fit.at_work():
             draw = partial(self.image, fit)
             pictures = [fit.objective.brief(draw, BRIEF_PASSES, n) for n in range(fit.objective.pictures)]
-        self._consolidate(fit, torch.cat(pictures), BRIEF_STEPS)
+        self._consolidate(fit, torch.cat(pictures), min(BRIEF_STEPS, steps_to_learn(fit)))
 
     def draw(self, fit: Fit, z: NetworkInput) -> Tensor:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""
@@ -126,19 +127,32 @@ class Finishing:
         self._teach(fit, pictures, steps, callbacks)
 
     def _teach(self, fit: Fit, picture: Tensor, steps: int, callbacks: Sequence[Callable[[Fit], None]] = ()) -> None:
-        """Fit the network of the answer to a picture."""
+        """Let the network of the answer draw a picture."""
         drawing, self.consolidated = fit.objective.drawing(picture), 0
-        network, weights, options = fit.network, fit.answer(), fit.options
+        network, weights = fit.network, fit.answer()
         if fit.objective.redrawer is not None:
-            network, options = fit.objective.redrawer
-            network = copy.deepcopy(network).to(fit.device)  # another fit of the objective begins with its weights
+            network = copy.deepcopy(fit.objective.redrawer).to(fit.device)  # others draw with it too
             weights = dict(network.named_parameters())
         problem = replace(fit.problem, network=network, objective=drawing.to(fit.device))
-        further, highest = FurtherSteps(problem, weights, options), options.consolidation_learning_rate
+        if steps:
+            further = FurtherSteps(problem, weights, fit.options)
+            if not self._learn(fit, further, steps, callbacks):
+                return
+            weights = further.weights
+        with fit.at_work():
+            if fit.objective.shows_answer and network.corrects:
+                weights = redrawing.lessened(problem, weights)
+            if fit.objective.is_large:
+                self.frozen = frozen.freeze(network, weights, drawing.windows())
+        self.weights, self.z, self.network = weights, drawing.z, network
+
+    def _learn(self, fit: Fit, further: FurtherSteps, steps: int, callbacks: Sequence[Callable[[Fit], None]]) -> bool:
+        """Make steps of consolidation; return whether what they have made of the weights is to be the answer."""
+        highest = fit.options.consolidation_learning_rate
         while self.consolidated < steps:
             if fit.interrupted:
                 if fit.objective.draws_iterates:  # the averages are an answer
-                    return
+                    return False
                 # The rate of the steps that are left falls to nothing all the same.
                 steps = min(steps, self.consolidated + BRIEF_STEPS)
             started, done = time.perf_counter(), self.consolidated
@@ -150,13 +164,13 @@ class Finishing:
             self.consolidated += len(numbers)
             fit.count_time(time.perf_counter() - started, len(numbers))
             call_those_due(callbacks, fit, self.consolidated)
-        self.weights, self.z, self.network = further.weights, drawing.z, network
-        if fit.objective.shows_answer and network.corrects:
-            with fit.at_work():
-                self.weights = redrawing.lessened(problem, self.weights)
-        if fit.objective.is_large:
-            with fit.at_work():
-                self.frozen = frozen.freeze(fit.network, fit.answer(), drawing.windows())
+        return True
+
+
+def steps_to_learn(fit: Fit) -> int:
+    """Count the steps of consolidation that a picture needs."""
+    network = fit.objective.redrawer or fit.network
+    return 0 if fit.objective.shows_answer and network.corrects else fit.options.consolidation_steps
 
 
 def consolidation_rate(done: int, steps: int, highest: float) -> float:

@@ -21,7 +21,7 @@ from dip_fast.errors import DipFastError
 from dip_fast.fitting.averaging import weight_of_newest
 from dip_fast.fitting.callbacks import call_those_due, periods
 from dip_fast.fitting.computing import threads, workspace
-from dip_fast.fitting.finishing import Finishing
+from dip_fast.fitting.finishing import Finishing, steps_to_learn
 from dip_fast.fitting.objectives import Objective
 from dip_fast.fitting.problem import Problem
 from dip_fast.fitting.results import COLUMNS, Result, State, channels_last, psnr
@@ -149,8 +149,7 @@ class Fit:
     @property
     def consolidation_steps(self) -> int:
         """Steps that fit the network to its own picture, in the end: where there is one."""
-        options = self.options if self.objective.redrawer is None else self.objective.redrawer.options
-        return options.consolidation_steps if self.objective.pictures == 1 else 0
+        return steps_to_learn(self) if self.objective.pictures == 1 else 0
 
     @property
     def consolidated(self) -> int:

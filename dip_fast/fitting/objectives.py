@@ -19,7 +19,6 @@ from dip_fast.device.modes import to_keep
 from dip_fast.fitting.degradations import Degradation, Identity
 from dip_fast.networks.layers import Network
 from dip_fast.networks.network_input import NetworkInput
-from dip_fast.presets import FitOptions
 
 # Pixels of a picture that is still drawn at once: a step on all of it takes a second and a gigabyte a megapixel.
 LARGEST_WHOLE = 2**20
@@ -38,13 +37,6 @@ class Example(NamedTuple):
 
     z: Tensor
     target: Tensor | None = None
-
-
-class Redrawer(NamedTuple):
-    """A network that draws the answer in place of the fitted one, and the options of its consolidation."""
-
-    network: Network
-    options: FitOptions
 
 
 class Passes(NamedTuple):
@@ -111,11 +103,12 @@ class Objective(ABC):
         The same for each picture; empty before, or where it is not known.
     guide_psnr : float or None
         The same of the guides alone; None before, or where there are none.
-    redrawer : Redrawer or None
+    redrawer : Network or None
         What draws the answer; None for the fitted network.
     shows_answer : bool
         Whether the network of the answer is shown, in the first channels of its input, the picture that it is to draw.
-        One that corrects its input then draws that picture as exactly as the input has it, see `redrawing.lessened`.
+        One that corrects its input draws that picture as exactly as the input has it, without having learned it: see
+        `redrawing.lessened`.
     notes : tuple of str
         What a user should know of it, a line each.
     """
@@ -127,7 +120,7 @@ class Objective(ABC):
     estimated_psnr: float | None = None
     estimated_psnrs: tuple[float, ...] = ()
     guide_psnr: float | None = None
-    redrawer: Redrawer | None = None
+    redrawer: Network | None = None
     shows_answer = False
     notes: tuple[str, ...] = ()
     border: tuple[int, int] = (0, 0)

@@ -28,10 +28,10 @@ from torch.nn.functional import pad
 from dip_fast.fitting import patch_copies, similar_patches
 from dip_fast.fitting.degradations import LEAST_NOISE, Degradation
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Objective, Passes, Redrawer
+from dip_fast.fitting.objectives import DeepImagePrior, Objective, Passes
 from dip_fast.fitting.redrawing import Redrawn
 from dip_fast.fitting.reductions import total
-from dip_fast.networks import crop
+from dip_fast.networks import Network, crop
 from dip_fast.networks.network_input import NetworkInput
 
 FIRST, LAST = 40 / 255, 2 / 255  # deviations t of the first and of the last round, at least those of the noise in y
@@ -53,8 +53,8 @@ class PatchPrior(DeepImagePrior):
     degradation, z, perturbation, seed
         Of `DeepImagePrior`.
     rounds : int
-    redrawer : Redrawer
-        Of the answer: a network that reads a picture and as many channels of ones.
+    redrawer : Network
+        Of the answer: one that reads a picture and as many channels of ones, and corrects the picture.
     """
 
     shows_answer = True
@@ -64,7 +64,7 @@ class PatchPrior(DeepImagePrior):
         degradation: Degradation,
         z: NetworkInput,
         rounds: int,
-        redrawer: Redrawer,
+        redrawer: Network,
         *,
         perturbation: float = 0.0,
         seed: int = 0,

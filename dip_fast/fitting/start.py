@@ -18,7 +18,7 @@ from dip_fast.fitting.filling import MaskedFilling
 from dip_fast.fitting.loop import Fit
 from dip_fast.fitting.masked import MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
-from dip_fast.fitting.objectives import DeepImagePrior, Objective, Redrawer
+from dip_fast.fitting.objectives import DeepImagePrior, Objective
 from dip_fast.fitting.patch_prior import PatchPrior
 from dip_fast.networks import field
 from dip_fast.networks.learned_input import LearnedInput
@@ -29,7 +29,7 @@ from dip_fast.presets import PRESETS, Masking, Recipe
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
 STEPS_A_PIXEL = 0.007
 FEWEST_STEPS = 400
-REDRAWER = "default"  # the preset whose network and steps draw the answer after rounds
+REDRAWER = "default"  # the preset whose network draws the answer after rounds
 STEPS_A_ROUND = 30  # of a fit for each round of patches and data that follows it, at least
 
 
@@ -119,12 +119,11 @@ def rounds(recipe: Recipe) -> int:
     return min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
 
 
-def _redrawer(channels: int, seed: int) -> Redrawer:
+def _redrawer(channels: int, seed: int) -> networks.Network:
     """Build the network that is shown a picture and draws it, as that of the masked objective does in the end."""
     recipe = PRESETS[REDRAWER].recipe
     with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
-        network = networks.build(recipe.network, 2 * channels, channels, **recipe.network_options)
-    return Redrawer(network, recipe.options)
+        return networks.build(recipe.network, 2 * channels, channels, **recipe.network_options)
 
 
 def masked_prediction(
@@ -233,7 +232,7 @@ def prepare(
         devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels, step_size)
     network.use(chosen)
     if objective.redrawer is not None:
-        objective.redrawer.network.use(engines.choose(engine, objective.redrawer.network, where))
+        objective.redrawer.use(engines.choose(engine, objective.redrawer, where))
     return Fit(
         network,
         objective,

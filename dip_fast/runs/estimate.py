@@ -9,7 +9,7 @@ import torch
 from dip_fast import figures
 from dip_fast.device import devices
 from dip_fast.fitting.objectives import LARGEST_WHOLE
-from dip_fast.fitting.start import REDRAWER, rounds
+from dip_fast.fitting.start import rounds
 from dip_fast.pictures import tiling
 from dip_fast.presets import PRESETS, Recipe
 from dip_fast.runs.job import Job
@@ -38,11 +38,7 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
     elif not isinstance(job.tile, str):
         step = task.result_size((min(job.tile, size[0]), min(job.tile, size[1])), job.options)
-    needed = devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
-    if _is_redrawn(job, recipe):  # when the memory of the fit is free again
-        redrawer = PRESETS[REDRAWER].recipe
-        needed = max(needed, devices.require_memory(redrawer, channels, drawn, device, job.engine, 2 * channels, step))
-    return needed
+    return devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
 
 
 def _rounds(job: Job, recipe: Recipe) -> int:
@@ -62,13 +58,12 @@ def seconds(job: Job, size: tuple[int, int]) -> float | None:
     task, recipe = TASKS[job.task], job.recipe(size)
     drawn = [size] if isinstance(job.tile, str) else [box[2:] for box in tiling.lay(size, job.tile).boxes]
     pixels = sum(math.prod(task.result_size(part, job.options)) for part in drawn)
-    redrawn = _is_redrawn(job, recipe)
-    a_step, a_last_step = _step_seconds(job.preset), _step_seconds(REDRAWER if redrawn else job.preset)
-    if a_step is None or a_last_step is None:
+    a_step = _step_seconds(job.preset)
+    if a_step is None:
         return None
     seen = pixels if recipe.masking is None else min(pixels, recipe.masking.crop**2)
-    steps = a_step * recipe.options.iterations
-    steps += a_last_step * _more_steps(PRESETS[REDRAWER].recipe if redrawn else recipe)
+    shown = recipe.masking is not None or _is_redrawn(job, recipe)  # hence not learned
+    steps = a_step * (recipe.options.iterations + (0 if shown else recipe.options.consolidation_steps))
     beyond = 0.0 if recipe.masking is None else SECONDS_A_PIXEL * recipe.masking.passes / 64
     return steps * seen + (beyond + SECONDS_A_ROUND * _rounds(job, recipe)) * pixels
 
@@ -83,13 +78,7 @@ def _step_seconds(preset: str) -> float | None:
     if preset not in row["presets"]:
         return None
     size = row["height"], row["width"]
-    recipe = PRESETS[preset].recipe
-    steps = recipe.iterations(size) + _more_steps(recipe)
-    return row["presets"][preset]["seconds"] / steps / math.prod(size)
-
-
-def _more_steps(recipe: Recipe) -> int:
-    return recipe.options.consolidation_steps
+    return row["presets"][preset]["seconds"] / PRESETS[preset].recipe.iterations(size) / math.prod(size)
 
 
 def lines(time: float | None, memory: int, disk: int) -> list[str]:
