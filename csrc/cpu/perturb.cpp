@@ -24,7 +24,7 @@ void add_noise(PerturbKernel<Z>* kernel, const Noise& noise, const Tensor& z, fl
 
 Tensor perturb(const Tensor& z, double deviation, int64_t seed, int64_t step, double divisor) {
   const Tensor from = z.contiguous();
-  Tensor output = at::empty(from.sizes(), from.options().dtype(at::kFloat));
+  Tensor output = workspace::empty(from.sizes(), from.options().dtype(at::kFloat));
   const Noise noise{float(deviation), float(divisor), uint64_t(seed), uint64_t(step)};
   float* to = output.mutable_data_ptr<float>();
   const PerturbKernels& kernels = level().perturb;
