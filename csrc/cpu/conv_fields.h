@@ -62,6 +62,7 @@ struct ConvFields {
         const T* from =
             input.data + c * layout.plane + ((READS_SPLIT<A> ? 2 * i : i) - input.rows.first) * layout.row + j;
         T* channel = out + c * WIDTH;
+        if (A == Algorithm::pointwise && c + 4 < plain) prefetch(from + 4 * layout.plane, length);
         if (A != Algorithm::pointwise && c + 2 < plain) prefetch_rows(from + 2 * layout.plane, layout, length + 1);
         const T scale = activation.scale == nullptr ? T(1) : activation.scale[c],
                 shift = activation.scale == nullptr ? T(0) : activation.shift[c], slope = activation.slope;

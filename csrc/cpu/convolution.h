@@ -16,10 +16,11 @@ struct Convolution {
   static constexpr int64_t BLOCK = at_least(S::BLOCK, NR);
   static constexpr bool POINTWISE = A == Algorithm::pointwise, SQUARES = HAS_SQUARES<A>;
 
-  // Items are bands of rows of sites (pointwise: of pixels), cut by the shape alone: at most 64, of at least a block.
+  // Items are bands of rows of sites, cut by the shape alone: at most 32, as each also reads rows of its neighbours, of
+  // at least four blocks.  Those of pixels (pointwise) are at most 64.
   static Bands bands(const ConvShape& s) {
     if (POINTWISE) return {s.cols, rounded_up(at_least(4 * BLOCK, quotient_up(s.cols, 64)), BLOCK)};
-    return {s.rows, at_least(quotient_up(4 * BLOCK, s.cols), quotient_up(s.rows, 64))};
+    return {s.rows, at_least(quotient_up(4 * BLOCK, s.cols), quotient_up(s.rows, 32))};
   }
   static int64_t items(const ConvShape& s) { return bands(s).count; }
   static Rows input_rows(const ConvShape& s, int64_t item) { return rows_read<A>(s, bands(s), item); }
@@ -45,8 +46,6 @@ struct Convolution {
       for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
         const int64_t product = (k1 - k0) * width;
-        if (POINTWISE && last < end)
-          prefetch_part(input.data + last, s.cols, at_most(end - last, BLOCK), s.inputs, tile, Tile::tiles(s.outputs));
         multiply(s, packed, panel, last - first, k0, k1, products);
         for (int64_t k = k0; k < k1; ++k)
           each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
@@ -60,12 +59,6 @@ struct Convolution {
       for (int64_t k = 0; k < s.outputs; ++k) moments[k] = sums.moments(k, SQUARES ? rows * s.width : end - begin);
     }
     Tile::fence();
-  }
-
-  // Prefetches part `part` of `parts` of a block of `count` pixels of C channels.  The channels lie too far apart for
-  // the hardware to foresee; the next block is prefetched while products are made of this one.
-  static void prefetch_part(const T* from, int64_t plane, int64_t count, int64_t C, int64_t part, int64_t parts) {
-    for (int64_t c = C * part / parts; c < C * (part + 1) / parts; ++c) prefetch(from + c * plane, count);
   }
 
  private:

@@ -19,18 +19,19 @@ struct PointwiseGradient {
   using Forward = Convolution<Tile, Algorithm::pointwise>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES;
   static constexpr int64_t BLOCK = 128, LD = BLOCK + 16;  // LD: so that rows are not a multiple of 4096 bytes apart
+  static constexpr int64_t AHEAD = 4;                     // channels that are prefetched
 
   static int64_t row_of_sums(const ConvShape& s) { return rounded_up(s.inputs, NR); }
   static int64_t sums_size(const ConvShape& s) { return s.outputs * row_of_sums(s) + s.outputs; }
   static int64_t scratch(const ConvShape& s) {
-    return (s.outputs + s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
+    return (s.outputs + 2 * s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
   }
 
   static void gradient(const ConvShape& s, const RawGradient<T>& raw, const T* input, const Activation<T>& activation,
                        const double* mean, const T* packed, T* grad_input, double* input_sums, T* sums, int64_t item,
                        T* scratch) {
     const int64_t K = s.outputs, C = s.inputs, plane = s.cols, row = row_of_sums(s);
-    T *g = scratch, *a = g + K * LD, *panels = a + C * LD, *products = panels + row * BLOCK;
+    T *g = scratch, *x = g + K * LD, *a = x + C * LD, *panels = a + C * LD, *products = panels + row * BLOCK;
     T* bias = sums + K * row;
     const Bands band = Forward::bands(s);
     const int64_t begin = band.begin(item), end = band.end(item, plane);
@@ -40,9 +41,8 @@ struct PointwiseGradient {
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t count = at_most(end - first, BLOCK);
       load_gradient(raw, K, plane, first, count, g, bias);
-      load_input(input, activation, C, plane, first, count, a);
-      const int64_t next = first + BLOCK;
-      add_weight_products(s, raw, input, g, a, count, next, at_most(end - next, BLOCK), first > begin, panels, sums);
+      load_input(input, activation, C, plane, first, count, x, a);
+      add_weight_products(s, g, a, count, first > begin, panels, sums);
       if (grad_input == nullptr) continue;
       for (int64_t tile = 0; tile < Tile::tiles(C); ++tile) {
         const int64_t c0 = Tile::tile_begin(C, tile), c1 = Tile::tile_begin(C, tile + 1);
@@ -50,8 +50,7 @@ struct PointwiseGradient {
         for (int64_t c = c0; c < c1; ++c) {
           T* made = products + (c - c0) * BLOCK;
           if (activation.scale != nullptr)
-            activation_gradient(activation, c, input + c * plane + first, static_cast<T>(mean[c]), count, made,
-                                input_sums + 2 * c);
+            activation_gradient(activation, c, x + c * LD, static_cast<T>(mean[c]), count, made, input_sums + 2 * c);
           write_line<Tile>(made, count, grad_input + c * plane + first, stream);
         }
       }
@@ -68,45 +67,42 @@ struct PointwiseGradient {
       const T *from = raw.grad + k * plane + first,
               *output = raw.output == nullptr ? nullptr : raw.output + k * plane + first;
       T* to = g + k * LD;
+      if (k + AHEAD < K) prefetch(from + AHEAD * plane, count);
+      if (k + AHEAD < K && output != nullptr) prefetch(output + AHEAD * plane, count);
       bias[k] += raw_gradient<Tile>(from, output, raw.constant[k], raw.factor[k], count, to);
       for (int64_t t = count; t < width; ++t) to[t] = 0;
     }
   }
 
+  // x = the input of these pixels, a = what its activation makes of it.
   [[gnu::always_inline]] static inline void load_input(const T* input, const Activation<T>& activation, int64_t C,
-                                                       int64_t plane, int64_t first, int64_t count, T* a) {
+                                                       int64_t plane, int64_t first, int64_t count, T* x, T* a) {
     for (int64_t c = 0; c < C; ++c) {
       const T* from = input + c * plane + first;
-      T* to = a + c * LD;
-      if (activation.scale == nullptr)
-        copy(from, count, to);
-      else {
-        const T scale = activation.scale[c], shift = activation.shift[c], slope = activation.slope;
+      T *to_x = x + c * LD, *to_a = a + c * LD;
+      if (c + AHEAD < C) prefetch(from + AHEAD * plane, count);
+      if (activation.scale == nullptr) {
+        copy(from, count, to_a);
+        continue;
+      }
+      const T scale = activation.scale[c], shift = activation.shift[c], slope = activation.slope;
 #pragma omp simd
-        for (int64_t t = 0; t < count; ++t) {
-          const T u = scale * from[t] + shift;
-          to[t] = u > 0 ? u : slope * u;
-        }
+      for (int64_t t = 0; t < count; ++t) {
+        const T u = scale * from[t] + shift;
+        to_x[t] = from[t];
+        to_a[t] = u > 0 ? u : slope * u;
       }
     }
   }
 
-  // sums[k][c] (+)= sum over the pixels of g[k] a[c].  Prefetches the next block of `ahead` pixels meanwhile.
-  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const RawGradient<T>& raw,
-                                                                const T* input, const T* g, const T* a, int64_t count,
-                                                                int64_t next, int64_t ahead, bool accumulate, T* panels,
-                                                                T* sums) {
-    const int64_t K = s.outputs, C = s.inputs, plane = s.cols, row = row_of_sums(s);
+  // sums[k][c] (+)= sum over the pixels of g[k] a[c].
+  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* g, const T* a,
+                                                                int64_t count, bool accumulate, T* panels, T* sums) {
+    const int64_t K = s.outputs, C = s.inputs, row = row_of_sums(s);
     for (int64_t c = 0; c < row; c += NR) {
       transpose_line<Tile>(a + c * LD, LD, at_most(NR, C - c), count, NR, panels + c * count);
       for (int64_t tile = 0; tile < Tile::tiles(K); ++tile) {
         const int64_t k0 = Tile::tile_begin(K, tile), k1 = Tile::tile_begin(K, tile + 1);
-        if (ahead > 0) {
-          const int64_t part = c / NR * Tile::tiles(K) + tile, parts = row / NR * Tile::tiles(K);
-          Forward::prefetch_part(raw.grad + next, plane, ahead, K, part, parts);
-          if (raw.output != nullptr) Forward::prefetch_part(raw.output + next, plane, ahead, K, part, parts);
-          Forward::prefetch_part(input + next, plane, ahead, C, part, parts);
-        }
         for (int64_t t = 0; t < count; t += CHAIN)
           Tile::upto(static_cast<int>(k1 - k0), at_most(count - t, CHAIN), g + k0 * LD + t, LD,
                      panels + c * count + t * NR, sums + k0 * row + c, row, accumulate || t > 0);

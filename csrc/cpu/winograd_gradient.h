@@ -22,6 +22,7 @@ struct WinogradGradient {
   static constexpr int NR = Tile::NR, LANES = Tile::LANES, SLOTS = S::SLOTS;
   static constexpr int64_t BLOCK = MAX_BLOCK, LD = BLOCK + 16;  // LD: so that rows are not a power of two apart
   static constexpr int64_t PRODUCT = Tile::MR * BLOCK + 80, STRIP = 64;
+  static constexpr int64_t AHEAD = 1;  // channels that are prefetched: more compete for the same lines of the cache
 
   static int64_t plain(const ConvShape& s) { return s.inputs - s.upsampled; }
   static int64_t plain_row(const ConvShape& s) { return rounded_up(plain(s), LANES); }
@@ -79,12 +80,9 @@ struct WinogradGradient {
       if (of_weight) {
         plain_fields(s, input, first, last, transposed, fields);
         upsampled_fields(s, input, first, last, transposed, fields);
-        for (int slot = 0; slot < SLOTS; ++slot) {
-          prefetch_gradient(s, raw, last, at_most(end, last + BLOCK), s.outputs * slot / SLOTS,
-                            s.outputs * (slot + 1) / SLOTS);
+        for (int slot = 0; slot < SLOTS; ++slot)
           add_weight_products(s, made + slot * field_slot(s.outputs * LD), fields + slot * field_slot(row(s) * BLOCK),
                               row_of_sums(s, slot), last - first, sums + sums_of(s, slot), first > begin);
-        }
       }
       if (local != nullptr) add_input_gradients(s, packed, top, first, last, made, products, local);
     }
@@ -126,6 +124,8 @@ struct WinogradGradient {
         for (int64_t p = 0; p < 2; ++p) {
           const int64_t at = (2 * i + p) * s.width + 2 * j + k * plane, filled = 2 * i + p < s.height ? width : 0;
           const T* y = raw.output == nullptr ? nullptr : raw.output + at;
+          if (k + AHEAD < s.outputs) prefetch(raw.grad + at + AHEAD * plane, filled);
+          if (k + AHEAD < s.outputs && y != nullptr) prefetch(y + AHEAD * plane, filled);
           if (filled > 0)
             bias[k] += raw_gradient<Tile>(raw.grad + at, y, raw.constant[k], raw.factor[k], width, lines[p]);
           if (filled < 2 * length) fill_zero(lines[p] + filled, 2 * length - filled);
@@ -136,20 +136,6 @@ struct WinogradGradient {
     if (count % NR == 0) return;
     for (int i = 0; i < SLOTS; ++i)
       for (int64_t k = 0; k < s.outputs; ++k) fill_zero(out + i * slot + k * LD + count, rounded_up(count, NR) - count);
-  }
-
-  // Prefetches the channels k0 .. k1 of what product_gradients will read.
-  static void prefetch_gradient(const ConvShape& s, const RawGradient<T>& raw, int64_t first, int64_t last, int64_t k0,
-                                int64_t k1) {
-    each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t, int64_t length) {
-      const int64_t width = at_most(2 * length, s.width - 2 * j);
-      for (int64_t k = k0; k < k1; ++k)
-        for (int64_t r = 2 * i; r < at_most(2 * i + 2, s.height); ++r) {
-          const int64_t at = (k * s.height + r) * s.width + 2 * j;
-          prefetch(raw.grad + at, width);
-          if (raw.output != nullptr) prefetch(raw.output + at, width);
-        }
-    });
   }
 
   // y0, y0 + y1, y0 - y1 and -y1 along H, then along W, of the four pixels of each square.
