@@ -131,11 +131,12 @@ struct Tile {
       upto<ROWS - 1>(rows, depth, a, lda, b, out, ldo, accumulate, ldb);
   }
 
-  // Transposes LANES x LANES elements: exchanges halves, then quarters, and so on down to elements.
-  static void transpose(const T* in, int64_t ldi, T* out, int64_t ldo) {
+  // Transposes `rows` x LANES elements, the other rows being zero: exchanges halves, then quarters, and so on down to
+  // elements.
+  static void transpose(const T* in, int64_t ldi, int64_t rows, T* out, int64_t ldo) {
     Vector v[LANES];
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; ++i) v[i] = load(in + i * ldi);
+    for (int i = 0; i < LANES; ++i) v[i] = i < rows ? load(in + i * ldi) : Vector{};
     exchange<LANES / 2>(v, std::make_integer_sequence<int, LANES>());
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) store(out + i * ldo, v[i]);

@@ -295,15 +295,16 @@ static void product_gradients(const T* grad, const Shape& s, const Region& regio
   }
 }
 
-// Transposes a line of `count` pixels of C channels, which are `plane` apart, to [pixel][row], zero from channel C on.
+// Transposes a line of `count` pixels of C channels, `plane` apart, to [pixel][row of whole vectors], zero beyond C.
 template <class Tile, class T = typename Tile::T>
 static void transpose_line(const T* in, int64_t plane, int64_t C, int64_t count, int64_t row, T* out) {
   constexpr int64_t LANES = Tile::LANES;
-  const int64_t whole_c = C / LANES * LANES, whole_t = count / LANES * LANES;
-  for (int64_t c = 0; c < whole_c; c += LANES)
-    for (int64_t t = 0; t < whole_t; t += LANES) Tile::transpose(in + c * plane + t, plane, out + t * row + c, row);
-  for (int64_t t = 0; t < count; ++t) {
-    for (int64_t c = t < whole_t ? whole_c : 0; c < C; ++c) out[t * row + c] = in[c * plane + t];
+  const int64_t whole = count / LANES * LANES;
+  for (int64_t c = 0; c < row; c += LANES)
+    for (int64_t t = 0; t < whole; t += LANES)
+      Tile::transpose(in + c * plane + t, plane, clamped(C - c, 0, LANES), out + t * row + c, row);
+  for (int64_t t = whole; t < count; ++t) {
+    for (int64_t c = 0; c < C; ++c) out[t * row + c] = in[c * plane + t];
     fill_zero(out + t * row + C, row - C);
   }
 }

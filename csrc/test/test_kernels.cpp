@@ -102,9 +102,12 @@ void test_shuffles() {
   constexpr int64_t L = Tile::LANES, ldi = L + 3, ldo = L + 1;
   const auto in = noise<T>(L * ldi);
   std::vector<T> out(L * ldo);
-  Tile::transpose(in.data(), ldi, out.data(), ldo);
-  for (int64_t i = 0; i < L; ++i)
-    for (int64_t j = 0; j < L; ++j) check(out[j * ldo + i] == in[i * ldi + j], "transpose", i, j, 0);
+  for (int64_t rows : {int64_t(0), int64_t(1), L - 1, L}) {
+    Tile::transpose(in.data(), ldi, rows, out.data(), ldo);
+    for (int64_t i = 0; i < L; ++i)
+      for (int64_t j = 0; j < L; ++j)
+        check(out[j * ldo + i] == (i < rows ? in[i * ldi + j] : 0), "transpose", i, j, rows);
+  }
   typename Tile::Vector pair[2];
   Tile::interleave(Tile::load(in.data()), Tile::load(in.data() + L), pair);
   for (int64_t i = 0; i < 2 * L; ++i) check(pair[i / L][i % L] == in[i / 2 + i % 2 * L], "interleave", i, 0, 0);
