@@ -53,4 +53,9 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def(
       "masked_window(Tensor y, int n, int top, int left, int height, int width, int orientation, float keep, "
       "int block, int seed, Tensor step) -> (Tensor, Tensor)");
+
+  // A step of Muon at the rate `rate` times `factor`, or none where `skipped` is 1 (dip_fast/fitting/muon.py).
+  m.def(
+      "muon_(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] gradients, Tensor rate, Tensor? skipped, "
+      "float factor, float momentum, float[] coefficients, int turns) -> ()");
 }

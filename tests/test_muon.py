@@ -74,3 +74,17 @@ def test_matrices_are_the_convolutions_that_a_norm_follows() -> None:
     assert names == {name for name in parameters if name.endswith("conv.weight")}
     assert "head.weight" in parameters.keys() - names
     assert type(make_optimizer(network, parameters, FitOptions(1))) is Adam
+
+
+def test_the_operator_takes_the_same_steps() -> None:
+    plain, fused = tensors(0), tensors(0)
+    one, other = (Muon(parameters, [0, 2], 3.0, fused=fuses) for parameters, fuses in ((plain, False), (fused, True)))
+    assert other._fused
+    for seed in (1, 2, 3):
+        for muon in (one, other):
+            muon.update(tensors(seed), ONE * seed, RATE, torch.tensor(0.0))
+    for a, b in zip((*plain, *one.moments), (*fused, *other.moments), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    before = [t.clone() for t in (*fused, *other.moments)]
+    other.update([g * math.nan for g in tensors(4)], ONE, RATE, torch.tensor(1.0))
+    assert all(torch.equal(a, b) for a, b in zip((*fused, *other.moments), before, strict=True))

@@ -87,6 +87,18 @@ constexpr void add_gradients(LayerKernels<T>& table) {
   table.winograd_finish = Winograd::finish;
 }
 
+template <class Tile, class T = typename Tile::T>
+static void multiply_matrices(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t lda, const T* b,
+                              int64_t ldb, T* out, int64_t ldo) {
+  for (int64_t tile = 0; tile < Tile::tiles(rows); ++tile) {
+    const int64_t i = Tile::tile_begin(rows, tile), count = Tile::tile_begin(rows, tile + 1) - i;
+    for (int64_t d = 0; d < depth; d += CHAIN)
+      for (int64_t j = 0; j < cols; j += Tile::NR)
+        Tile::upto(static_cast<int>(count), at_most(depth - d, CHAIN), a + i * lda + d, lda, b + d * ldb + j,
+                   out + i * ldo + j, ldo, d > 0, ldb);
+  }
+}
+
 template <class T>
 constexpr LayerKernels<T> make_layer_kernels() {
   using Point = PointwiseGradient<TileOf<T>>;
@@ -95,6 +107,7 @@ constexpr LayerKernels<T> make_layer_kernels() {
   add_channel_kernels(table);
   add_convolutions(table);
   add_gradients(table);
+  table.multiply = multiply_matrices<TileOf<T>>;
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;
   table.pointwise_gradient = Point::gradient;

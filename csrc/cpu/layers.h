@@ -157,6 +157,10 @@ struct LayerKernels {
                              const double* mean, const T* packed, T* grad_input, double* input_sums, T* sums,
                              int64_t item, T* scratch);
 
+  // out (rows, cols) = a (rows, depth) b (depth, cols); cols is a multiple of 32, as many as the widest tile has.
+  void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* out,
+                   int64_t ldo);
+
   // ---- the first part of the backward pass of norm_upsample_conv2d: see skip_conv_gradient.h
 
   int64_t (*skip_gradient_items)(const Shape&);

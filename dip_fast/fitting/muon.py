@@ -32,6 +32,9 @@ class Muon(Adam):
         at a norm of the root of their outputs.
     rate : float
         The learning rate of these, as a multiple of Adam's.
+    fused : bool
+        Whether the operator ``muon_`` computes their steps, where there is one: on a CPU, in float32.  It rounds
+        otherwise.
 
     Attributes
     ----------
@@ -44,12 +47,20 @@ class Muon(Adam):
     Optimizer, New Norm: An Anthology", arXiv 2409.20325.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], matrices: Sequence[int], rate: float) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], matrices: Sequence[int], rate: float, *, fused: bool = False
+    ) -> None:
         super().__init__(parameters)
         self._rate = rate
         self._matrices = list(matrices)
         self._weights = [self.parameters[i] for i in self._matrices]
         self._momenta = [self._first[i] for i in self._matrices]
+        first = self._weights[0]
+        self._fused = fused and first.device.type == "cpu" and first.dtype == torch.float32
+        if self._fused:
+            from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+            self._fused = extension.load() is not None
         sides = [(weight.shape[0], weight[0].numel()) for weight in self._weights]
         self._norms = [math.sqrt(rows) for rows, _ in sides]
         self._longer = [math.sqrt(max(1, rows / columns)) for rows, columns in sides]
@@ -73,6 +84,13 @@ class Muon(Adam):
         for i in self._matrices:
             others[i] = None
         super().update(others, step, rate, skipped)
+
+        if self._fused:
+            torch.ops.dip_fast.muon_(
+                self._weights, self._momenta, [gradients[i] for i in self._matrices], rate, skipped, self._rate,
+                MOMENTUM, NEWTON_SCHULZ, TURNS,
+            )  # fmt: skip
+            return
 
         # One call for the list of matrices, as a loop in Python takes longer than the arithmetic.
         used = [gradient for i in self._matrices if (gradient := gradients[i]) is not None]

@@ -125,7 +125,7 @@ def make_optimizer(network: Network, parameters: dict[str, Tensor], options: Fit
     matrices = [i for i, name in enumerate(parameters) if name in followed]
     if options.optimizer == "adam" or not matrices:
         return Adam(list(parameters.values()))
-    return Muon(list(parameters.values()), matrices, options.matrix_rate)
+    return Muon(list(parameters.values()), matrices, options.matrix_rate, fused=network.is_fused())
 
 
 class FitSteps(Steps):
