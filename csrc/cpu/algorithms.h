@@ -25,7 +25,8 @@
 #include "transform.h"
 
 // An algorithm in numbers.  Slot i multiplies the weights of slot i by field(i), and the result goes to product(i); if
-// accumulates(i), it is added to what is there.  BLOCK sites are worked on at a time.
+// accumulates(i), it is added to what is there.  BLOCK sites are worked on at a time, of winograd with many
+// channels 32.
 template <Algorithm A>
 struct Scheme;
 
@@ -50,7 +51,7 @@ struct Scheme<Algorithm::strided> {
 template <>
 struct Scheme<Algorithm::winograd> {
   static constexpr int SLOTS = 16, FIELDS = 16, PRODUCTS = 16;
-  static constexpr int64_t BLOCK = 32;  // 16 fields of 128 channels take 256 kB
+  static constexpr int64_t BLOCK = 64;  // 16 fields of 64 channels take 256 kB
   static constexpr int field(int slot) { return slot; }
   static constexpr int product(int slot) { return slot; }
   static constexpr bool accumulates(int) { return false; }

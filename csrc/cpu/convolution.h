@@ -16,11 +16,14 @@ struct Convolution {
   static constexpr int64_t BLOCK = at_least(S::BLOCK, NR);
   static constexpr bool POINTWISE = A == Algorithm::pointwise, SQUARES = HAS_SQUARES<A>;
 
+  static int64_t block(const ConvShape& s) {
+    return A == Algorithm::winograd && s.inputs > 64 ? at_least(BLOCK / 2, NR) : BLOCK;
+  }
   // Items are bands of rows of sites, cut by the shape alone: at most 32, as each also reads rows of its neighbours, of
-  // at least four blocks.  Those of pixels (pointwise) are at most 64.
+  // at least 128 or 256 sites.  Those of pixels (pointwise) are at most 64.
   static Bands bands(const ConvShape& s) {
     if (POINTWISE) return {s.cols, rounded_up(at_least(4 * BLOCK, quotient_up(s.cols, 64)), BLOCK)};
-    return {s.rows, at_least(quotient_up(4 * BLOCK, s.cols), quotient_up(s.rows, 32))};
+    return {s.rows, at_least(quotient_up(A == Algorithm::winograd ? 128 : 256, s.cols), quotient_up(s.rows, 32))};
   }
   static int64_t items(const ConvShape& s) { return bands(s).count; }
   static Rows input_rows(const ConvShape& s, int64_t item) { return rows_read<A>(s, bands(s), item); }
@@ -40,8 +43,8 @@ struct Convolution {
     const int64_t across = POINTWISE ? s.cols : s.rows, unit = POINTWISE ? 1 : s.cols;
     const int64_t begin = band.begin(item) * unit, end = band.end(item, across) * unit;
     const bool stream = streams<T>(s.outputs * s.height * s.width, s.width);
-    for (int64_t first = begin; first < end; first += BLOCK) {
-      const int64_t last = at_most(end, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
+    for (int64_t first = begin; first < end; first += block(s)) {
+      const int64_t last = at_most(end, first + block(s)), panels = quotient_up(last - first, NR), width = panels * NR;
       Fields::template make<NR>(s, input, activation, first, last, panel);
       for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
