@@ -29,12 +29,6 @@ void convolve(const ConvShape& s, int64_t window_size, F window, const Activatio
   });
 }
 
-template <class T>
-void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* image) {
-  const Buffer<T> lines(2 * s.cols);
-  layer_kernels<T>().bands_adjoint(s, bands, lines.get(), image);
-}
-
 // All gradients of a winograd convolution (winograd_gradient.h).
 template <class T>
 class WinogradBackward {
@@ -66,8 +60,9 @@ class WinogradBackward {
   }
   void bias_gradient(T* to) const { std::copy_n(total_.get(), s_.outputs, to); }
 
-  // The gradient of input channel c before the padding that `s` describes, and before upsampling.
-  void input_gradient(int64_t c, const PaddedCopy& s, T* to) const {
+  // The gradient of input channel c before the padding that `s` describes, and before upsampling; `lines` is memory for
+  // two rows of the padded copy.
+  void input_gradient(int64_t c, const PaddedCopy& s, T* lines, T* to) const {
     const int64_t rows = kernel_.winograd_gradient_rows(s_), plain = s_.inputs - s_.upsampled,
                   plane = (2 * rows + 2) * (2 * s_.cols + 2);
     BandsOfRows<T> bands{locals_.get() + std::min(c, plain) * plane, items_, local_size_, 2 * rows, 2 * rows + 2};
@@ -75,7 +70,7 @@ class WinogradBackward {
       bands.data += (c - plain) * (rows + 2) * s.cols;
       bands.step = rows, bands.rows = rows + 2;
     }
-    bands_adjoint(s, bands, to);
+    kernel_.bands_adjoint(s, bands, lines, to);
   }
 
  private:

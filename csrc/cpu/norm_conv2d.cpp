@@ -194,9 +194,9 @@ class Backward {
     if (mask_[1]) gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (mask_[2]) gradients.bias_gradient(grad_bias_.data_ptr<T>());
     if (!mask_[0]) return;
-    for_each_channel(C_, [&](int64_t c) {
+    for_each_item<T>(C_, 2 * plan_.input.cols, [&](int64_t c, T* lines) {
       T* to = grad_input_.data_ptr<T>() + c * norm_act_.count;
-      gradients.input_gradient(c, plan_.input, to);
+      gradients.input_gradient(c, plan_.input, lines, to);
       norm_gradients(c, to);
     });
   }

@@ -64,18 +64,24 @@ struct MidNorm {
     const bool zeros = shape.padding == Padding::zeros;
     deep_padding = {H, W, 1, zeros ? Padding::zeros : Padding::replicate, W + 2, false};
     if (x.skip) skip.emplace(*x.skip, x.slope, x.eps);
-    for_each_channel(S + deep.channels, [&](int64_t c) { c < S ? make_skip_channel(c) : make_deep_channel(c - S); });
+    for_each_item<T>(S + deep.channels, room(), [&](int64_t c, T* memory) {
+      c < S ? make_skip_channel(c, memory) : make_deep_channel(c - S, memory);
+    });
   }
 
   ConvShape winograd() const {
     return {Algorithm::winograd, S + shape.C, shape.K, shape.H, shape.W, 2 * shape.H, 2 * shape.W, shape.C};
   }
+  // The memory for an activated channel, and for a row of a padded copy or two.
+  int64_t room() const { return activated_size() + 2 * skip_padding.cols + 64; }
   Window<T> window() const { return {skip_input.get(), {0, 2 * shape.H + 2}, deep_input.get()}; }
 
  private:
   struct Affine {
     T scale, shift;
   };
+
+  int64_t activated_size() const { return aligned((S > 0 ? 4 : 1) * deep.count); }
 
   // Sets the statistics of a channel of the concatenated image from its activated image a, and returns the affine map
   // of the batch norm.
@@ -87,27 +93,24 @@ struct MidNorm {
     return {static_cast<T>(gamma), static_cast<T>(bias[channel] - mean[channel] * gamma)};
   }
 
-  void make_skip_channel(int64_t c) {
-    const Buffer<T> a(skip->count);
-    skip->activate(c, a.get());
-    pad(skip_padding, c, a.get(), measure(c, *skip, false, a.get()), skip_input.get());
+  void make_skip_channel(int64_t c, T* a) {
+    skip->activate(c, a);
+    pad(skip_padding, c, a, measure(c, *skip, false, a), skip_input.get());
   }
 
-  void make_deep_channel(int64_t c) {
-    const Buffer<T> a(deep.count);
-    deep.activate(c, a.get());
-    const Affine affine = measure(S + c, deep, shape.bilinear, a.get());
+  void make_deep_channel(int64_t c, T* a) {
+    deep.activate(c, a);
+    const Affine affine = measure(S + c, deep, shape.bilinear, a);
     if (shape.bilinear)
-      layer_kernels<T>().norm_act(deep.count, a.get(), affine.scale, affine.shift, T(1),
-                                  deep_input.get() + c * deep.count);
+      layer_kernels<T>().norm_act(deep.count, a, affine.scale, affine.shift, T(1), deep_input.get() + c * deep.count);
     else
-      pad(deep_padding, c, a.get(), affine, deep_input.get());
+      pad(deep_padding, c, a, affine, deep_input.get());
   }
 
-  void pad(const PaddedCopy& to, int64_t c, const T* a, Affine affine, T* copies) const {
-    const Buffer<T> line(to.cols + 64);
+  void pad(const PaddedCopy& to, int64_t c, T* a, Affine affine, T* copies) const {
     const int64_t rows = to.height + 2;
-    layer_kernels<T>().pad(to, {0, rows}, a, affine.scale, affine.shift, T(1), copies + c * rows * to.cols, line.get());
+    layer_kernels<T>().pad(to, {0, rows}, a, affine.scale, affine.shift, T(1), copies + c * rows * to.cols,
+                           a + activated_size());
   }
 };
 
@@ -189,8 +192,9 @@ class Backward {
                                         true, true);
     gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (with_bias_) gradients.bias_gradient(grad_bias_.data_ptr<T>());
-    each_input_channel(
-        [&](int64_t c, T* to) { gradients.input_gradient(c, c < mid_.S ? mid_.skip_padding : mid_.deep_padding, to); });
+    each_input_channel([&](int64_t c, T* memory, T* to) {
+      gradients.input_gradient(c, c < mid_.S ? mid_.skip_padding : mid_.deep_padding, memory, to);
+    });
   }
 
   void bilinear() {
@@ -199,23 +203,24 @@ class Backward {
     const T* g = full_ != nullptr ? full_ : output_grad_.grad;
     deep_weight_gradient(g);
     data_gradient<T>(s_, g, deep_weight.const_data_ptr<T>(), grad_deep_.data_ptr<T>());
-    each_input_channel([&](int64_t c, T* to) {
-      if (c < mid_.S) skip_input_gradient(c, to);
+    each_input_channel([&](int64_t c, T* memory, T* to) {
+      if (c < mid_.S) skip_input_gradient(c, memory, to);
     });
   }
 
-  // gradient(c, to) computes the gradient of channel c of b, from which those of the images and the norms follow.
+  // gradient(c, memory, to) computes the gradient of channel c of b, from which those of the images and the norms
+  // follow.
   template <class F>
   void each_input_channel(F gradient) {
-    for_each_channel(mid_.S, [&](int64_t c) {
+    for_each_item<T>(mid_.S, mid_.room(), [&](int64_t c, T* memory) {
       T* to = grad_skip_.data_ptr<T>() + c * mid_.skip->count;
-      gradient(c, to);
-      norm_gradients(*x_.skip, *mid_.skip, 0, false, c, to, skip_norm_);
+      gradient(c, memory, to);
+      norm_gradients(*x_.skip, *mid_.skip, 0, false, c, memory, to, skip_norm_);
     });
-    for_each_channel(s_.C, [&](int64_t c) {
+    for_each_item<T>(s_.C, mid_.room(), [&](int64_t c, T* memory) {
       T* to = grad_deep_.data_ptr<T>() + c * mid_.deep.count;
-      gradient(mid_.S + c, to);
-      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, to, deep_norm_);
+      gradient(mid_.S + c, memory, to);
+      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, memory, to, deep_norm_);
     });
   }
 
@@ -244,24 +249,23 @@ class Backward {
 
   // The gradient of channel c of b_skip: adds up the parts of the items, whose rows overlap, and takes the adjoint of
   // the padding.
-  void skip_input_gradient(int64_t c, T* to) const {
+  void skip_input_gradient(int64_t c, T* lines, T* to) const {
     const BandsOfRows<T> bands{locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2};
-    bands_adjoint(mid_.skip_padding, bands, to);
+    kernel_.bands_adjoint(mid_.skip_padding, bands, lines, to);
   }
 
   // From the gradient of channel c of b, in place, to that of x: through the batch norm in the middle, where it is
-  // channel first + c, then through the activation and the batch norm of the image.
-  void norm_gradients(const NormedInput& x, const NormAct<T>& norm_act, int64_t first, bool bilinear, int64_t c,
+  // channel first + c, then through the activation and the batch norm of the image.  `a` is memory for the channel.
+  void norm_gradients(const NormedInput& x, const NormAct<T>& norm_act, int64_t first, bool bilinear, int64_t c, T* a,
                       T* grad, const NormGradients<T>& norm) const {
     const int64_t channel = first + c;
-    const Buffer<T> a(norm_act.count);
-    norm_act.activate(c, a.get());
+    norm_act.activate(c, a);
     double sums[2];
-    kernel_.norm_sums(norm_act.count, grad, a.get(), mid_.mean[channel], sums);
+    kernel_.norm_sums(norm_act.count, grad, a, mid_.mean[channel], sums);
     const double r = mid_.inverse_std[channel], gamma = mid_.weight[channel], n = static_cast<double>(norm_act.count);
     grad_norm_bias_.data_ptr<T>()[channel] = static_cast<T>(sums[0]);
     grad_norm_weight_.data_ptr<T>()[channel] = static_cast<T>(r * sums[1]);
-    kernel_.norm_gradient(norm_act.height, norm_act.width, bilinear, grad, a.get(), mid_.mean[channel], gamma * r,
+    kernel_.norm_gradient(norm_act.height, norm_act.width, bilinear, grad, a, mid_.mean[channel], gamma * r,
                           -gamma * r * sums[0] / n, -gamma * r * r * r * sums[1] / n, grad);
     if (norm_act.identity) return;
     norm_act.gradient(c, grad, sums);
