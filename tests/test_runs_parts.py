@@ -14,6 +14,7 @@ from run_cases import ONE, record, texture
 from dip_fast.device import devices
 from dip_fast.errors import UsageError
 from dip_fast.pictures import read_picture, reading
+from dip_fast.presets import PRESETS
 from dip_fast.runs import estimate
 from dip_fast.runs.job import complete
 from dip_fast.runs.parts import Part
@@ -209,7 +210,10 @@ def test_estimates_count_the_rounds(monkeypatch):
     short, shorter = replace(rounds, iterations=29), replace(without, iterations=29)  # too short for a round
     assert estimate.seconds(short, (256, 256)) == estimate.seconds(shorter, (256, 256))
     holes, noise = job_of("inpaint", "default"), job_of("denoise", "default")
-    assert estimate.seconds(holes, (512, 512)) > estimate.seconds(noise, (512, 512)) + 25
+    assert estimate.seconds(holes, (512, 512)) > estimate.seconds(noise, (512, 512)) + 18
+    monkeypatch.setitem(PRESETS._entries, "default", PRESETS["default"].with_(rounds=0))
+    fewer = estimate.seconds(noise, (512, 512)) - estimate.seconds(holes, (512, 512))
+    assert fewer == pytest.approx(estimate.SECONDS_A_PIXEL * 512**2 * 48 / 64)  # 16 drawings in place of 64
 
 
 def test_estimates_of_a_larger_result_are_of_its_size():

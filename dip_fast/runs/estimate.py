@@ -64,7 +64,7 @@ def seconds(job: Job, size: tuple[int, int]) -> float | None:
     seen = pixels if recipe.masking is None else min(pixels, recipe.masking.crop**2)
     shown = recipe.masking is not None or _is_redrawn(job, recipe)  # hence not learned
     steps = a_step * (recipe.options.iterations + (0 if shown else recipe.options.consolidation_steps))
-    beyond = 0.0 if recipe.masking is None else SECONDS_A_PIXEL * recipe.masking.passes / 64
+    beyond = SECONDS_A_PIXEL * task.drawings(recipe, job.options) / 64
     return steps * seen + (beyond + SECONDS_A_ROUND * _rounds(job, recipe)) * pixels
 
 
