@@ -151,6 +151,10 @@ def test_progress_shows_the_part_of_the_work_and_the_time_left_of_all_of_it(show
         progress(fit)
     if shown == "lines":
         assert said == ["denoising 10%, 03:00 left"]
+        third = Progress(fit_of(10, drawing(4, 10.0)), said.append, "denoising", part=(2, 5))  # each takes 200 s
+        clock.monotonic = lambda: 40.0
+        third(fit)
+        assert said[1:] == ["denoising 42%, 09:40 left"]
     elif shown == "events":
         (event,) = events
         assert (event["done"], event["total"], event["percent"], event["seconds_left"]) == (5, 14, 10.0, 180.0)

@@ -41,6 +41,8 @@ class Progress:
         Whether to show steps, loss and stopping statistic in place of what a user understands.
     emit : callable, optional
         Takes the progress as events, in place of what is shown.
+    part : tuple of int
+        Which of several fits this is, counted from 0, and of how many: what is shown is the progress of all.
     """
 
     every = 0  # at whatever step the fit is
@@ -54,18 +56,21 @@ class Progress:
         quiet: bool = False,
         verbose: bool = False,
         emit: Emit | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.say = say
+        self.number, self.count = part
         self.doing = doing
         self.verbose = verbose
         self.first = steps_done(fit)
         self.events = len(fit.events)
         self.started = self.printed = time.monotonic()
         self.forecast = Forecast(fit, self.started)
+        self.begun = self.forecast.fraction
         self.quiet = quiet
         self.emit = emit
         on_terminal = not quiet and emit is None and sys.stderr.isatty()
-        self.bar = _bar(self.forecast) if on_terminal else None
+        self.bar = _bar(self) if on_terminal else None
 
     def __enter__(self) -> Progress:
         return self
@@ -87,10 +92,10 @@ class Progress:
         now, done, total = time.monotonic(), steps_done(fit), steps_in_all(fit)
         self.forecast.update(fit, now)
         if self.bar is not None:
-            self.bar.bar_format = _bar_format(self.forecast)
+            self.bar.bar_format = _bar_format(self)
             self.bar.set_description_str(self.stage(fit), refresh=False)
             self.bar.set_postfix_str(self.figures(fit), refresh=False)
-            self.bar.update(PERCENT * self.forecast.fraction - self.bar.n)
+            self.bar.update(PERCENT * self.fraction - self.bar.n)
             return
         between = SECONDS_BETWEEN_LINES if self.emit is None else SECONDS_BETWEEN_EVENTS
         if now - self.printed < between and done not in (self.first + 1, total):
@@ -99,12 +104,26 @@ class Progress:
         if self.emit is not None:
             self.emit(self.event(fit))
         elif not self.quiet:
-            shown = [f"{self.stage(fit)} {math.floor(PERCENT * self.forecast.fraction)}%"]
+            shown = [f"{self.stage(fit)} {math.floor(PERCENT * self.fraction)}%"]
             if self.verbose:
                 rate = (done - self.first) / max(now - self.started, 1e-9)
-                shown = [f"step {done}/{total}", f"{rate:.3g} steps/s"]
-            left = interval(self.forecast.seconds_left)
+                shown = [f"step {self.number * total + done}/{self.count * total}", f"{rate:.3g} steps/s"]
+            left = interval(self.seconds_left)
             self.say(", ".join([*shown, *filter(None, [self.figures(fit)]), f"{left} left"]))
+
+    @property
+    def fraction(self) -> float:
+        """Of all fits, what is done."""
+        return (self.number + self.forecast.fraction) / self.count
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of all fits, as if each of those that follow took as long as this one."""
+        left = self.forecast.seconds_left
+        if left is None or self.begun >= 1:
+            return left
+        whole = (time.monotonic() - self.started + left) / (1 - self.begun)
+        return left + (self.count - self.number - 1) * whole
 
     def stage(self, fit: Fit) -> str:
         """Name what the fit does now."""
@@ -114,13 +133,13 @@ class Progress:
         """Describe the last step for another program; what is not known is None."""
         row = dict(zip(COLUMNS, fit.rows[-1], strict=True)) if fit.rows else {}
         known = {name: value for name, value in row.items() if not math.isnan(value)}
-        left = self.forecast.seconds_left
+        left, total = self.seconds_left, steps_in_all(fit)
         return {
             "event": "progress",
             "stage": self.stage(fit),
-            "done": steps_done(fit),
-            "total": steps_in_all(fit),
-            "percent": math.floor(10 * PERCENT * self.forecast.fraction) / 10,
+            "done": self.number * total + steps_done(fit),
+            "total": self.count * total,
+            "percent": math.floor(10 * PERCENT * self.fraction) / 10,
             "step": fit.steps,
             "seconds_left": None if left is None else round(left, 1),
             "loss": known.get("loss"),
@@ -143,17 +162,17 @@ class Progress:
         return ", ".join(shown)
 
 
-def _bar(forecast: Forecast) -> tqdm:
+def _bar(progress: Progress) -> tqdm:
     """Make the bar: what is done, how much of it, the time that is left, the quality so far."""
     return tqdm(
         total=PERCENT,
-        initial=PERCENT * forecast.fraction,
+        initial=PERCENT * progress.fraction,
         file=sys.stderr,
         ncols=min(WIDTH, shutil.get_terminal_size().columns),
         nrows=2,  # tqdm shows no bar on a terminal of no known size, as those of containers and logs are
-        bar_format=_bar_format(forecast),
+        bar_format=_bar_format(progress),
     )
 
 
-def _bar_format(forecast: Forecast) -> str:
-    return f"{{desc}}{{percentage:4.0f}}% |{{bar}}| {interval(forecast.seconds_left)} left{{postfix}}"
+def _bar_format(progress: Progress) -> str:
+    return f"{{desc}}{{percentage:4.0f}}% |{{bar}}| {interval(progress.seconds_left)} left{{postfix}}"

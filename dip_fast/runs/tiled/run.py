@@ -146,7 +146,10 @@ class _Tile:
         going_on = f", resumed after step {fit.steps}" if fit.steps else ""
         run.say(f"{'steps of' if probes else 'tile'} {self.number + 1} of {count}{going_on}")
         quiet, verbose = run.request.quiet, run.request.verbose
-        progress = Progress(fit, run.say, self.plan.task.doing, quiet=quiet, verbose=verbose, emit=run.emit)
+        assert self.plan.shared is not None, "it was measured"
+        first = [at for at, _ in self.plan.shared["probes"]]
+        among = first.index(self.number) if probes else len(first) + self.number, len(first) + count
+        progress = Progress(fit, run.say, self.plan.task.doing, quiet=quiet, verbose=verbose, emit=run.emit, part=among)
         kept = Checkpoints(folder, record)
         stop = Stop(kept)
         with interruptible(fit, quiet=True), progress:
