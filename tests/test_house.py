@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dip_fast"
 # A room and the rooms that it may import from, besides itself and the base.  Only what stands above it is listed, so
 # that no import can run upward and no circle can close.
-BASE = ("errors", "names", "registry", "lazily", "values", "presets", "figures")
+BASE = ("errors", "names", "registry", "lazily", "values", "presets", "figures", "large")
 ROOMS: dict[str, tuple[str, ...]] = {
     "pictures": (),
     "ops": (),

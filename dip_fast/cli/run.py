@@ -147,6 +147,7 @@ def run(
             export=export,
             page=page,
         )
+        del content  # which the run lets go of once it is read
         emit = emitted if json_events else None
         summary = restore(request, noter(emit) if emit else speaker(quiet), emit)
         if to_stdout:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dip_fast import large
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.estimated_error import estimated_error, share_of_samples
 from dip_fast.fitting.noise_model import NoiseModel
@@ -34,11 +35,13 @@ def combine(y: Tensor, A: Tensor, noise: NoiseModel, learned: float = 0.0) -> tu
     predicted_psnr, combined_psnr : float
         PSNR in dB of A and of x, estimated without the truth.
     """
-    x, samples, errors = torch.empty_like(y), torch.empty_like(y), torch.zeros(2, dtype=torch.float64)
+    x, samples = (large.tensor(tuple(y.shape), y) for _ in range(2))
+    errors = torch.zeros(2, dtype=torch.float64)
     for seen, inner, place in pieces((y.shape[2], y.shape[3]), AROUND):
-        bias = _bias(A[seen], noise)[inner]
-        combined, *of_piece = _combine(y[seen], A[seen], noise, learned)
-        x[place], samples[place] = combined[inner] - bias, y[place] - bias
+        of_y, of_A = large.part(y, seen), large.part(A, seen)
+        bias = _bias(of_A, noise)[inner]
+        combined, *of_piece = _combine(of_y, of_A, noise, learned)
+        x[place], samples[place] = combined[inner] - bias, of_y[inner] - bias
         errors += torch.tensor(of_piece, dtype=torch.float64) * (combined[inner].numel() / y.numel())
     predicted, mixed = errors.tolist()
     return x, samples, psnr(predicted), psnr(mixed)
@@ -64,6 +67,6 @@ def mean_variance(y: Tensor, noise: NoiseModel) -> float:
     """Compute the mean variance of a sample's own noise, at the values of the smoothed pictures, ``(N, C, H, W)``."""
     variance = 0.0
     for seen, inner, _ in pieces((y.shape[2], y.shape[3]), 6):
-        own = noise.variance_at_mean(blur(y[seen], 2.0)[inner])
+        own = noise.variance_at_mean(blur(large.part(y, seen), 2.0)[inner])
         variance += float(own.double().mean()) * own.numel() / y.numel()
     return variance

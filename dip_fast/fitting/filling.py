@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 import torch
 from torch import Tensor
 
+from dip_fast import large
 from dip_fast.fitting import similar_patches
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.degradations import Mask
@@ -151,7 +152,7 @@ class MaskedFilling(MaskedPrediction):
         self, networks: list[Callable[[Tensor], Tensor]], keep: float, orientations: int = ORIENTATIONS
     ) -> Generator[None, int | None, tuple[Tensor, Tensor]]:
         """Average what the networks draw over the orientations; return that, and which pixels they saw."""
-        drawn, seen = torch.zeros_like(self.y), torch.zeros_like(self.shown)
+        drawn, seen = (large.tensor(tuple(like.shape), like, zero=True) for like in (self.y, self.shown))
         for made, (draw, number) in enumerate(itertools.product(networks, range(orientations)), start=1):
             for place, image, kept in self._pass(draw, 0, number, keep):
                 drawn[place] += image

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dip_fast import networks
+from dip_fast import large, networks
 from dip_fast.device.precision import products
 from dip_fast.fitting import redrawing
 from dip_fast.fitting.callbacks import call_those_due
@@ -98,7 +98,7 @@ class Finishing:
         with fit.at_work():
             draw = partial(self.image, fit)
             pictures = [fit.objective.brief(draw, BRIEF_PASSES, n) for n in range(fit.objective.pictures)]
-        self._consolidate(fit, torch.cat(pictures), min(BRIEF_STEPS, steps_to_learn(fit)))
+        self._consolidate(fit, large.joined(pictures), min(BRIEF_STEPS, steps_to_learn(fit)))
 
     def draw(self, fit: Fit, z: NetworkInput) -> Tensor:
         """Draw the answer so far at a network input, in float32: ``(1, C, H, W)``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dip_fast import large
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.pieces import pieces
@@ -57,9 +58,10 @@ def mix(y: Tensor, z: Tensor, guide: Tensor, noise: NoiseModel) -> tuple[Tensor,
     for _, _, place in pieces(size, 0):
         excess += float(total(((y[place] - z[place]).square() - noise.variance_at_mean(z[place])).double()))
     error = abs(excess) / y.numel()
-    x = torch.empty_like(z)
+    x = large.tensor(tuple(z.shape), z)
     for seen, inner, place in pieces(size, 3 * int(WINDOW)):
-        distance = blur((guide[seen] - z[seen]).square().mean(1, keepdim=True), WINDOW)[inner]
+        apart = large.part(guide, seen) - large.part(z, seen)
+        distance = blur(apart.square().mean(1, keepdim=True), WINDOW)[inner]
         weight = ((1 - SHARED) * error / distance.clamp(min=1e-12)).clamp(max=MOST)
         x[place] = torch.lerp(z[place], guide[place], weight)
         far += float(total(distance.double()))

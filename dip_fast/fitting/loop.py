@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dip_fast import networks
+from dip_fast import large, networks
 from dip_fast.device import devices
 from dip_fast.device.modes import in_fresh_state
 from dip_fast.device.precision import products
@@ -368,6 +368,7 @@ class Fit:
         gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         with self._threads, products(self.precision, self.device), gpu:
             yield
+        large.rest()
 
     def count_time(self, seconds: float, steps: int = 0) -> None:
         """Add the time that work has taken, and set the pace by it where it was steps."""

@@ -25,15 +25,18 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dip_fast import large
 from dip_fast.fitting import guide, similar_patches
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.combining import combine, mean_variance
 from dip_fast.fitting.noise_level import correlated_noise
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Passes
+from dip_fast.fitting.pieces import pieces
 from dip_fast.fitting.redrawing import Redrawn, RedrawnSquares, whole
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
@@ -178,28 +181,30 @@ class MaskedPrediction(Objective):
 
     def finish(self, draw: Callable[..., Tensor], average: Tensor) -> Generator[None, int | None, Tensor]:
         """Predict each picture, combine it with its noisy samples, and estimate patches from those like them."""
-        x, y, variances, predicted, estimated = torch.empty_like(self.y), [], [], [], []
+        x, y, variances, predicted, estimated = [], [], [], [], []
         networks = self._networks(draw)
         for n in range(self.pictures):
             A = yield from self._predict(networks, n)
             if self.block > 1:
-                x[n : n + 1] = A
+                x.append(A)
                 y.append(self.y[n : n + 1])
                 variances.append(correlated_noise(self.y[n : n + 1], A).a)
                 continue
-            x[n : n + 1], samples, psnr_of_prediction, psnr = self._combine(n, A)
+            combined, samples, psnr_of_prediction, psnr = self._combine(n, A)
+            x.append(combined)
             y.append(samples)
             predicted.append(psnr_of_prediction)
             estimated.append(psnr)
-        samples, noise = torch.cat(y), self.noise
+        samples, noise = large.joined(y), self.noise
         if estimated:
             self.predicted_psnr = sum(predicted) / self.pictures
             self.estimated_psnr, self.estimated_psnrs = sum(estimated) / self.pictures, tuple(estimated)
         else:
             noise = NoiseModel(ALIKE_POWER * sum(variances) / self.pictures)
+        z = large.joined(x)
         for _ in range(self._rounds):
-            x = yield from similar_patches.estimate(samples, x, noise)
-        return x if self.guides is None else self._mixed(samples, x, self.guides)
+            z = yield from similar_patches.estimate(samples, z, noise)
+        return z if self.guides is None else self._mixed(samples, z, self.guides)
 
     def _mixed(self, y: Tensor, z: Tensor, guides: Tensor) -> Tensor:
         """Mix the guides into the estimates, but for samples that were set aside."""
@@ -209,7 +214,7 @@ class MaskedPrediction(Objective):
         images, guide_psnrs, self.estimated_psnrs = zip(*made, strict=True)
         self.guide_psnr = sum(guide_psnrs) / self.pictures
         self.estimated_psnr = sum(self.estimated_psnrs) / self.pictures
-        return torch.cat(images)
+        return large.joined(images)
 
     def _networks(self, draw: Callable[..., Tensor]) -> list[Callable[[Tensor], Tensor]]:
         """Make functions that draw with each of the networks that were fitted."""
@@ -253,8 +258,9 @@ class MaskedPrediction(Objective):
     ) -> Generator[None, int | None, Tensor]:
         """Average predictions of the dropped samples of a picture over masks, orientations and networks: A."""
         masks = masks or self.masks
-        predicted = torch.zeros_like(self.y[:1])
-        count = torch.zeros(self.y[:1].shape, dtype=torch.int16, device=self.y.device)
+        shape = tuple(self.y[:1].shape)
+        predicted = large.tensor(shape, self.y, zero=True)
+        count = large.tensor(shape, self.y, dtype=np.int16, zero=True)
         for number in range(masks):
             draw = networks[number // ORIENTATIONS % len(networks)]
             for place, image, kept in self._pass(draw, n, number, self.masking.keep):
@@ -265,9 +271,13 @@ class MaskedPrediction(Objective):
                 break
         # With few masks some sample is never dropped.  What the network draws where it sees one has its noise, so the
         # predictions around have to do.
-        dropped = (count > 0).to(predicted)
-        predicted /= count.clamp(min=1)
-        return torch.where(count > 0, predicted, blur(predicted, BESIDE) / blur(dropped, BESIDE).clamp(min=1e-6))
+        A = large.tensor(shape, self.y)
+        for seen, inner, place in pieces(self.size, math.ceil(3 * BESIDE)):
+            times = large.part(count, seen)
+            mean, dropped = large.part(predicted, seen) / times.clamp(min=1), (times > 0).to(predicted)
+            around = blur(mean, BESIDE) / blur(dropped, BESIDE).clamp(min=1e-6)
+            A[place] = torch.where(times > 0, mean, around)[inner]
+        return A
 
     def _pass(
         self, draw: Callable[[Tensor], Tensor], n: int, number: int, keep: float
@@ -293,6 +303,7 @@ class MaskedPrediction(Objective):
             inner = (..., slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
             image = masking.oriented_back(draw(z), orientation)[inner]
             yield (..., rows, columns), image, masking.oriented_back(z[:, self.channels :], orientation)[inner]
+            large.rest()
 
     def _window(self, n: int, top: int, left: int, orientation: int, keep: float, number: int) -> Tensor:
         """Show a window of a picture with the mask of a pass."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, unfold
 
+from dip_fast import large
 from dip_fast.fitting.blur import blur
 from dip_fast.fitting.noise_model import NoiseModel, cut_off
+from dip_fast.fitting.pieces import pieces
 
 PIXELS = 2**22  # of a picture that is looked at as a whole
 WINDOW, WINDOWS = 512, 4  # side of a window of a larger one, and how many there are along each side
@@ -159,14 +161,22 @@ def is_correlated(y: Tensor, known: Tensor | None = None) -> bool:
     y, known : Tensor
         As in `measure_noise`.
     """
-    if min(y.shape[2:]) < 32 or torch.equal(y.amin((2, 3)), y.amax((2, 3))):
+    if min(y.shape[2:]) < 32 or all(bool((y[:, :, r] == y[:, :, :1, :1]).all()) for r in large.bands(y.shape, 2)):
         return False
     fine = _measured(y, False, known, texture_is_noise=True).deviation
     seen = None if known is None else avg_pool2d(known.to(y.dtype), 2) == 1
-    coarse = 2 * _measured(avg_pool2d(y, 2), False, seen, texture_is_noise=True).deviation
+    coarse = 2 * _measured(_halved(y), False, seen, texture_is_noise=True).deviation
     if coarse < LEAST_COARSE or coarse <= COARSER * fine:
         return False
     return math.sqrt(_quiet_variance(y)) < QUIET_SQUARES * coarse
+
+
+def _halved(y: Tensor) -> Tensor:
+    """Average pixels by fours."""
+    halved = large.tensor((*y.shape[:2], y.shape[2] // 2, y.shape[3] // 2), y)
+    for rows in large.bands(halved.shape, 2):
+        halved[:, :, rows] = avg_pool2d(y[:, :, 2 * rows.start : 2 * rows.stop], 2)
+    return halved
 
 
 def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
@@ -183,7 +193,29 @@ def correlated_noise(y: Tensor, A: Tensor) -> NoiseModel:
         Of twice the deviation of the residual in its median: the prediction follows the noise by about half.  But no
         more than a few times what quiet squares vary, for the prediction also misses what is in a picture.
     """
-    return NoiseModel(min(4 * float(blur((y - A).square(), 2.0).median()), ABOVE_QUIET**2 * _quiet_variance(y)))
+    residual = large.tensor(tuple(y.shape), y)
+    for seen, inner, place in pieces((y.shape[2], y.shape[3]), 6):
+        residual[place] = blur((large.part(y, seen) - large.part(A, seen)).square(), 2.0)[inner]
+    return NoiseModel(min(4 * _median(residual), ABOVE_QUIET**2 * _quiet_variance(y)))
+
+
+def _median(values: Tensor) -> float:
+    """Find the lower median of many numbers, none of them negative, without a copy of them.
+
+    Their bits are in the same order as integers, so it is enough to count first by the upper half of these, and then by
+    the lower half where the upper one is that of the median.
+    """
+    bits, below = values.flatten().view(torch.int32), (values.numel() - 1) // 2
+    halves: list[int] = []
+    for _ in range(2):
+        counts = torch.zeros(2**16, dtype=torch.int64, device=values.device)
+        for place in large.bands(bits.shape):
+            part = bits[place]
+            counts += (part[part >> 16 == halves[0]] & 0xFFFF if halves else part >> 16).bincount(minlength=2**16)
+        up_to = counts.cumsum(0)
+        halves.append(int((up_to <= below).sum()))
+        below -= int(up_to[halves[-1]] - counts[halves[-1]])
+    return float(torch.tensor(halves[0] << 16 | halves[1], dtype=torch.int32).view(torch.float32))
 
 
 def _quiet_variance(y: Tensor) -> float:

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dip_fast import large
+
 POINTS = 4097  # of the tables: the values between are interpolated, to 1e-5 of the deviation
 
 
@@ -114,9 +116,9 @@ def cut_off(y: Tensor, deviation: float) -> tuple[bool, bool]:
     near = deviation / 4
 
     def piled(end: float, inward: int) -> bool:
-        at = beside = 0
-        for row in y.flatten().split(2**20):  # the picture may be large
-            distance = inward * (row - end)
+        at, beside, samples = 0, 0, y.flatten()
+        for place in large.bands(samples.shape):
+            distance = inward * (samples[place] - end)
             if bool((distance < 0).any()):
                 return False
             at += int((distance == 0).sum())

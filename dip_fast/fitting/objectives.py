@@ -17,11 +17,9 @@ from torch import Tensor
 
 from dip_fast.device.modes import to_keep
 from dip_fast.fitting.degradations import Degradation, Identity
+from dip_fast.fitting.pieces import LARGEST_WHOLE
 from dip_fast.networks.layers import Network
 from dip_fast.networks.network_input import NetworkInput
-
-# Pixels of a picture that is still drawn at once: a step on all of it takes a second and a gigabyte a megapixel.
-LARGEST_WHOLE = 2**20
 
 
 class Example(NamedTuple):

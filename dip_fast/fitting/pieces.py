@@ -6,8 +6,10 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dip_fast.fitting.objectives import LARGEST_WHOLE
+from dip_fast import large
 
+# Pixels of a picture that is still drawn at once: a step on all of it takes a second and a gigabyte a megapixel.
+LARGEST_WHOLE = 2**20
 SIDE = 1024  # of a piece without what is around it
 
 
@@ -48,3 +50,4 @@ def pieces(size: tuple[int, int], around: int) -> Iterator[Piece]:
             (..., slice(top - first[0], ends[0] - first[0]), slice(left - first[1], ends[1] - first[1])),
             (..., slice(top, ends[0]), slice(left, ends[1])),
         )
+        large.rest()

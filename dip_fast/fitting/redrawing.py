@@ -85,8 +85,8 @@ class RedrawnSquares(Objective):
 
 def whole(y: Tensor, masks: int) -> NetworkInput:
     """Make the network input that shows a picture without holes: the picture, and some channels of ones."""
-    ones = Part(torch.ones(1, masks, *y.shape[2:], dtype=torch.uint8), 1)
-    return network_input.joined(network_input.of_image(y.clamp(0, 1)), NetworkInput((ones,)))
+    ones = Part(torch.ones(1, 1, 1, 1, dtype=torch.uint8).expand(1, masks, *y.shape[2:]), 1)
+    return network_input.joined(network_input.of_image(y, clipped=True), NetworkInput((ones,)))
 
 
 @torch.no_grad()

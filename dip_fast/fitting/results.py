@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dip_fast import large
 from dip_fast.fitting import showing
 from dip_fast.names import counted
 from dip_fast.networks.network_input import NetworkInput
@@ -154,7 +155,11 @@ class Restored:
 
 def channels_last(images: Tensor) -> np.ndarray:
     """Copy images ``(N, C, H, W)`` to an array ``(N, H, W, C)``."""
-    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    last = images.permute(0, 2, 3, 1)
+    array = large.empty(tuple(last.shape), last[:0].cpu().numpy().dtype)
+    for rows in large.bands(array.shape, axis=1):
+        array[:, rows] = last[:, rows].cpu().numpy()
+    return array
 
 
 def psnr(error: float) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from dip_fast import large
 from dip_fast.fitting.computing import shared
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Passes
@@ -58,9 +59,9 @@ def estimate(y: Tensor, x: Tensor, noise: NoiseModel) -> Generator[None, int | N
     M. Lebrun, A. Buades, J.-M. Morel, "A Nonlocal Bayesian Image Denoising Algorithm", SIAM J. Imaging Sci. 6 (2013),
     doi:10.1137/120874989: the estimate, here without its first step.
     """
-    made = torch.empty_like(x)
+    made = large.tensor(tuple(x.shape), x)
     for seen, inner, place in pieces((y.shape[2], y.shape[3]), REACH + SIDE):
-        made[place] = (yield from _of_piece(y[seen], x[seen], noise))[inner]
+        made[place] = (yield from _of_piece(large.part(y, seen), large.part(x, seen), noise))[inner]
     return made
 
 

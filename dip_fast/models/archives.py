@@ -9,25 +9,26 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.models.formats import SCHEMA, Contents, require
-from dip_fast.models.packing import parse_metadata
+from dip_fast.models.packing import Text, as_text, parse_metadata
 
 METADATA_ENTRY = "dip_fast"  # name in TorchScript's and .pt2's extra files
 _FORMATS = ("torchscript", "pt2")
 
 
-def texts(schema: int, facts: dict[str, Any], blobs: dict[str, str]) -> dict[str, str]:
+def texts(schema: int, facts: dict[str, Any], blobs: Mapping[str, Text]) -> dict[str, str]:
     """Return the extra files of an archive by name: the metadata as JSON, and the texts that go with them."""
     document = json.dumps({"schema": schema, **facts}, allow_nan=False)
-    return {METADATA_ENTRY: document, **{f"{METADATA_ENTRY}.{name}": text for name, text in blobs.items()}}
+    return {METADATA_ENTRY: document, **{f"{METADATA_ENTRY}.{name}": as_text(text) for name, text in blobs.items()}}
 
 
-def read(data: bytes) -> Contents:
+def read(data: bytes | memoryview) -> Contents:
     """Read the metadata of a TorchScript or .pt2 file without loading the model in it.
 
     Raises
@@ -50,7 +51,7 @@ def read(data: bytes) -> Contents:
     return Contents(format_, data, None, document, found)
 
 
-def _extra_files(data: bytes) -> dict[str, str]:
+def _extra_files(data: bytes | memoryview) -> dict[str, str]:
     """Return the texts that `texts` put into an archive, by their names without the prefix."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dip_fast import __version__
+from dip_fast import __version__, large
 from dip_fast.errors import UsageError
 from dip_fast.models import onnx_engine
 from dip_fast.models.model import open_model
@@ -185,8 +185,10 @@ def _reference(result: Result, program: Program, kind: Kind) -> np.ndarray:
     if kind.is_constant or not folding.is_frozen(result.network):
         return drawing.draw(program)
     low, high = (np.asarray(bound, np.float32) for bound in kind.limits)
-    whole = slice(0, kind.height), slice(0, kind.width)
-    return tiles.finished(program, low + (high - low) * result.image, whole)
+    picture = large.empty(result.image.shape)
+    for rows in large.bands(picture.shape):
+        picture[rows] = tiles.finished(program, low + (high - low) * result.image[rows], (rows, slice(0, kind.width)))
+    return picture
 
 
 def blended(

@@ -7,7 +7,7 @@ a format of its own with ``FORMATS.register("mine", Format(".mine", ...))``.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from dip_fast.errors import UsageError
 from dip_fast.lazily import lazily
+from dip_fast.models.packing import Text
 from dip_fast.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,21 +33,21 @@ class Contents:
     ----------
     format : str
         A name of `FORMATS`.
-    data : bytes
+    data : bytes or memoryview
         The file's content.
     program : Program, optional
         The folded network, where the format can be read back as one.
     metadata : dict
         The JSON in the file.
-    blobs : dict of str to str
+    blobs : dict of str to str or memoryview
         What goes along with the picture, packed, by name: ``pixels``, ``alpha``, ``icc_profile``, ``geometry``.
     """
 
     format: str
-    data: bytes
+    data: bytes | memoryview
     program: Program | None
     metadata: dict[str, Any]
-    blobs: dict[str, str]
+    blobs: Mapping[str, Text]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ class Format:
     device: str
     replayed_by: str
     runs_code: bool
-    sniff: Callable[[bytes], bool]
-    write: Callable[[Program, dict[str, Any], dict[str, str], bool], bytes]
-    read: Callable[[bytes], Contents]
+    sniff: Callable[[bytes | memoryview], bool]
+    write: Callable[[Program, dict[str, Any], dict[str, Text], bool], bytes | memoryview]
+    read: Callable[[bytes | memoryview], Contents]
     run: Callable[[Contents, str, str, int | None], np.ndarray]
     engine: Callable[[], str]
     fused_ops: bool = False
@@ -94,7 +95,7 @@ class Format:
         return {name: getattr(self, name) for name in ("suffix", "device", "replayed_by", "runs_code")}
 
 
-def _is_archive(data: bytes) -> bool:
+def _is_archive(data: bytes | memoryview) -> bool:
     return data[:4] == b"PK\3\4"
 
 
@@ -139,7 +140,7 @@ FORMATS: Registry[Format] = Registry(
 )
 
 
-def recognised(data: bytes) -> Format:
+def recognised(data: bytes | memoryview) -> Format:
     """Return the format that reads a file's content; the last one registered is asked first."""
     return next(FORMATS[name] for name in reversed([*FORMATS]) if FORMATS[name].sniff(data))
 

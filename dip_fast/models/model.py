@@ -19,9 +19,10 @@ from dip_fast.device import memory
 from dip_fast.errors import Argument, UsageError
 from dip_fast.models import formats
 from dip_fast.models.formats import FORMATS, Contents
-from dip_fast.models.packing import parse_metadata, unpack
+from dip_fast.models.packing import as_text, parse_metadata, unpack
+from dip_fast.models.verifying import is_finite
 from dip_fast.pictures import Extras, Kind, encode_samples
-from dip_fast.pictures.files import read_regular
+from dip_fast.pictures.files import read_apart
 from dip_fast.pictures.geometry import Geometry
 from dip_fast.pictures.kind import IN_MODELS
 from dip_fast.programs import tiles
@@ -62,7 +63,7 @@ class Model:
         return self.contents.format
 
     @property
-    def data(self) -> bytes:
+    def data(self) -> bytes | memoryview:
         """The file's content."""
         return self.contents.data
 
@@ -96,7 +97,7 @@ class Model:
         output = self._drawn(provider, threads)
         if output.shape != (*self.kind.size, self.kind.channels) or output.dtype != np.float32:
             raise UsageError(f"cannot replay {self.label}: it draws no picture of the size that it names")
-        if not np.isfinite(output).all():
+        if not is_finite(output):
             raise UsageError(f"cannot replay {self.label}: it draws NaN or infinite values; get an intact copy")
         return output
 
@@ -170,9 +171,9 @@ def located(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def _file_content(path: Path) -> bytes:
+def _file_content(path: Path) -> bytes | memoryview:
     try:
-        data = read_regular(path, LARGEST_FILE)
+        data = read_apart(path, LARGEST_FILE)
     except UsageError:
         raise
     except (OSError, ValueError) as error:
@@ -182,7 +183,7 @@ def _file_content(path: Path) -> bytes:
     return data
 
 
-def _read(data: bytes, trust: bool) -> Contents:
+def _read(data: bytes | memoryview, trust: bool) -> Contents:
     """Parse a file, and refuse it if it could run code and is not trusted."""
     format_ = formats.recognised(data)
     contents = format_.read(data)
@@ -214,7 +215,7 @@ def checked(label: str, contents: Contents) -> Model:
             raise ValueError("the pixels are not finite")
         alpha = None if kind.alpha is None else unpack(blobs["alpha"], kind.size, kind.dtype)
         profile = base64.b64decode(blobs["icc_profile"], validate=True) if "icc_profile" in blobs else None
-        geometry = Geometry.of(parse_metadata(blobs["geometry"])) if "geometry" in blobs else None
+        geometry = Geometry.of(parse_metadata(as_text(blobs["geometry"]))) if "geometry" in blobs else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, binascii.Error, MemoryError) as error:
         raise UsageError("its metadata are damaged; get an intact copy") from error
     return Model(label, contents, kind, Extras(alpha, profile, geometry=geometry), pixels)

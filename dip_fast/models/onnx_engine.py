@@ -14,11 +14,12 @@ import numpy as np
 
 from dip_fast.errors import Argument, DipFastError, UsageError
 from dip_fast.models.formats import Contents, require
+from dip_fast.models.packing import Buffer, Text
 from dip_fast.programs import tiles
 from dip_fast.programs.program import Program, part_name
 
 
-def write(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_ops: bool = False) -> bytes:
+def write(program: Program, facts: dict[str, Any], blobs: dict[str, Text], fused_ops: bool = False) -> Buffer:
     """Encode a program as an ONNX file of standard operators."""
     from dip_fast.models import onnx_format
 
@@ -26,7 +27,7 @@ def write(program: Program, facts: dict[str, Any], blobs: dict[str, str], fused_
     return onnx_format.write(program, facts, blobs)
 
 
-def read(data: bytes) -> Contents:
+def read(data: Buffer) -> Contents:
     """Parse an ONNX file from anywhere; nothing of it is executed.
 
     Raises
@@ -120,7 +121,7 @@ def _drawer(provider: str, threads: int | None, label: str) -> Callable[[Program
 
 
 def run_file(
-    data: bytes,
+    data: bytes | memoryview,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -147,7 +148,7 @@ def run_file(
 
 
 def _session(
-    data: bytes, provider: str, threads: int | None, label: str
+    data: bytes | memoryview, provider: str, threads: int | None, label: str
 ) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
     """Load an ONNX file; what is returned draws its picture from the codes that it is called with, or its own."""
     import onnxruntime
@@ -167,7 +168,7 @@ def _session(
             )
         providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), *providers]
     with _failures(label):
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
+        session = onnxruntime.InferenceSession(bytes(data), options, providers=providers)
     if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         other = Argument("provider", "cpu")
         raise UsageError("{}: onnxruntime finds no usable GPU; use {}", Argument("provider", provider), other)

@@ -16,10 +16,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dip_fast import __version__
+from dip_fast import __version__, large
 from dip_fast.errors import UsageError
 from dip_fast.models.formats import SCHEMA
-from dip_fast.models.packing import parse_metadata
+from dip_fast.models.onnx_fields import filled, split
+from dip_fast.models.packing import Buffer, Text, as_text, parse_metadata
 from dip_fast.programs.program import INPUT, Layer, Program, part_name
 
 OPSET = 17
@@ -51,13 +52,19 @@ class _Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.large: dict[str, np.ndarray] = {}  # what initializers hold that are too large for protobuf
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, array: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        if array.nbytes < large.LEAST:
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        else:
+            data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+            self.initializers.append(TensorProto(dims=array.shape, data_type=data_type, name=name))
+            self.large[name] = array
         return name
 
     def number(self, name: str, value: float) -> str:
@@ -73,7 +80,7 @@ class _Graph:
         return self.node("Pad", [value, self.constant(f"{output}/amounts", amounts)], output, mode=_PADS[mode])
 
 
-def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[str, str] | None = None) -> bytes:
+def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[str, Text] | None = None) -> Buffer:
     """Write a program as an ONNX model.
 
     Parameters
@@ -91,7 +98,7 @@ def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[
         ``z.1`` and so on for further parts of the network input, that need not be fed, since the program's codes are
         their initializers.
     """
-    graph = _graph(program)
+    graph, arrays = _graph(program)
     model = helper.make_model(
         graph,
         producer_name="dip-fast",
@@ -100,14 +107,15 @@ def write(program: Program, metadata: dict[str, Any] | None = None, blobs: dict[
         ir_version=IR_VERSION,
     )
     document = {"schema": program.schema, **(metadata or {}), "program": program.outline()}
-    texts = {METADATA: json.dumps(document, allow_nan=False)}
+    texts: dict[str, Text] = {METADATA: json.dumps(document, allow_nan=False)}
     texts |= {f"{METADATA}.{name}": text for name, text in (blobs or {}).items()}
-    helper.set_model_props(model, texts)
-    data: bytes = model.SerializeToString()
-    return data
+    for key, text in texts.items():
+        model.metadata_props.add(key=key, **({"value": text} if isinstance(text, str) else {}))
+    return filled(model.SerializeToString(), arrays, {k: v for k, v in texts.items() if isinstance(v, memoryview)})
 
 
-def _graph(program: Program) -> onnx.GraphProto:
+def _graph(program: Program) -> tuple[onnx.GraphProto, dict[str, np.ndarray]]:
+    """Make the graph of a program, without its large arrays, and those by name."""
     graph, (channels, height, width) = _Graph(), program.shapes()[program.layers[-1].name]
     values = {INPUT: _input(graph, program)}
     if any(layer.kind == "upsample_conv2d" and layer.options["mode"] == "nearest" for layer in program.layers):
@@ -120,7 +128,7 @@ def _graph(program: Program) -> onnx.GraphProto:
     for layer in program.layers:
         values[layer.name] = _layer(graph, layer, [values[name] for name in layer.inputs], program.arrays)
     _picture(graph, program, values[program.layers[-1].name], (height, width))
-    return helper.make_graph(
+    made = helper.make_graph(
         graph.nodes,
         "dip-fast",
         [
@@ -130,6 +138,7 @@ def _graph(program: Program) -> onnx.GraphProto:
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [*program.size, channels])],
         graph.initializers,
     )
+    return made, graph.large
 
 
 def _input(graph: _Graph, program: Program) -> str:
@@ -263,7 +272,7 @@ def _upsampled(graph: _Graph, name: str, x: str, mode: str) -> str:
     return graph.node("Resize", [x, "", "upsampling/scales"], name, **how)
 
 
-def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
+def read(data: Buffer) -> tuple[Program, dict[str, Any], dict[str, Text]]:
     """Read a model file; nothing of it is executed.
 
     Parameters
@@ -285,16 +294,19 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
         If the file is damaged, not an ONNX model, not one of ours, or of a later schema version.
     """
     try:
-        model = onnx.load_model_from_string(data)
+        small, fields = split(data)
+        model = onnx.load_model_from_string(bytes(small))
+        texts: dict[str, Text] = {entry.key: entry.value for entry in model.metadata_props}
+        for entry, aside in zip(model.metadata_props, fields.texts, strict=False):
+            texts |= {} if aside is None else {entry.key: memoryview(aside)}
     except Exception as error:  # protobuf's own kind, which differs between its implementations
         raise UsageError("it is damaged, or no ONNX model; get an intact copy") from error
-    texts = {entry.key: entry.value for entry in model.metadata_props}
-    if not all(isinstance(text, str) for entry in texts.items() for text in entry):  # bytes where it is no UTF-8
+    if not all(isinstance(text, Text) for entry in texts.items() for text in entry):  # bytes where it is no UTF-8
         raise UsageError("its metadata are damaged; get an intact copy")
     if METADATA not in texts:
         raise UsageError("it is no model that dip-fast wrote; open it with what made it")
     try:
-        document = parse_metadata(texts[METADATA])
+        document = parse_metadata(as_text(texts[METADATA]))
         schema, outline = document["schema"], document.get("program")
         if type(schema) is not int or schema < 1:
             raise ValueError(f"schema {schema!r}")
@@ -311,12 +323,13 @@ def read(data: bytes) -> tuple[Program, dict[str, Any], dict[str, str]]:
     if fed and fed.isdisjoint(tensor.name for tensor in tensors):
         raise UsageError("its network input must be fed, so other engines draw it; replay the file it was made of")
     try:
-        arrays = {tensor.name: _array(tensor) for tensor in tensors}
+        contents = fields.arrays or [None] * len(tensors)
+        arrays = {tensor.name: _array(tensor, content) for tensor, content in zip(tensors, contents, strict=True)}
         own = {name: array for name, array in arrays.items() if "/" not in name}  # the others are the graph's constants
         program = Program.of(outline, own)
         if program.schema != schema:
             raise ValueError(f"schema {schema} for a program of {program.schema}")
-        expected = _graph(program)
+        expected, _ = _graph(program)
     except Exception as error:
         raise UsageError("it is damaged or was changed: it holds no program; get an intact copy") from error
     imports = [(entry.domain, entry.version) for entry in model.opset_import]
@@ -341,16 +354,17 @@ _DTYPES: dict[int, type[np.generic]] = {
 }
 
 
-def _array(tensor: onnx.TensorProto) -> np.ndarray:
+def _array(tensor: onnx.TensorProto, aside: Buffer | None) -> np.ndarray:
     """Read a tensor whose content is as long as its shape says; nothing else is ever allocated."""
+    content = tensor.raw_data if aside is None else aside
     if tensor.data_type not in _DTYPES or any(side < 0 for side in tensor.dims):
         raise ValueError(f"tensor {tensor.name!r}")
     dtype = np.dtype(_DTYPES[tensor.data_type])
     count = 1
     for side in tensor.dims:
         count *= side
-    if count * dtype.itemsize != len(tensor.raw_data):
+    if count * dtype.itemsize != len(content):
         raise ValueError(f"tensor {tensor.name!r} is cut short")
-    if dtype == np.bool_ and any(byte > 1 for byte in set(tensor.raw_data)):
+    if dtype == np.bool_ and any(part.max() > 1 for part in large.parts(np.frombuffer(content, np.uint8))):
         raise ValueError(f"tensor {tensor.name!r} is not of truth values")
-    return np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)
+    return np.frombuffer(content, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)

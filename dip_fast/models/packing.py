@@ -8,9 +8,16 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from dip_fast import large
+
+Buffer = bytes | memoryview
+Piece = Buffer | np.ndarray
+Text = str | memoryview  # the latter in ASCII, where it is large
 
 
 def parse_metadata(text: str) -> Any:
@@ -35,20 +42,53 @@ def digest(*arrays: np.ndarray) -> str:
     """Hash the arrays' bytes, one after the other, little-endian, last axis fastest, with SHA-256."""
     found = hashlib.sha256()
     for array in arrays:
-        found.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+        for part in large.parts(array):
+            found.update(np.ascontiguousarray(part).astype(array.dtype.newbyteorder("<")).data)
     return found.hexdigest()
 
 
-def pack(array: np.ndarray) -> str:
+def joined(pieces: Sequence[Piece]) -> Buffer:
+    """Join pieces of a file, arrays as bytes, little-endian, last axis fastest."""
+    whole, at = large.empty((sum(map(length, pieces)),), np.uint8), 0
+    for piece in pieces:
+        array = piece if isinstance(piece, np.ndarray) else np.frombuffer(piece, np.uint8)
+        for part in large.parts(array):
+            stored = np.ascontiguousarray(part).astype(part.dtype.newbyteorder("<"), copy=False)
+            whole[at : at + stored.nbytes] = stored.reshape(-1).view(np.uint8)
+            at += stored.nbytes
+    return whole.data if large.is_in_file(whole) else whole.tobytes()
+
+
+def length(piece: Piece) -> int:
+    """Count the bytes of a piece."""
+    return piece.nbytes if isinstance(piece, np.ndarray) else len(piece)
+
+
+def pack(array: np.ndarray) -> Text:
     """Compress samples ``(H, W, ...)`` without loss: differences along the rows, byte by byte, zlib, base64."""
-    whole = np.ascontiguousarray(array)
-    numbers = whole.view(f"u{whole.dtype.itemsize}")
-    differences = np.diff(numbers, axis=1, prepend=numbers[:, :1] * 0)  # wraps around, as does its inverse
-    planes = differences.astype(differences.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, whole.dtype.itemsize)
-    return base64.b64encode(zlib.compress(planes.T.tobytes())).decode()
+    stream, width = zlib.compressobj(), array.dtype.itemsize
+    pieces: list[Piece] = []
+    packed = b""  # what is still to be encoded, three bytes at a time
+    for byte in range(width):
+        for rows in large.bands(array.shape):
+            numbers = np.ascontiguousarray(array[rows]).view(f"u{width}")
+            differences = np.diff(numbers, axis=1, prepend=numbers[:, :1] * 0)  # wraps around, as does its inverse
+            planes = differences.astype(differences.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, width)
+            packed += stream.compress(np.ascontiguousarray(planes[:, byte]).data)
+            whole = len(packed) // 3 * 3
+            pieces.append(base64.b64encode(packed[:whole]))
+            packed = packed[whole:]
+    pieces.append(base64.b64encode(packed + stream.flush()))
+    text = joined(pieces)
+    return text.decode() if isinstance(text, bytes) else text
 
 
-def unpack(text: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def as_text(text: Text) -> str:
+    """Return a text as one that every library takes."""
+    return text if isinstance(text, str) else str(text, "ascii")
+
+
+def unpack(text: Text, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Undo `pack`; no more is ever decompressed than the shape says.
 
     Raises
@@ -57,19 +97,24 @@ def unpack(text: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         If the text holds anything else.
     """
     kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
+    width = kind.itemsize
+    planes, done = large.empty((width, *shape), np.uint8), 0
     try:
-        stream = zlib.decompressobj()
-        data = stream.decompress(base64.b64decode(text, validate=True), size)
-        more = stream.decompress(stream.unconsumed_tail, 1)  # 0 would mean: all
+        stream, packed = zlib.decompressobj(), memoryview(base64.b64decode(text, validate=True))
+        flat = planes.reshape(-1)
+        for place in large.bands((len(packed),)):
+            data = stream.decompress(packed[place], planes.size - done + 1)  # 0 would mean: all
+            flat[done : done + len(data)] = np.frombuffer(data, np.uint8)
+            done += len(data)
     except (binascii.Error, zlib.error, UnicodeEncodeError) as error:
         raise ValueError("packed samples are damaged") from error
-    if len(data) != size or more or not stream.eof:
+    if done != planes.size or not stream.eof:
         raise ValueError("packed samples are not as many as they should be")
-    planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, -1)
-    if kind.kind == "b" and any(
-        byte > 1 for byte in set(np.cumsum(planes.reshape(shape), axis=1, dtype=np.uint8).flat)
-    ):
-        raise ValueError("packed truth values are others")
-    numbers = np.ascontiguousarray(planes.T).view(f"<u{kind.itemsize}").astype(f"u{kind.itemsize}").reshape(shape)
-    return np.cumsum(numbers, axis=1, dtype=numbers.dtype).view(kind)
+    array = large.empty(shape, kind)
+    for rows in large.bands(shape):
+        part = np.ascontiguousarray(np.moveaxis(planes[:, rows], 0, -1)).view(f"<u{width}")[..., 0]
+        numbers = np.cumsum(part, axis=1, dtype=f"u{width}")
+        if kind.kind == "b" and numbers.size and numbers.max() > 1:
+            raise ValueError("packed truth values are others")
+        array[rows] = numbers.view(kind)
+    return array

@@ -20,13 +20,14 @@ from dip_fast.errors import UsageError
 from dip_fast.models import onnx_engine
 from dip_fast.models.formats import Contents
 from dip_fast.models.model import Model, checked, open_model
-from dip_fast.models.packing import digest, pack, parse_metadata
+from dip_fast.models.packing import as_text, digest, joined, pack, parse_metadata
 from dip_fast.models.verifying import tolerance
 from dip_fast.models.writing import carried
 from dip_fast.pictures import Extras, Kind, write_atomically
 from dip_fast.pictures.tiling import Tiling
 
 SCHEMA = 1
+PIXELS = '"pixels": "'  # begins the samples in the file: no text within it has such quotes
 DAMAGED = "its metadata are damaged; get an intact copy"
 
 
@@ -55,7 +56,7 @@ class TiledModel(Model):
     def _parts(self, provider: str, threads: int | None) -> Iterator[np.ndarray]:
         for box, (name, sha256) in zip(self.tiling.boxes, self.files, strict=True):
             part = open_model(self.folder / name)
-            if hashlib.sha256(part.data).hexdigest() != sha256:
+            if digest(np.frombuffer(part.data, np.uint8)) != sha256:
                 raise UsageError(
                     f"cannot replay {self.label}: {name} is not the file that it lists; get an intact copy"
                 )
@@ -65,12 +66,12 @@ class TiledModel(Model):
             yield part.draw(provider, threads)
 
 
-def is_list(data: bytes) -> bool:
+def is_list(data: bytes | memoryview) -> bool:
     """Whether a file's content is JSON, which no model file of one picture is."""
     return data[:1] == b"{"
 
 
-def read(path: Path, label: str, data: bytes) -> TiledModel:
+def read(path: Path, label: str, data: bytes | memoryview) -> TiledModel:
     """Parse a list.
 
     Raises
@@ -79,7 +80,7 @@ def read(path: Path, label: str, data: bytes) -> TiledModel:
         If it is damaged, foreign or of a later version.
     """
     try:
-        document = parse_metadata(data.decode())
+        document = parse_metadata(str(data, "utf-8"))
         schema, blobs = document.pop("dip_fast_tiles"), document.pop("blobs")
         if schema != SCHEMA:
             raise UsageError(f"it is of schema {schema}, and this version reads {SCHEMA}; get a later version")
@@ -162,14 +163,18 @@ def write(
         "rows": tiling.rows,
         "columns": tiling.columns,
         "files": [{"name": name, "sha256": sha256} for name, sha256 in files],
-        "blobs": {"pixels": pack(samples), **carried(extras)},
+        "blobs": {"pixels": "", **{name: as_text(text) for name, text in carried(extras).items()}},
     }
-    data = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+    # The samples are as long as all else is short, and are written as they are.
+    before, after = json.dumps(document, indent=1, allow_nan=False).split(f'{PIXELS}"')
+    text = pack(samples)
+    packed = text.encode() if isinstance(text, str) else text
+    data = joined([f"{before}{PIXELS}".encode(), packed, f'"{after}\n'.encode()])
     write_atomically(path, data)
     return {
         "path": str(path),
         "format": "onnx",
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest(np.frombuffer(data, np.uint8)),
         "pixels": digest(samples),
     }

@@ -79,7 +79,7 @@ def engine() -> str:
     return f"torch {torch.__version__}, cpu, one thread"
 
 
-def load(format_: str, data: bytes, *, fused: bool = False) -> Callable[[], torch.Tensor]:
+def load(format_: str, data: bytes | memoryview, *, fused: bool = False) -> Callable[[], torch.Tensor]:
     """Load a file as a function that draws.  Loading can run code: call it for trusted files alone."""
     if fused:
         import dip_fast.ops  # noqa: F401  (registers the operators)
@@ -92,7 +92,7 @@ def load(format_: str, data: bytes, *, fused: bool = False) -> Callable[[], torc
     return lambda: drawing()
 
 
-def run(format_: str, data: bytes, label: str, *, fused: bool = False) -> np.ndarray:
+def run(format_: str, data: bytes | memoryview, label: str, *, fused: bool = False) -> np.ndarray:
     """Draw the picture of a trusted file: ndarray ``(H, W, C)``, float32."""
     try:
         with _one_thread():

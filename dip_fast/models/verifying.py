@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.errors import DipFastError
 from dip_fast.models.packing import digest
 from dip_fast.names import counted
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 # Between engines, which add in another order.  Worst seen, of a fit of one step: 9.8e-5 (docs/notes/export.md); of full
 # fits 4.2e-5, of a flat frame with noise of 2 levels, else 2e-5.
 FLOAT_TOLERANCE = 1e-4  # of the range
-ROWS = 256  # that are compared at once
 FRACTION_TOLERANCE = 0.005  # of the 8-bit values that may be a level apart
 
 
@@ -139,9 +139,9 @@ def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[
 
 def _farthest(one: np.ndarray, other: np.ndarray) -> float:
     """Compute the largest difference of two pictures in float64, a few rows at a time: they may be large."""
-    rows = range(0, len(one), ROWS)
     return max(
-        float(np.abs(one[i : i + ROWS].astype(np.float64) - other[i : i + ROWS].astype(np.float64)).max()) for i in rows
+        float(np.abs(one[rows].astype(np.float64) - other[rows].astype(np.float64)).max())
+        for rows in large.bands(one.shape)
     )
 
 
@@ -170,7 +170,7 @@ def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: st
     """
     low, high = kind.value_range
     allowed = tolerance(kind)
-    if output.shape != expected.shape or not np.isfinite(output).all():
+    if output.shape != expected.shape or not is_finite(output):
         raise DipFastError(f"{name} drew no picture")
     largest = _farthest(output, expected) / (high - low)
     if largest > allowed["float"]:
@@ -179,6 +179,11 @@ def require_alike(output: np.ndarray, expected: np.ndarray, kind: Kind, name: st
             f"{name} drew another picture than PyTorch does: off by {largest:.2g} of the range "
             f"(allowed: {allowed['float']:g}); {difference.text()}"
         )
+
+
+def is_finite(picture: np.ndarray) -> bool:
+    """Whether no sample of a picture is NaN or infinite."""
+    return all(bool(np.isfinite(part).all()) for part in large.parts(picture))
 
 
 def are_same(one: Program, other: Program) -> bool:
@@ -204,7 +209,10 @@ def _every_array(program: Program) -> dict[str, np.ndarray]:
 def _are_same_bits(one: np.ndarray, other: np.ndarray) -> bool:
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    return np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
+    pairs = zip(large.parts(one), large.parts(other), strict=True)
+    return all(
+        np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8)) for a, b in pairs
+    )
 
 
 @dataclass(frozen=True)

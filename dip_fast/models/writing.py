@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from dip_fast.models import onnx_engine
 from dip_fast.models.fitted import FittedModel
 from dip_fast.models.formats import FORMATS, Contents
 from dip_fast.models.model import LARGEST_FILE, open_model
-from dip_fast.models.packing import digest, pack
+from dip_fast.models.packing import Text, digest, pack
 from dip_fast.models.verifying import are_same, require_alike, tolerance
 from dip_fast.pictures import Extras, write_atomically
 
@@ -93,7 +92,7 @@ def write(
         "path": str(path),
         "format": format_,
         "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest(np.frombuffer(data, np.uint8)),
         "pixels": facts["sha256"]["pixels"],
     }
     return written | ({"error": facts["fp16_error"]} if fp16 else {})
@@ -162,7 +161,7 @@ def _compare(
         raise DipFastError(f"{path} was not kept: it draws other bits each time it is loaded; please report it")
 
 
-def _keep(path: Path, data: bytes, check: Callable[[Path], None]) -> None:
+def _keep(path: Path, data: bytes | memoryview, check: Callable[[Path], None]) -> None:
     """Write a file under another name, check it, and rename it if it passes; else nothing is left of it."""
     # Without the name, to which nothing can be added where it is of the longest length allowed.
     aside = path.with_name(f".dip-fast-{secrets.token_hex(8)}.tmp")
@@ -180,9 +179,9 @@ def _keep(path: Path, data: bytes, check: Callable[[Path], None]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def carried(extras: Extras) -> dict[str, str]:
+def carried(extras: Extras) -> dict[str, Text]:
     """Return what goes along with a picture as texts by name, as `Contents` holds them."""
-    texts = {} if extras.alpha is None else {"alpha": pack(extras.alpha)}
+    texts: dict[str, Text] = {} if extras.alpha is None else {"alpha": pack(extras.alpha)}
     if extras.icc_profile is not None:
         texts["icc_profile"] = base64.b64encode(extras.icc_profile).decode()
     if extras.geometry is not None:

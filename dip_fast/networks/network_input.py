@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dip_fast import large
 from dip_fast.errors import Argument, UsageError
 
 DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.float32)
@@ -111,7 +112,20 @@ class NetworkInput:
 
     def surrounded(self, height: int, width: int) -> NetworkInput:
         """Return the same input on a larger grid, continued around all sides; see `surround`."""
-        return NetworkInput(tuple(Part(surround(part.codes, height, width), part.denominator) for part in self.parts))
+        if self.size == (height, width):
+            return self
+        if height < self.size[0] or width < self.size[1]:
+            raise ValueError(f"height and width must be at least {self.size}, got {(height, width)}")
+        rows = _mirrored(self.size[0], height, torch.device("cpu")).numpy()
+        columns = _mirrored(self.size[1], width, torch.device("cpu")).numpy()
+        parts = []
+        for part in self.parts:
+            codes = part.codes.cpu().numpy()
+            made = large.empty((*codes.shape[:2], height, width), codes.dtype)
+            for band in large.bands(made.shape, 2):
+                made[:, :, band] = codes[:, :, rows[band]][..., columns]
+            parts.append(Part(torch.from_numpy(made), part.denominator))
+        return NetworkInput(tuple(parts))
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Part:
@@ -158,7 +172,7 @@ def draw(distribution: str, channels: int, size: tuple[int, int], *, seed: int) 
     return NetworkInput((DISTRIBUTIONS[distribution]((1, channels, *size), torch.Generator().manual_seed(seed)),))
 
 
-def of_image(image: Tensor | np.ndarray, bits: int = 16) -> NetworkInput:
+def of_image(image: Tensor | np.ndarray, bits: int = 16, *, clipped: bool = False) -> NetworkInput:
     """Make a network input from an image: a guide, features of the picture, or the picture itself.
 
     Parameters
@@ -167,6 +181,8 @@ def of_image(image: Tensor | np.ndarray, bits: int = 16) -> NetworkInput:
         ``(1, C, H, W)``, in [0, 1] for 16 bits, finite for 32.  It is copied, to the CPU.
     bits : {16, 32}
         16 rounds to multiples of 1/65535; 32 keeps float32 values as they are, in twice the bytes.
+    clipped : bool
+        Whether 16 bits take what lies outside of [0, 1] for the end that is nearer.
 
     Raises
     ------
@@ -182,12 +198,17 @@ def of_image(image: Tensor | np.ndarray, bits: int = 16) -> NetworkInput:
         raise TypeError(f"image must hold floating-point values, got {whole.dtype}; scale it to [0, 1]")
     if bits == 32:
         return NetworkInput((Part(whole.to(torch.float32, copy=True)),))
-    values = whole.to(torch.float64, copy=True)
-    if values.numel() and not (values.min() >= 0 and values.max() <= 1):  # NaN is in no range
-        raise ValueError(
-            f"image must lie in [0, 1] for bits=16, got {values.min():g} to {values.max():g}; scale it, or use bits=32"
-        )
-    codes = values.mul_(MAX_CODE).round_().numpy().astype(np.uint16)
+    codes = large.empty(tuple(whole.shape), np.uint16)
+    for rows in large.bands(codes.shape, codes.ndim - 2):
+        values = whole[..., rows, :].to(torch.float64, copy=True)
+        if clipped:
+            values.clamp_(0, 1)
+        if values.numel() and not (values.min() >= 0 and values.max() <= 1):  # NaN is in no range
+            raise ValueError(
+                f"image must lie in [0, 1] for bits=16, got {values.min():g} to {values.max():g}; "
+                "scale it, or use bits=32"
+            )
+        codes[..., rows, :] = values.mul_(MAX_CODE).round_().numpy()
     return NetworkInput((Part(torch.from_numpy(codes), MAX_CODE),))
 
 

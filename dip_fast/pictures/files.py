@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
+from dip_fast import large
 from dip_fast.errors import Argument, DipFastError, UsageError
 
 
@@ -37,11 +40,30 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes | None:
         As `open`.
     """
     with open(path, "rb", opener=at_once) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError("it is a device or a pipe, not a regular file; save its content as a file")
+        size = _size(file)
         # No more than was there when it was opened: what grows meanwhile is cut short, and its reader finds that.
-        return file.read(found.st_size) if found.st_size <= limit else None
+        return file.read(size) if size <= limit else None
+
+
+def read_apart(path: str | os.PathLike[str], limit: int) -> bytes | memoryview | None:
+    """Read a file as `read_regular` does, but a large one into a file where large arrays are."""
+    with open(path, "rb", opener=at_once) as file:
+        size = _size(file)
+        if size > limit:
+            return None
+        content = large.empty((size,), np.uint8)
+        if not large.is_in_file(content):
+            return file.read(size)
+        done = sum(file.readinto(part.data) for part in large.parts(content))
+        return content.data[:done]
+
+
+def _size(file: BinaryIO) -> int:
+    """Find the length of a regular file, and refuse any other."""
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError("it is a device or a pipe, not a regular file; save its content as a file")
+    return found.st_size
 
 
 def at_once(path: str, flags: int) -> int:
@@ -106,14 +128,14 @@ def check_suffix(path: str | os.PathLike[str], suffix: str, what: Argument | str
 TEMPORARY = re.compile(r"\.dip-fast-[\w.-]*\.tmp")  # names of what is written aside, which a kill leaves behind
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write a file so that a crash leaves either the old content or the new one, never a part.
 
     Parameters
     ----------
     path : str or os.PathLike
         A regular file or a free name in an existing folder; a symbolic link is followed.
-    data : bytes
+    data : bytes or memoryview
         The whole content.
 
     Raises
@@ -132,7 +154,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         os.close(folder)
 
 
-def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) -> None:
+def write_in(folder: int, name: str, data: bytes | memoryview, path: str | os.PathLike[str]) -> None:
     """Write a file as `write_atomically` does, but into an open folder, wherever its name leads by now.
 
     A symbolic link of that name is replaced, and what it leads to stays as it is.
@@ -143,7 +165,7 @@ def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) 
         Descriptor of the folder.
     name : str
         A name in it.
-    data : bytes
+    data : bytes or memoryview
         The whole content.
     path : str or os.PathLike
         What messages call the file.
@@ -154,7 +176,8 @@ def write_in(folder: int, name: str, data: bytes, path: str | os.PathLike[str]) 
         Where the system refuses; nothing is left behind.
     """
     with stream_in(folder, name, path) as file:
-        file.write(data)
+        for part in large.parts(np.frombuffer(data, np.uint8)):
+            file.write(part.data)
 
 
 @contextlib.contextmanager

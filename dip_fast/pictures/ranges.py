@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.pictures.samples import value_range
 
 Limits = tuple[Any, Any]  # two floats, or two arrays with a value a channel
@@ -144,7 +145,8 @@ def filled(image: np.ndarray, aside: np.ndarray) -> np.ndarray:
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:
-    return float(values.min()), float(values.max())
+    ends = [(values[part].min(), values[part].max()) for part in large.bands(values.shape)]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
 def _cuts(channel: np.ndarray, seen: np.ndarray, low: float, high: float) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
+from dip_fast import large
 from dip_fast.errors import UsageError
 from dip_fast.pictures.decoded import Decoded, with_alpha
 from dip_fast.pictures.formats import MAX_PIXELS, ORIENTATION_TAG, check_size, gray_where_possible
@@ -132,11 +133,29 @@ def _samples_of(file: Image.Image, depth: int, icc_profile: bytes | None, notes:
         notes.append(f"{depth}-bit gray was converted to 8-bit gray.")
         if key is not None:  # Pillow widens the samples to 8 bits but not the transparent colour
             key = key * 255 // (2**depth - 1)
-    samples = np.asarray(file).reshape(file.height, file.width, -1)
+    samples = _array(file)
     if key is None:
         return samples
     notes.append("The transparent colour was converted to an alpha channel.")
     return np.dstack([samples, np.where((samples == key).all(axis=2), 0, 255).astype(np.uint8)])
+
+
+def _array(file: Image.Image) -> np.ndarray:
+    """Take the samples out of a picture that Pillow has decoded, ``(H, W, C)``, uint8."""
+    samples = large.empty((file.height, file.width, len(file.getbands())), np.uint8)
+    for rows in large.bands(samples.shape):
+        samples[rows] = np.asarray(file.crop((0, rows.start, file.width, rows.stop))).reshape(samples[rows].shape)
+    return samples
+
+
+def _image(samples: np.ndarray) -> Image.Image:
+    """Put uint8 samples, ``(H, W, 1 to 4)``, into a picture of Pillow's."""
+    height, width, channels = samples.shape
+    image = Image.new(("L", "LA", "RGB", "RGBA")[channels - 1], (width, height))
+    for rows in large.bands(samples.shape):
+        part = np.ascontiguousarray(samples[rows])
+        image.paste(Image.fromarray(part[..., 0] if channels == 1 else part), (0, rows.start))
+    return image
 
 
 def write_png(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
@@ -153,20 +172,20 @@ def encode_png(
     geometry: Geometry | None = None,
 ) -> bytes:
     """Encode uint8 or uint16 samples, (H, W, 1 to 4); an even number of channels means that the last is alpha."""
-    samples = np.ascontiguousarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
     chunks = _physical_size(geometry)
     if samples.dtype == np.uint8:
         file = io.BytesIO()
-        Image.fromarray(samples).save(file, "PNG", icc_profile=icc_profile, exif=exif or b"")
-        png = file.getvalue()
+        _image(samples).save(file, "PNG", icc_profile=icc_profile, exif=exif or b"")
+        png = file.getbuffer()  # no copy of it, for it may be large
     else:
         if icc_profile is not None:
             chunks += _png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile))
         if exif is not None:
             chunks += _png_chunk(b"eXIf", exif)
-        png = bytes(imagecodecs.png_encode(samples))
+        samples = np.ascontiguousarray(samples.squeeze(2) if samples.shape[2] == 1 else samples)
+        png = memoryview(imagecodecs.png_encode(samples))
     header = 8 + 25  # the signature and IHDR, after which these chunks must stand
-    return png[:header] + chunks + png[header:]
+    return b"".join((png[:header], chunks, png[header:]))
 
 
 def write_jpeg(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
@@ -174,7 +193,7 @@ def write_jpeg(samples: np.ndarray, kind: Kind, extras: Extras) -> bytes:
     file = io.BytesIO()
     found = None if extras.geometry is None else extras.geometry.per_metre()
     dpi = None if found is None else tuple(round(number * 0.0254) for number in found)
-    Image.fromarray(samples.squeeze(2) if kind.channels == 1 else samples).save(
+    _image(samples).save(
         file,
         "JPEG",
         icc_profile=extras.icc_profile,
@@ -211,7 +230,7 @@ def decode_png(data: bytes) -> np.ndarray:
     check_size(file.height, file.width)
     if file.mode not in ("L", "RGB"):
         raise ValueError(f"its pixels are of another kind ({file.mode})")
-    return np.asarray(file).reshape(file.height, file.width, -1)
+    return _array(file)
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from dip_fast import large
 
 
 def value_range(samples: np.ndarray) -> tuple[float, float]:
@@ -80,7 +83,8 @@ def to_unit(samples: np.ndarray, limits: tuple[Any, Any]) -> np.ndarray:
         Two floats, or two arrays with one a channel, the last axis of the samples.
     """
     low, high = limits
-    return ((samples.astype(np.float64) - low) / np.subtract(high, low)).astype(np.float32)
+    span = np.subtract(high, low)
+    return _by_rows(lambda rows: ((rows.astype(np.float64) - low) / span).astype(np.float32), samples)
 
 
 def from_unit(image: np.ndarray, limits: tuple[Any, Any], dtype: np.dtype) -> np.ndarray:
@@ -102,7 +106,11 @@ def from_unit(image: np.ndarray, limits: tuple[Any, Any], dtype: np.dtype) -> np
     """
     low, high = limits
     span = np.subtract(high, low)
-    return to_dtype(low + np.where(span > 0, np.asarray(image, np.float64), 0.0) * span, dtype)
+
+    def of_rows(rows: np.ndarray) -> np.ndarray:
+        return to_dtype(low + np.where(span > 0, np.asarray(rows, np.float64), 0.0) * span, dtype)
+
+    return _by_rows(of_rows, image)
 
 
 def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -121,9 +129,17 @@ def to_dtype(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
     ValueError
         Where `samples` holds NaN.
     """
+    return _by_rows(lambda rows: _rounded(rows, np.dtype(dtype)), samples)
+
+
+def _by_rows(function: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+    """Apply a function of single samples, to a part of a large picture at a time."""
+    return large.mapped(function, samples) if samples.size > large.BAND and samples.ndim > 1 else function(samples)
+
+
+def _rounded(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if np.isnan(samples).any():
         raise ValueError("image must not hold NaN")
-    dtype = np.dtype(dtype)
     if dtype.kind == "f":
         return np.clip(samples, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
     if dtype.kind == "b":

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dip_fast import large
+
 OVERLAP = 128  # samples, or a quarter of a tile where that is less
 
 Span = tuple[int, int]  # first sample, and the one behind the last
@@ -105,8 +107,9 @@ class Tiling(NamedTuple):
         for top, bottom in self.rows:
             strip = _joined((next(each) for _ in self.columns), self.columns, axis=1)
             if whole is None:
-                whole = np.empty((*self.size, strip.shape[2]), np.float32)
+                whole = large.empty((*self.size, strip.shape[2]))
             _add(whole, strip, (top, bottom), done, axis=0)
+            large.rest()
             done = bottom
         assert whole is not None, "there is a tile"
         return whole

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.programs.blend import Blend
 
 MODES = ("nearest", "bilinear")
@@ -270,7 +271,8 @@ class Program:
 
     def _check_arrays(self) -> None:
         """Check that the arrays hold finite floats, that layers use all of them, and that z is finite."""
-        _require(all(bool(np.isfinite(part.codes).all()) for part in self.inputs), "z must be finite")
+        for codes, _ in self.inputs:
+            _require(all(bool(np.isfinite(part).all()) for part in large.parts(codes)), "z must be finite")
         for array in self.arrays.values():
             _require(array.dtype in (np.float32, np.float16), "arrays must be of 16- or 32-bit floats")
             _require(bool(np.isfinite(array).all()), "arrays must be finite")

@@ -6,8 +6,6 @@ tile that reaches as far beyond its own part draws the same samples as the whole
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.programs.program import INPUT, Layer, Program
 
 SIDE = 1024  # of a tile; a picture of no more pixels than a square of it is drawn whole
@@ -143,7 +142,7 @@ def draw(program: Program, draw_part: Callable[[Program], np.ndarray]) -> np.nda
     """
     if len(tiles(program)) == 1:
         return draw_part(program)
-    picture = np.empty((*program.size, program.channels), np.float32)
+    picture = large.empty((*program.size, program.channels))
     for place, drawn in _drawn(program, draw_part):
         picture[place] = drawn
     return picture
@@ -174,11 +173,11 @@ def _drawn(
     top, left = (height - rows) // 2, (width - columns) // 2  # of the picture, in what is drawn
     for number, (part, (window, place)) in enumerate(parts(program)):
         if chosen is None or number in chosen:
-            _give_back()
+            large.give_back()  # 100 MB more after each tile of a long process otherwise
             of_rows, to_rows = _overlap(window[0], place[0], top, rows)
             of_columns, to_columns = _overlap(window[1], place[1], left, columns)
             yield (to_rows, to_columns), finished(program, draw_part(part)[of_rows, of_columns], (to_rows, to_columns))
-    _give_back()
+    large.give_back()
 
 
 def finished(program: Program, drawn: np.ndarray, place: tuple[slice, slice]) -> np.ndarray:
@@ -189,12 +188,6 @@ def finished(program: Program, drawn: np.ndarray, place: tuple[slice, slice]) ->
         mask, samples = program.known
         drawn = np.where(mask[place], samples[place].astype(np.float32), drawn)
     return np.ascontiguousarray(drawn)
-
-
-def _give_back() -> None:
-    """Return what the C library keeps of freed memory: 100 MB more after each tile of a long process otherwise."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # systems without it keep less
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _overlap(window: slice, place: slice, start: int, length: int) -> tuple[slice, slice]:

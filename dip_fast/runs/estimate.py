@@ -8,7 +8,7 @@ import torch
 
 from dip_fast import figures
 from dip_fast.device import devices
-from dip_fast.fitting.objectives import LARGEST_WHOLE
+from dip_fast.fitting.pieces import LARGEST_WHOLE
 from dip_fast.fitting.start import rounds
 from dip_fast.pictures import tiling
 from dip_fast.presets import PRESETS, Recipe

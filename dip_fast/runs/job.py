@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dip_fast import networks
+from dip_fast import large, networks
 from dip_fast.device import devices, engines, precision
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit, prepare
@@ -299,7 +299,7 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
     recipe = TASKS[job.task].fitted_to(data, job.recipe((height, width)))
     if data.tile is not None:
         recipe = recipe.with_(**data.tile.recipe)
-    elif (np.ptp(data.image, axis=(-3, -2)) == 0).all():  # constant channels are what they are, whatever is fitted
+    elif _is_flat(data.image):  # constant channels are what they are, whatever is fitted
         recipe = recipe.least()
     if data.image.ndim > 3 and recipe.masking is None:
         able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
@@ -313,6 +313,12 @@ def start(job: Job, data: Data, reference: np.ndarray | None = None) -> Fit:
         precision=job.precision,
         reference=None if reference is None else as_target(reference),
     )
+
+
+def _is_flat(image: np.ndarray) -> bool:
+    """Whether each channel of an image ``(..., H, W, C)``, or of each of several, is constant."""
+    rows = large.bands(image.shape, image.ndim - 3)
+    return all(bool((image[..., part, :, :] == image[..., :1, :1, :]).all()) for part in rows)
 
 
 def check(job: Job) -> None:

@@ -86,6 +86,12 @@ class Request:
         """SHA-256 of the picture's file."""
         return hashlib.sha256(self.data).hexdigest()
 
+    def forget_content(self) -> None:
+        """Let go of the content of the picture's file, of which only the hash is needed once it is decoded."""
+        if isinstance(self.source, Path) and self.file:
+            vars(self).update(content=None)
+            vars(self).pop("data", None)
+
     @cached_property
     def folder(self) -> Path:
         """The run's folder."""

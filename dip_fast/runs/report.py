@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from dip_fast import __version__
+from dip_fast import __version__, large
 from dip_fast.names import counted
 from dip_fast.runs import charts, commands
 from dip_fast.runs.record import Record, Summary
@@ -174,7 +174,8 @@ def _pictures(views: Views, side: int, quality: int | None) -> dict[str, Any]:
 
 def _overlay(unknown: np.ndarray, side: int) -> dict[str, Any]:
     """Draw what is unknown in a colour that no photograph has, over nothing."""
-    marked = reduced(unknown.astype(np.float32)[..., None], side)[..., 0] > 0
+    floats = large.mapped(lambda rows: rows.astype(np.float32)[..., None], unknown)
+    marked = reduced(floats, side)[..., 0] > 0
     samples = np.zeros((*marked.shape, 4), np.uint8)
     samples[marked] = (255, 0, 255, 160)
     return picture(samples, None)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dip_fast import large
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.models.formats import FORMATS, require
@@ -67,7 +68,7 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         )
     formats = ("onnx",) if request.export is None else request.export
     folder = Folder(request.folder, say)
-    with contextlib.closing(folder):
+    with contextlib.closing(folder), large.arrays_in(request.folder):
         folder.lock()
         resumes = request.resume or (request.goes_on and is_there(request.folder / NAME))
         folder.check(fresh=not resumes, overwrite=request.overwrite)
@@ -81,6 +82,8 @@ def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
         for line in ahead:  # before a large picture is decoded, which takes a while
             say(line)
         material = read(request, job, task)
+        request.forget_content()
+        large.give_back()
         picture = material.picture
         if stored is None:
             job = settled(job, request.asked, request.inputs, material.data)

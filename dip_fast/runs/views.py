@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dip_fast import large
 from dip_fast.pictures import raster
 from dip_fast.pictures.files import read_regular
 from dip_fast.runs.reporting import shown
@@ -101,7 +102,7 @@ class Views:
 
     def difference(self, before: np.ndarray, result: np.ndarray) -> np.ndarray:
         """Draw the difference of two images, or of the same part of both: gray where there is none."""
-        return np.clip(0.5 + self.gain * (_unit(result) - _unit(before)), 0, 1)
+        return large.mapped(lambda a, b: np.clip(0.5 + self.gain * (_unit(b) - _unit(a)), 0, 1), before, result)
 
     def compared(self, part: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[tuple[str, np.ndarray]]:
         """List what is to stand beside each other, or the same part of each, with names: the difference comes third."""
@@ -160,10 +161,23 @@ def collect(
 
 def reduced(image: np.ndarray, side: int) -> np.ndarray:
     """Average an image down until its longer side is no longer than this, in pixels; uint8 ``(h, w, C)``."""
+    large.rest()
     if (scale := side / max(image.shape[:2])) < 1:
-        height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+        size, image = image.shape[:2], _coarse(image, int(max(image.shape[:2]) / (2 * side)))
+        height, width = (max(1, round(length * scale)) for length in size)
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
     return eight_bits(image)
+
+
+def _coarse(image: np.ndarray, by: int) -> np.ndarray:
+    """Average the pixels of a large image by squares, but for a rest at the end; any other is returned as it is."""
+    if image.nbytes < large.LEAST or by < 2:
+        return image
+    width, strips = image.shape[1] // by, []
+    for rows in large.bands((image.shape[0] // by, by * image[0].size)):
+        strip = image[by * rows.start : by * rows.stop, : by * width]
+        strips.append(cv2.resize(strip, (width, len(strip) // by), interpolation=cv2.INTER_AREA))
+    return np.concatenate(strips).reshape(-1, width, image.shape[2])
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
@@ -212,6 +226,7 @@ def _survey(before: np.ndarray, result: np.ndarray, cell: int) -> np.ndarray:
         detail[1:] += cv2.absdiff(gray[1:], gray[:-1])
         kinds = (cv2.absdiff(gray, gray_before), detail, gray)
         rows.append([cv2.resize(kind, (columns, 1), interpolation=cv2.INTER_AREA)[0] for kind in kinds])
+        large.rest()
     return np.stack(rows, axis=1)
 
 
@@ -224,9 +239,8 @@ def _gray(image: np.ndarray) -> np.ndarray:
 def _histogram(image: np.ndarray, channels: int) -> np.ndarray:
     """Count samples, a band of rows after the other; shares, ``(channels, BINS)``."""
     counts = np.zeros((image.shape[2], 256))
-    rows = max(1, 2**20 // image.shape[1])
-    for top in range(0, image.shape[0], rows):
-        band = eight_bits(image[top : top + rows])
+    for rows in large.bands(image.shape):
+        band = eight_bits(image[rows])
         for channel in range(image.shape[2]):
             counts[channel] += cv2.calcHist([band], [channel], None, [256], [0, 256]).ravel()
     shares = counts.reshape(image.shape[2], BINS, -1).sum(axis=2) / (image.shape[0] * image.shape[1])

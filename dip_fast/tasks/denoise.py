@@ -77,7 +77,7 @@ class Denoise(Task):
             y, known = as_target(data.image), _known(data)
             block = BLOCK if options["noise"] == "auto" and is_correlated(y, known) else 1
             guides = as_target(data.inputs["guide"]) if "guide" in data.inputs else None
-            noise = _noise(data, options)
+            noise = _noise(data, options, y)
             return masked_prediction(y, noise, recipe, block=block, seed=seed, known=known, guides=guides)
         if "guide" in data.inputs:
             able = ", ".join(name for name in PRESETS if PRESETS[name].recipe.masking is not None)
@@ -131,12 +131,12 @@ def _check_shape(guide: tuple[int, ...], picture: tuple[int, ...]) -> None:
         )
 
 
-def _noise(data: Data, options: Mapping[str, Any]) -> NoiseModel:
-    """Make the noise model that the user asks for, or measure it."""
+def _noise(data: Data, options: Mapping[str, Any], y: Tensor | None = None) -> NoiseModel:
+    """Make the noise model that the user asks for, or measure it; y is the picture, where it is there already."""
     from dip_fast.fitting import NoiseModel, measure_noise
     from dip_fast.fitting.noise_model import cut_off
 
-    y, said = as_target(data.image), parse_noise(options["noise"])
+    y, said = as_target(data.image) if y is None else y, parse_noise(options["noise"])
     if said is None:
         return measure_noise(y, grows=True if options["noise"] == "poisson" else None, known=_known(data))
     return NoiseModel(*said, *cut_off(y, NoiseModel(*said).deviation))

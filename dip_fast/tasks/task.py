@@ -332,8 +332,12 @@ class Task:
 
 def as_target(image: np.ndarray) -> Any:
     """Convert an image ``(H, W, C)``, or several, to a Tensor ``(1, C, H, W)`` or ``(N, C, H, W)`` of its dtype."""
-    import numpy as np
     import torch
 
+    from dip_fast import large
+
     images = image.reshape(-1, *image.shape[-3:])
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    target = large.empty((len(images), images.shape[3], *images.shape[1:3]), image.dtype)
+    for rows in large.bands(images.shape, axis=1):
+        target[:, :, rows] = images[:, rows].transpose(0, 3, 1, 2)
+    return torch.from_numpy(target)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.errors import Argument, DipFastError, TooLargeError, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.fitting.callbacks import shown
@@ -99,6 +100,7 @@ class Plan:
         probes : bool
             Whether its fit finds out how many steps are best.
         """
+        large.rest()
         recipe: dict[str, Any] = {}
         if self.shared is not None:
             recipe["perturbation"] = self.shared["perturbation"]
@@ -161,7 +163,7 @@ def measured(plan: Plan) -> Shared:
     deviation = float(np.median(deviations)) if deviations else None
     probes: list[list[int]] = []
     if job.recipe(plan.tiling.size).options.stop == "auto":
-        ordered = sorted(boxes, key=lambda box: float(plan.data.image[box.place].var()))
+        ordered = sorted(boxes, key=lambda box: float(plan.part(box).image.var()))
         chosen = dict.fromkeys(ordered[round(quantile * (len(ordered) - 1))] for quantile in PROBES)
         probes = [[plan.tiling.boxes.index(box), 0] for box in chosen]
     return Shared(perturbation=float(np.median(numbers)), deviation=deviation, probes=probes, iterations=None)
