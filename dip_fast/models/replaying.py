@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.errors import Argument, UsageError
 from dip_fast.models.model import Model, located, open_model
 from dip_fast.models.packing import digest
@@ -115,6 +116,11 @@ def run(request: Request) -> tuple[dict[str, Any], bytes | None]:
         raise UsageError("{} shows what {} compares; give both", Argument("difference"), Argument("verify", True))
     if request.difference is not None:
         check_suffix(request.difference, ".png", Argument("difference"))
+    with large.arrays_in((request.out or Path("-")).parent):
+        return _replayed(request)
+
+
+def _replayed(request: Request) -> tuple[dict[str, Any], bytes | None]:
     model = open_model(request.path, trust=request.trust)
     out, to_stdout = request.out, request.out == Path("-")
     if out is None and not request.verify:

@@ -103,38 +103,46 @@ def compare(output: np.ndarray, expected: np.ndarray, kind: Kind, allowed: dict[
     of it, and ``|output - e| <= t`` implies ``|output - expected| <= t + 1/2``.  This must hold beside the bounds on
     levels.
     """
-    samples = kind.rounded(output)
     low, high = kind.value_range
-    # No difference of samples is rounded, or wraps around.
-    distance = np.abs(samples.astype(np.float64) - expected.astype(np.float64))
-    differs = samples != expected
     half = 0.5 if allowed["levels"] is not None else 0.0
-    # The float output itself may be off by one rounding of float32.
-    rounding = float(np.spacing(np.float32(max(abs(low), abs(high)))))
-    clipped = output
+    bounds = (-np.inf, np.inf)
     if half:
         bounds = (0, 1) if kind.dtype == "bool" else (np.iinfo(kind.dtype).min, np.iinfo(kind.dtype).max)
-        clipped = np.clip(output.astype(np.float64), *bounds)
-    near = _farthest(clipped, expected) <= half + allowed["float"] * (high - low) + rounding
-    levels = allowed["levels"]
-    fraction = float(differs.mean())
-    within = near and (levels is None or (distance.max() <= levels and fraction <= allowed["fraction"]))
-    worst = box = None
-    if differs.any():
-        row, column, channel = (int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
-        worst = (row, column, channel)
-        rows, columns = np.nonzero(differs.any(axis=2))
-        box = (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max()))
+    off, largest, samples, pixels, worst = 0.0, 0.0, 0, 0, None
+    in_rows, in_columns = (np.zeros(length, bool) for length in output.shape[:2])
+    for rows in large.bands(output.shape):
+        part = expected[rows].astype(np.float64)  # no difference of samples is rounded, or wraps around
+        drawn = kind.rounded(output[rows])
+        distance, differs = np.abs(drawn.astype(np.float64) - part), drawn != expected[rows]
+        off = max(off, float(np.abs(np.clip(output[rows].astype(np.float64), *bounds) - part).max()))
+        if differs.any() and (worst is None or distance.max() > largest):
+            row, column, channel = (int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
+            worst = (rows.start + row, column, channel)
+        largest = max(largest, float(distance.max()))
+        hit = differs.any(axis=2)
+        samples, pixels = samples + int(differs.sum()), pixels + int(hit.sum())
+        in_rows[rows] = hit.any(axis=1)
+        in_columns |= hit.any(axis=0)
+    # The float output itself may be off by one rounding of float32.
+    rounding = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    fraction, levels = samples / output.size, allowed["levels"]
+    near = off <= half + allowed["float"] * (high - low) + rounding
     return Difference(
-        same=not differs.any(),
-        within=within,
-        largest=float(distance.max()),
-        samples=int(differs.sum()),
-        pixels=int(differs.any(axis=2).sum()),
+        same=not samples,
+        within=near and (levels is None or (largest <= levels and fraction <= allowed["fraction"])),
+        largest=largest,
+        samples=samples,
+        pixels=pixels,
         fraction=fraction,
         worst=worst,
-        box=box,
+        box=(*_ends(in_rows), *_ends(in_columns)) if samples else None,
     )
+
+
+def _ends(found: np.ndarray) -> tuple[int, int]:
+    """Find the first and the last place."""
+    places = np.flatnonzero(found)
+    return int(places[0]), int(places[-1])
 
 
 def _farthest(one: np.ndarray, other: np.ndarray) -> float:
