@@ -125,6 +125,21 @@ def parts(array: np.ndarray) -> Iterator[np.ndarray]:
             yield array[place]
 
 
+def mapped_tensor(function: Callable[..., Tensor], *pictures: Tensor) -> Tensor:
+    """Apply a function of single samples to pictures ``(N, C, H, W)`` of one height and width, band by band."""
+    most = max((tuple(picture.shape) for picture in pictures), key=math.prod)
+    made: Tensor | None = None
+    for rows in bands(most, 2):
+        part = function(*(picture[:, :, rows] for picture in pictures))
+        if part.shape[2] == most[2]:
+            return part
+        if made is None:
+            made = tensor((*part.shape[:2], *most[2:]), part, dtype=part[:0].cpu().numpy().dtype)
+        made[:, :, rows] = part
+    assert made is not None, "there are rows"
+    return made
+
+
 def part(picture: Tensor, place: tuple[Any, ...]) -> Tensor:
     """Take rows and columns ``(..., rows, columns)`` of a picture; of a large one, a copy.
 

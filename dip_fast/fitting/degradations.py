@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from dip_fast import large
 from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
@@ -153,7 +154,7 @@ class Degradation:
 
     def composite(self, x: Tensor) -> Tensor:
         """Put back into ``x`` what is known for certain."""
-        return x if self.kept is None else torch.where(self.kept, self.target, x)
+        return x if self.kept is None else large.mapped_tensor(torch.where, self.kept, self.target, x)
 
 
 class Identity(Degradation):

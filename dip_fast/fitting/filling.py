@@ -28,6 +28,7 @@ from dip_fast.fitting.masked import ORIENTATIONS, MaskedPrediction
 from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Passes
 from dip_fast.fitting.patch_prior import in_turns
+from dip_fast.fitting.pieces import pieces
 from dip_fast.fitting.reductions import total
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import network_input
@@ -66,7 +67,7 @@ class MaskedFilling(MaskedPrediction):
         rounds: int = 0,
     ) -> None:
         super().__init__(y, NoiseModel(0.0), masking, side, iterations, seed=seed, networks=networks)
-        self.shown = known.to(y.dtype)
+        self.shown = large.mapped_tensor(lambda known: known.to(y.dtype), known)
         self.rounds = rounds
         density = float(self.shown.mean())
         self.holes = 1 - density
@@ -78,10 +79,12 @@ class MaskedFilling(MaskedPrediction):
 
     def _fixed(self) -> NetworkInput:
         """Show all that is known: the picture with its holes filled from around, and what is known."""
-        picture = self._show(self.y, self.shown)[:, : self.channels]
-        return network_input.joined(
-            network_input.of_image(picture.clamp(0, 1)), NetworkInput((Part(self.shown.to(torch.uint8), 1),))
-        )
+        picture = large.tensor(tuple(self.y.shape), self.y)
+        for seen, inner, place in pieces(self.size, math.ceil(3 * self.window)):
+            shown = self._show(large.part(self.y, seen), large.part(self.shown, seen))
+            picture[place] = shown[:, : self.channels][inner]
+        known = large.mapped_tensor(lambda shown: shown.to(torch.uint8), self.shown)
+        return network_input.joined(network_input.of_image(picture, clipped=True), NetworkInput((Part(known, 1),)))
 
     def _show(self, picture: Tensor, kept: Tensor) -> Tensor:
         """Make a network input of the kept pixels: a weighted mean of those around fills the others."""
@@ -131,12 +134,14 @@ class MaskedFilling(MaskedPrediction):
         networks = self._networks(draw)
         drawn, _ = yield from self._drawn(networks, 1.0)
         held, kept = yield from self._drawn(networks, HELD)
-        asked = self.shown - kept
-        if asked.any():  # of a few known pixels none may be held out
-            error = float(self._error(held, self.y, asked))
+        asked = large.mapped_tensor(torch.sub, self.shown, kept)
+        errors = [float(self._error(held[at], self.y[at], asked[at])) for _, _, at in pieces(self.size, 0)]
+        counts = [float(total(asked[at])) for _, _, at in pieces(self.size, 0)]
+        if any(counts):  # of a few known pixels none may be held out
+            error = sum(error * (count / sum(counts)) for error, count in zip(errors, counts, strict=True))
             self.predicted_psnr, self.estimated_psnr = psnr(error), psnr(self.holes * error)
             self.estimated_psnrs = (self.estimated_psnr,)
-        known = Mask(self.y, self.shown > 0)
+        known = Mask(self.y, large.mapped_tensor(lambda shown: shown > 0, self.shown))
         return (yield from in_turns(known, self.composite(drawn), self.rounds))
 
     def brief(self, draw: Callable[[Tensor], Tensor], passes: int, n: int = 0) -> Tensor:
@@ -159,7 +164,7 @@ class MaskedFilling(MaskedPrediction):
                 seen[place] = kept
             if (yield) and made >= ORIENTATIONS:  # those of one network will do
                 break
-        return drawn / made, seen
+        return large.mapped_tensor(lambda drawn: drawn / made, drawn), seen
 
     def _window(self, n: int, top: int, left: int, orientation: int, keep: float, number: int) -> Tensor:
         """Show a window; all orientations have one mask."""
@@ -177,7 +182,7 @@ class MaskedFilling(MaskedPrediction):
 
     def composite(self, x: Tensor) -> Tensor:
         """Put known pixels back."""
-        return torch.where(self.shown > 0, self.y, x)
+        return large.mapped_tensor(lambda shown, y, x: torch.where(shown > 0, y, x), self.shown, self.y, x)
 
     @property
     def kept(self) -> tuple[Tensor, Tensor] | None:
