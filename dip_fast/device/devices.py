@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -125,9 +126,11 @@ class _Shapes(Mode):
 # some steps in a process of its own: benchmarks/memory.py.
 TRANSIENT, TRANSIENT_FUSED = 11, 2
 FIELDS = 9 / 4  # of the largest image, on a GPU
-# Bytes a sample that a picture takes beside the steps, where they see squares of it and it is drawn in tiles: 15
-# megapixels in RGB took 3.1 GB in all, 0.3 of it the program's and 1 a tile's.
-IN_PIECES = 40
+# Of a picture whose steps see squares of it: bytes a sample that reading and writing it take, while no step is made;
+# and the memory of a drawing, as a part of what a step of plain PyTorch takes for as many pixels.  A tile of 1024x1024
+# pixels takes 1.4 GB in onnxruntime, with the networks of all presets that hide samples.
+IN_PIECES, DRAWING = 2, 0.3
+DRAWN = 2**20  # pixels of a tile that is drawn at once
 
 
 def require_memory(
@@ -157,7 +160,12 @@ def require_memory(
 
     def of(size: tuple[int, int]) -> int:
         step = needed_bytes(recipe, channels, step_size or size, engine, device.type, in_channels)
-        return step + (IN_PIECES * channels * size[0] * size[1] if step_size else 0)
+        if not step_size:
+            return step
+        pixels, seen = math.prod(size), math.prod(step_size)
+        plain = needed_bytes(recipe, channels, step_size, "plain", "cpu", in_channels)
+        drawn = DRAWING * plain * min(pixels if recipe.masking else seen, DRAWN) / seen
+        return max(step, int(drawn)) + IN_PIECES * channels * pixels
 
     needed, available = of(size), available_bytes(device)
     if needed > available:

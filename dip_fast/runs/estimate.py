@@ -16,6 +16,7 @@ from dip_fast.runs.job import Job
 from dip_fast.tasks import TASKS
 
 MINUTE, GIGABYTE = 60.0, 1e9
+PROGRAM = 600_000_000  # bytes that the process has before the fit: libraries, and what was freed but is kept
 # Seconds a pixel that the predictions of a masked fit take beyond its steps: 15 megapixels in RGB took 11.4 minutes,
 # 2.4 of which were the steps of 512x512 pixels.
 SECONDS_A_PIXEL = 36e-6
@@ -24,7 +25,10 @@ SECONDS_A_ROUND = 16e-6
 
 
 def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
-    """Estimate the memory of a fit in bytes, and refuse a picture that will not fit.
+    """Estimate the memory of a run in bytes, and refuse a picture that will not fit.
+
+    That of a picture which is never drawn at once is what the process takes at its peak; that of any other is what its
+    fit takes beside `PROGRAM`.
 
     Raises
     ------
@@ -38,7 +42,8 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
     elif not isinstance(job.tile, str):
         step = task.result_size((min(job.tile, size[0]), min(job.tile, size[1])), job.options)
-    return devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
+    needed = devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
+    return needed + (PROGRAM if step is not None else 0)
 
 
 def _rounds(job: Job, recipe: Recipe) -> int:
