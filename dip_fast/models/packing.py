@@ -100,12 +100,15 @@ def unpack(text: Text, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     width = kind.itemsize
     planes, done = large.empty((width, *shape), np.uint8), 0
     try:
-        stream, packed = zlib.decompressobj(), memoryview(base64.b64decode(text, validate=True))
-        flat = planes.reshape(-1)
-        for place in large.bands((len(packed),)):
-            data = stream.decompress(packed[place], planes.size - done + 1)  # 0 would mean: all
+        stream, flat, chunk = zlib.decompressobj(), planes.reshape(-1), large.BAND // 4 * 4
+        for at in range(0, max(len(text), 1), chunk):
+            packed = base64.b64decode(text[at : at + chunk], validate=True)
+            if at + chunk < len(text) and len(packed) < chunk // 4 * 3:
+                raise ValueError("packed samples have an end before the last one")
+            data = stream.decompress(packed, planes.size - done + 1)  # 0 would mean: all
             flat[done : done + len(data)] = np.frombuffer(data, np.uint8)
             done += len(data)
+            large.rest()
     except (binascii.Error, zlib.error, UnicodeEncodeError) as error:
         raise ValueError("packed samples are damaged") from error
     if done != planes.size or not stream.eof:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
 
-from dip_fast import pictures
+from dip_fast import large, pictures
 from dip_fast.errors import DipFastError
 from dip_fast.fitting import Fit, Result
 from dip_fast.models import fitted, writing
@@ -136,8 +137,7 @@ def write(
     data, reference, job = material.data, material.reference, record.settings
     task = TASKS[job.task]
     kind, extras = result_kind(record, material)
-    encoded = pictures.encode_samples(finished.samples, kind, extras)
-    written = folder.write_result(f"result{kind.suffix}", encoded)
+    written, sha256 = _write_result(folder, finished.samples, kind, extras)
     copy = None
     if named is not None:
         copy, file = named.write(folder, finished.samples, kind, extras)
@@ -183,7 +183,7 @@ def write(
         problems=folder.problems,
         copy=None if copy is None else str(copy),
         strength=outcome.strength,
-        file=hashlib.sha256(encoded).hexdigest(),
+        file=sha256,
         guide_psnr=outcome.guide_psnr,
     )
     record.summary = summary
@@ -192,6 +192,16 @@ def write(
         folder.write(report.NAME, lambda: report.page(record, looks, outcome.history, place))
     folder.write(NAME, record.json)
     return summary
+
+
+def _write_result(folder: Folder, samples: np.ndarray, kind: Kind, extras: Extras) -> tuple[Path, str]:
+    """Write the result's file, which takes memory for all of it twice over; return where it is, and its SHA-256."""
+    large.give_back()
+    encoded = pictures.encode_samples(samples, kind, extras)
+    written, sha256 = folder.write_result(f"result{kind.suffix}", encoded), hashlib.sha256(encoded).hexdigest()
+    del encoded
+    large.give_back()
+    return written, sha256
 
 
 def _models(model: FittedModel, folder: Folder, formats: tuple[str, ...], threads: int) -> list[ModelFile]:

@@ -37,6 +37,8 @@ from dip_fast.runs.tiled.run import restore as in_tiles
 from dip_fast.runs.untouched import changed, written_by
 from dip_fast.tasks import TASKS
 
+ARRAYS = 8  # of the size of a large picture, as float32, that lie in files at the same time; 7.3 for 100 megapixels
+
 
 def run(request: Request, say: Say, emit: Emit | None = None) -> Summary:
     """Restore a picture.
@@ -201,12 +203,14 @@ def _bytes_on_disk(fit: Fit, job: Job, models: int) -> int:
     """Estimate what the run writes at most: snapshots, result, models, the checkpoint beside the one it replaces."""
     weights = sum(parameter.nbytes for parameter in fit.network.parameters())
     image = 4 * fit.objective.channels * math.prod(fit.objective.size)
-    state = 5 * weights + 3 * image  # weights, their average, the best ones, Adam's moments; three pictures
+    drawn = 3 * image if fit.objective.draws_iterates else 0
+    state = 5 * weights + drawn  # weights, their average, the best ones, Adam's moments; three pictures
+    arrays = ARRAYS * image if fit.objective.is_large else 0
     snapshots = fit.options.iterations // job.snapshot_every if job.snapshot_every else 0
     states = (MOST + 1) * (weights + image) if has_states(job, fit) else 0
     model = 2 * weights + fit.z.nbytes + 3 * image + 2**18
     # 2**21: sheet, plot and tables
-    return 4 * state + states + snapshots * image // 4 + 2 * image + models * model + report.MAX_BYTES + 2**21
+    return arrays + 4 * state + states + snapshots * image // 4 + 2 * image + models * model + report.MAX_BYTES + 2**21
 
 
 def _require_same(stored: Record, job: Job, material: Material) -> None:

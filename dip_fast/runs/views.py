@@ -250,7 +250,10 @@ def _histogram(image: np.ndarray, channels: int) -> np.ndarray:
 def _gain(before: np.ndarray, result: np.ndarray) -> int:
     """Choose how many times the difference is drawn: a power of two for which one sample in a hundred is cut."""
     stride = max(1, max(result.shape[:2]) // 512)
-    sampled = np.abs(result[::stride, ::stride] - before[::stride, ::stride])
+    sampled = []
+    for row in range(0, len(result), stride):
+        sampled.append(np.abs(result[row, ::stride] - before[row, ::stride]))
+        large.rest()
     size = float(np.quantile(np.nan_to_num(sampled), 0.99))
     return int(2 ** np.clip(np.floor(np.log2(0.5 / max(size, 1e-6))), 0, np.log2(MAX_GAIN)))
 

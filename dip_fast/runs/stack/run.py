@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from dip_fast import large
 from dip_fast.device import devices, engines
 from dip_fast.device.memory import available_bytes
 from dip_fast.errors import Argument, UsageError, in_words
@@ -127,7 +128,7 @@ def restore(request: StackRequest, say: Say, emit: Emit | None = None) -> Summar
             "{} and {} exclude each other; give one of the two", Argument("resume", True), Argument("overwrite", True)
         )
     folder = StackFolder(request.out, say)
-    with contextlib.closing(folder):
+    with contextlib.closing(folder), large.arrays_in(request.out):
         folder.lock()
         folder.check(fresh=not request.resume, overwrite=request.overwrite)
         stored = cast(StackRecord, StackRecord.read(request.out)) if request.resume else None
