@@ -16,6 +16,7 @@ from typing import cast
 
 import numpy as np
 
+from dip_fast import large
 from dip_fast.errors import Argument, UsageError
 from dip_fast.fitting import Fit
 from dip_fast.fitting.results import COLUMNS
@@ -159,6 +160,7 @@ class _Tile:
 
     def _done(self, fit: Fit) -> None:
         """Write that the tile is done, once its checkpoint is gone, which the next one could not go on from."""
+        large.give_back()  # the allocator keeps what the fit has freed, and a little more after each
         self.run.folder.remove([CHECKPOINT])
         self.run.record.events += fit.events
         self.run.folder.rewrite(NAME, self.run.record.json())
