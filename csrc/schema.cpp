@@ -58,4 +58,9 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def(
       "muon_(Tensor(a!)[] weights, Tensor(b!)[] momenta, Tensor[] gradients, Tensor rate, Tensor? skipped, "
       "float factor, float momentum, float[] coefficients, int turns) -> ()");
+
+  // Sums of the estimates of samples from patches that are alike, in units of 2^-32, and their numbers.
+  m.def(
+      "similar_patches(Tensor y, Tensor x, int n, int first, int rows, int alike, int neighbours, int reach, int near, "
+      "Tensor variance, float low, float high) -> (Tensor, Tensor)");
 }

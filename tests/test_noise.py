@@ -46,6 +46,15 @@ def test_variance_is_that_of_samples_that_are_cut_off(model: NoiseModel, value: 
     assert found.item() == pytest.approx(samples.var().item(), rel=0.02)
 
 
+@pytest.mark.parametrize("model", [NoiseModel(0.01), NoiseModel(1e-4, low=True, high=True), NoiseModel(0.001, 0.02)])
+def test_table_of_variances_at_equal_steps_has_them(model: NoiseModel) -> None:
+    table, low, high = model.variances(torch.device("cpu"))
+    means = torch.linspace(-0.1, 1.1, 4001, dtype=torch.float64)
+    place = ((means - low) * (len(table) - 1) / (high - low)).clamp(0, len(table) - 1)
+    found = np.interp(place.numpy(), np.arange(len(table)), table.numpy())
+    np.testing.assert_allclose(found, model.variance_at_mean(means), rtol=1e-3)
+
+
 def test_variance_beyond_the_range_is_that_at_its_end() -> None:
     model = NoiseModel(0.01, low=True, high=True)
     ends = model.variance_at_mean(torch.tensor([-0.5, 0.0, 1.0, 1.5], dtype=torch.float64))

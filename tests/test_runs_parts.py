@@ -203,14 +203,14 @@ def job_of(task, preset="quick", **options):
 
 
 def test_estimates_count_the_rounds(monkeypatch):
-    """Eight rounds at 256x256, 8 s, were left out; what the answer is drawn by has nothing to learn, 2.6 s less."""
+    """Eight rounds at 256x256, 3.7 s, were left out; what draws the answer has nothing to learn, 2.6 s less."""
     monkeypatch.undo()
     without, rounds = job_of("denoise"), job_of("deblur")
-    assert 5 < estimate.seconds(rounds, (256, 256)) - estimate.seconds(without, (256, 256)) < 7
+    assert 0.5 < estimate.seconds(rounds, (256, 256)) - estimate.seconds(without, (256, 256)) < 2
     short, shorter = replace(rounds, iterations=29), replace(without, iterations=29)  # too short for a round
     assert estimate.seconds(short, (256, 256)) == estimate.seconds(shorter, (256, 256))
     holes, noise = job_of("inpaint", "default"), job_of("denoise", "default")
-    assert estimate.seconds(holes, (512, 512)) > estimate.seconds(noise, (512, 512)) + 18
+    assert estimate.seconds(holes, (512, 512)) > estimate.seconds(noise, (512, 512)) + 3
     monkeypatch.setitem(PRESETS._entries, "default", PRESETS["default"].with_(rounds=0))
     fewer = estimate.seconds(noise, (512, 512)) - estimate.seconds(holes, (512, 512))
     assert fewer == pytest.approx(estimate.SECONDS_A_PIXEL * 512**2 * 48 / 64)  # 16 drawings in place of 64

@@ -25,29 +25,6 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_work_is_shared_among_the_threads_that_pytorch_leaves_and_comes_in_order(threads):
-    """Where no operator runs: two at a time, and what they make is handed on as it was asked for."""
-    from dip_fast.fitting import computing
-
-    both = threading.Barrier(2, timeout=10)
-
-    def function(item):
-        if item < 2:
-            both.wait()  # alone it would wait for ever
-        return item, threading.get_ident()
-
-    threads(2)
-    network = Skip(2, 1, down=4, up=4, skip=2, scales=1)
-    network.use("fused")
-    with computing.threads(network, torch.device("cpu")):
-        made = [*computing.shared(function, range(5))]
-    assert [item for item, _ in made] == [0, 1, 2, 3, 4]
-    assert len({thread for _, thread in made}) == 2
-    assert {thread for _, thread in computing.shared(lambda _: (0, threading.get_ident()), range(3))} == {
-        threading.get_ident()
-    }
-
-
 def outputs_and_gradients(seed=0):
     """Compute layers with several items of work each, whose sums are added in a fixed order."""
     generator = torch.Generator().manual_seed(seed)

@@ -23,9 +23,9 @@ bool has_avx512() { return false; }
 
 const Level LEVELS[] = {
     // slowest first
-    {"portable", any_cpu, upsample_portable, layers_portable, perturb_portable, masking_portable},
-    {"avx2", has_avx2, upsample_avx2, layers_avx2, perturb_avx2, masking_avx2},
-    {"avx512", has_avx512, upsample_avx512, layers_avx512, perturb_avx512, masking_avx512},
+    {"portable", any_cpu, upsample_portable, layers_portable, perturb_portable, masking_portable, patches_portable},
+    {"avx2", has_avx2, upsample_avx2, layers_avx2, perturb_avx2, masking_avx2, patches_avx2},
+    {"avx512", has_avx512, upsample_avx512, layers_avx512, perturb_avx512, masking_avx512, patches_avx512},
 };
 
 // "portable, avx2 or avx512"

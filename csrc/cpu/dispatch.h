@@ -1,8 +1,8 @@
 // The levels: one for each instruction set, with all the kernels that are compiled for it.
 //
-// To add one, list kernels_<name>.cpp, layers_<name>.cpp and perturb_<name>.cpp with their flags in csrc/sources.txt,
-// declare the tables that they define (kernels.h, layers.h, perturb.h, masking.h), and add an entry to LEVELS in
-// dispatch.cpp.
+// To add one, list kernels_<name>.cpp, layers_<name>.cpp, perturb_<name>.cpp and similar_patches_<name>.cpp with their
+// flags in csrc/sources.txt, declare the tables that they define (kernels.h, layers.h, perturb.h, masking.h,
+// similar_patches.h), and add an entry to LEVELS in dispatch.cpp.
 #pragma once
 
 #include <span>
@@ -11,6 +11,7 @@
 #include "layers.h"
 #include "masking.h"
 #include "perturb.h"
+#include "similar_patches.h"
 
 namespace dip_fast::cpu {
 
@@ -21,6 +22,7 @@ struct Level {
   const BothPrecisions<LayerKernels>& layers;
   const PerturbKernels& perturb;
   const MaskingKernels& masking;
+  const PatchKernels& patches;
 };
 
 std::span<const Level> levels();  // slowest first, those included that this CPU does not support

@@ -82,6 +82,14 @@ class NoiseModel:
         """Compute the variance of samples whose mean, after clipping, is known."""
         return self._look_up(mean, 2)
 
+    def variances(self, device: torch.device) -> tuple[Tensor, float, float]:
+        """Tabulate `variance_at_mean` in float64, at equal steps of the mean, and return the first and last mean."""
+        if not (self.b or self.low or self.high):
+            return torch.full((2,), self.a, dtype=torch.float64, device=device), 0.0, 1.0
+        low, high = self._tables[1][[0, -1]].tolist()
+        means = torch.linspace(low, high, 4 * POINTS, dtype=torch.float64)
+        return self.variance_at_mean(means).to(device), low, high
+
     def value_at_mean(self, mean: Tensor) -> Tensor:
         """Compute the true value of samples whose mean, after clipping, is known."""
         return self._look_up(mean, 0) if self.low or self.high else mean

@@ -20,8 +20,8 @@ PROGRAM = 600_000_000  # bytes that the process has before the fit: libraries, a
 # Seconds a pixel that the predictions of a masked fit take beyond its steps: 15 megapixels in RGB took 11.4 minutes,
 # 2.4 of which were the steps of 512x512 pixels.
 SECONDS_A_PIXEL = 36e-6
-# Seconds a pixel of a round of patches and data: 1.3 s at 256x256, 3.6 at 512x512.
-SECONDS_A_ROUND = 16e-6
+# Seconds a pixel of a round of patches and data: 0.53 s at 256x256, 1.7 at 512x512.
+SECONDS_A_ROUND = 7e-6
 
 
 def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
