@@ -37,8 +37,9 @@ def arrays_in(folder: Path) -> Iterator[None]:
     """Put large arrays into a folder, or the nearest one above it that is there."""
     global _folder
     before = _folder
-    # A name that is too long is no folder; what writes there will say so.
-    _folder = next((place for place in (folder, *folder.absolute().parents) if os.path.isdir(place)), None)
+    _folder = None
+    with contextlib.suppress(OSError):  # a name that is too long, of which what writes there will say so
+        _folder = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), None)
     try:
         yield
     finally:

@@ -202,7 +202,9 @@ def test_every_public_name_is_there() -> None:
 
 def imported(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_import_of_the_package_loads_neither_torch_nor_numpy() -> None:

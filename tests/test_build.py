@@ -61,7 +61,7 @@ def environment(root: Path, **changes: str) -> dict[str, str]:
 def start(root: Path, code: str = REPORT, **changes: str) -> subprocess.Popen[str]:
     # The folder is not the root of a checkout, whose dip_fast would be imported first.
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]
     return subprocess.Popen(
         command, cwd=root, env=environment(root, **changes), stdout=pipe, stderr=pipe, text=True, start_new_session=True
     )

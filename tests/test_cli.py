@@ -58,7 +58,7 @@ def test_help_imports_nothing_heavy(arguments):
         "from dip_fast.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr.strip()) == (0, "")
     assert ended.stdout
 

@@ -41,7 +41,7 @@ fit.step()
 fit.step()
 print(peak() - before)
 """
-    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    peak = int(subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout)
     # About 1.1 (plain) and 1.4 (fused) here, where the first fit has loaded what PyTorch loads with its optimisers.
     assert 0.6 < devices.needed_bytes(QUICK, 3, (256, 256), engine) / peak < 1.6
 

@@ -40,7 +40,7 @@ def machine() -> str:
     """Name what the bits depend on."""
     facts = json.loads(
         subprocess.run(
-            [sys.executable, "-m", "dip_fast", "info", "--json"], check=True, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-m", "dip_fast", "info", "--json"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
     )
     kernels = facts["operators"].get("kernels", "none").split()[0]
@@ -70,7 +70,7 @@ def command(folder: Path, case: tuple[str, str, str, str], out: Path) -> list[st
     picture, task, preset, engine = case
     mask = ["--mask", str(folder / f"{picture}-mask.png")] if task == "inpaint" else []
     return [
-        *(sys.executable, "-m", "dip_fast", "run", str(folder / f"{picture}.png"), *mask, "--preset", preset),
+        *(sys.executable, "-P", "-m", "dip_fast", "run", str(folder / f"{picture}.png"), *mask, "--preset", preset),
         *(f"--{engine}", "--iterations", "40", "--threads", "2", "--seed", "3", "--snapshot-every", "5", "--quiet"),
         *("--out", str(out)),
     ]

@@ -100,7 +100,7 @@ session = onnxruntime.InferenceSession("run/model.onnx", providers=["CPUExecutio
 numpy.save("drawn.npy", numpy.rint(picture).clip(0, 255).astype(numpy.uint8))
 assert not {"dip_fast", "torch"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-P", "-c", program], check=True)
     np.testing.assert_array_equal(np.load("drawn.npy"), read("run/result.png"))
 
 

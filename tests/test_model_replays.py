@@ -146,7 +146,7 @@ def test_onnx_path_imports_no_torch(model):
         "except SystemExit as ended: assert ended.code == 0, ended.code\n"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('torch', 'cv2', 'matplotlib', 'skimage')))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     assert ended.stdout.splitlines()[-1] == ""
 

@@ -201,7 +201,7 @@ def test_names_of_networks_load_no_torch() -> None:
         "assert 'skip' in NETWORKS\n"
         "assert 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 MINE = """

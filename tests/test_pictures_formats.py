@@ -106,5 +106,5 @@ def test_a_decoder_is_loaded_with_the_first_file_of_its_format():
         "loaded()\n"
     )
     data = pillow(noise(*TALL, 3), "PNG")
-    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], input=data, capture_output=True, check=True)
     assert done.stdout.decode().splitlines() == ["", "PIL imagecodecs"]

@@ -85,7 +85,18 @@ def test_record_holds_what_repeats_the_run(dip, noisy):
     mask = np.full((16, 18), 255, np.uint8)
     mask[:4] = 0
     write("mask.png", mask)
-    arguments = ("--mask", "mask.png", "--preset", "quick", "--reference", noisy, "--seed", "7", "--upsampling", "bilinear")
+    arguments = (
+        "--mask",
+        "mask.png",
+        "--preset",
+        "quick",
+        "--reference",
+        noisy,
+        "--seed",
+        "7",
+        "--upsampling",
+        "bilinear",
+    )
     assert dip("run", noisy, *SHORT, *arguments).code == 0
     held = record("runs/noisy")
     assert held["settings"] == {

@@ -127,7 +127,7 @@ def test_a_mistyped_name_is_found_before_torch_is_loaded(noisy):
     Image.fromarray(texture(8, 8)).save("small.png")
     Path("text.png").write_text("no picture")
     Path("shot.nef").write_bytes(b"hello")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     names = ("missing.png", "small.png", "text.png", "shot.nef")
     assert done.stdout.splitlines() == [*(f"{name} 2" for name in names), "False"]
     assert len(done.stderr.splitlines()) == 4

@@ -23,7 +23,7 @@ def test_signal_while_the_program_starts_is_one_line_and_exit_130(number):
         "import sys, time, types; sys.meta_path.insert(0, types.SimpleNamespace(find_spec=lambda *_: time.sleep(60)))"
     )
     program = f"from dip_fast import cli; print('ready', flush=True); {slow}; cli.main(['run', 'x.png'])"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
+    with subprocess.Popen([sys.executable, "-P", "-c", program], stdout=-1, stderr=-1, text=True) as process:
         process.stdout.readline()
         while not caught(process.pid, number):
             time.sleep(0.005)

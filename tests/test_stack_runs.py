@@ -315,7 +315,7 @@ def test_a_mistyped_name_is_found_before_torch_is_loaded(place):
 
     code = "import sys; from dip_fast.cli import main\ntry: main(['stack', 'nothing.tif', '--out', 'out'])\n"
     code += "finally: print('torch' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert ended.returncode == 2
     assert "there is no such file" in ended.stderr
     assert ended.stdout == "False\n"

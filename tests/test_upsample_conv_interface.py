@@ -183,7 +183,7 @@ def test_selecting_kernels():
 def test_environment_forces_kernels(value, expected):
     code = "from dip_fast.ops import extension; print(extension.load().cpu_level())"
     result = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"DIP_FAST_CPU": value}, capture_output=True, text=True
+        [sys.executable, "-P", "-c", code], env=os.environ | {"DIP_FAST_CPU": value}, capture_output=True, text=True
     )
     assert expected in (result.stdout if value == expected else result.stderr)
     assert (result.returncode == 0) == (value == expected)
@@ -225,5 +225,5 @@ print((status("VmHWM") - before - returned) / threads)
 @pytest.mark.parametrize("mask", ["", "100", "011"], ids=["forward", "data", "weight"])
 @pytest.mark.parametrize(("size", "threads"), [(64, 1), (200, 2)])
 def test_scratch_stays_below_two_megabytes_a_thread(mode, mask, size, threads):
-    command = [sys.executable, "-c", MEASURE_SCRATCH, mode, mask, str(size), str(threads)]
+    command = [sys.executable, "-P", "-c", MEASURE_SCRATCH, mode, mask, str(size), str(threads)]
     assert float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) < 2e6
