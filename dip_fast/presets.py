@@ -266,6 +266,17 @@ def _masked(summary: str, *, iterations: int, passes: int = 64, crop: int = 512)
     )  # fmt: skip
 
 
+QUICK = FitOptions(
+    iterations=1000,
+    learning_rate=0.02,
+    warmup=50,
+    perturbation=None,
+    averaging=0.995,
+    averaging_window=4,
+    rounds=8,
+    consolidation_learning_rate=0.002,
+)
+
 PRESETS: Registry[Preset] = Registry(
     "preset",
     {
@@ -278,16 +289,7 @@ PRESETS: Registry[Preset] = Registry(
                 network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
                 in_channels=32,
                 distribution="uniform",
-                options=FitOptions(
-                    iterations=1000,
-                    learning_rate=0.02,
-                    warmup=50,
-                    perturbation=None,
-                    averaging=0.995,
-                    averaging_window=4,
-                    rounds=8,
-                    consolidation_learning_rate=0.002,
-                ),
+                options=QUICK,
             ),
             "a quarter of the paper's width, nearest upsampling",
         ),
@@ -328,17 +330,7 @@ PRESETS: Registry[Preset] = Registry(
                 network_options={"down": 32, "up": 32, "skip": 4, "upsampling": "nearest"},
                 in_channels=32,
                 distribution="uniform",
-                options=FitOptions(
-                    iterations=1000,
-                    learning_rate=0.02,
-                    warmup=50,
-                    perturbation=None,
-                    averaging=0.995,
-                    averaging_window=4,
-                    stop="never",
-                    rounds=8,
-                    consolidation_learning_rate=0.002,
-                ),
+                options=replace(QUICK, stop="never"),
             ),
             "for large holes: quick at a part of the size, whose holes copies of patches fill",
         ),

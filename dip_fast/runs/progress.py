@@ -113,12 +113,12 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Of all fits, what is done."""
+        """Compute what is done of all fits."""
         return (self.number + self.forecast.fraction) / self.count
 
     @property
     def seconds_left(self) -> float | None:
-        """Of all fits, as if each of those that follow took as long as this one."""
+        """Estimate all fits, as if each that follows took as long as this one."""
         left = self.forecast.seconds_left
         if left is None or self.begun >= 1:
             return left
