@@ -25,7 +25,7 @@ from dip_fast.fitting import (
 )
 from dip_fast.fitting.combining import combine
 from dip_fast.fitting.finishing import Finishing
-from dip_fast.fitting.masked import MASKS_OF_SEVERAL
+from dip_fast.fitting.masked import MASKS_OF_SEVERAL, ROUNDS_OF_SEVERAL
 from dip_fast.pictures.layout import Layout
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
@@ -106,22 +106,29 @@ def test_noise_of_a_picture_and_its_copies_is_one() -> None:
 
 
 def test_samples_of_a_picture_enter_its_own_answer_and_that_of_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches are looked for in the next picture, and all that are found are estimated: two pictures off."""
+    """Patches are looked for in the next picture, and all that are found are estimated: two pictures off.
+
+    The average along time reaches to the next one.
+    """
+    monkeypatch.setattr("dip_fast.fitting.masked.ROUNDS_OF_SEVERAL", 1)
     monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 1)
+    monkeypatch.setattr("dip_fast.fitting.along_time.NEIGHBOURS", 1)
     y = frames(6)
     changed = y.clone()
     changed[0] = 1 - changed[0]
     first, second = finished(made(y)), finished(made(changed))
     assert first.shape == y.shape
-    assert torch.equal(first[3:], second[3:])
+    assert torch.equal(first[4:], second[4:])
     assert (first[0] - second[0]).abs().min() > 0
     assert not torch.equal(first[1], second[1])
 
 
 def test_answer_of_the_first_picture_is_that_of_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its masks are those that it has alone; a network that learns nothing makes the same of it."""
+    monkeypatch.setattr("dip_fast.fitting.masked.ROUNDS_OF_SEVERAL", 1)
     monkeypatch.setattr("dip_fast.fitting.similar_patches.NEIGHBOURS", 0)
     monkeypatch.setattr("dip_fast.fitting.similar_patches.ALIKE_IN_STACKS", similar_patches.ALIKE)
+    monkeypatch.setattr("dip_fast.fitting.along_time.NEIGHBOURS", 0)
     y = frames(3)
     objective, alone = made(y), made(y[:1])
     assert alone.learned == pytest.approx(3 * objective.learned)  # of the noise of more samples a network learns less
@@ -155,7 +162,8 @@ def test_each_picture_is_drawn_from_the_weights_that_the_steps_have_left(tmp_pat
         dip_fast.export(whole, tmp_path / "model.onnx")
 
 
-def test_masks_of_several_pictures_differ() -> None:
+def test_masks_of_several_pictures_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dip_fast.fitting.along_time.NEIGHBOURS", 0)
     y = frames(1).repeat(2, 1, 1, 1)
     pictures = finished(made(y))
     assert not torch.equal(pictures[0], pictures[1])
@@ -165,7 +173,16 @@ def test_masks_of_several_pictures_differ() -> None:
 def test_several_pictures_take_fewer_masks_each(masks: int) -> None:
     recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=masks))
     assert made(frames(1), recipe).passes == masks + 1
-    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + 1)
+    patches_and_average = ROUNDS_OF_SEVERAL + 1
+    assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + patches_and_average)
+
+
+def test_huge_pictures_take_fewer_masks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=64))
+    monkeypatch.setattr("dip_fast.fitting.masked.HUGE", 37 * 45)
+    assert made(frames(1), recipe).masks == 64
+    monkeypatch.setattr("dip_fast.fitting.masked.HUGE", 37 * 45 - 1)
+    assert made(frames(1), recipe).masks == MASKS_OF_SEVERAL
 
 
 def test_progress_ends_at_its_total() -> None:
@@ -189,6 +206,7 @@ def test_pictures_are_those_that_the_objective_made(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("dip_fast.fitting.masked.combine", recording)
     monkeypatch.setattr(MaskedPrediction, "_rounds", 0)
+    monkeypatch.setattr(MaskedPrediction, "_averages_along_time", False)
     result = fit(made(frames(3)), RECIPE, seed=3)
     assert result.images.shape == (3, 37, 45, 3)
     for image, (x, _, _, psnr), estimated in zip(result.images, combined, result.estimated_psnrs, strict=True):
