@@ -190,6 +190,7 @@ def test_large_picture_is_drawn_in_tiles_by_a_frozen_network(monkeypatch: pytest
     run.run()
     assert max(drawn) == run.objective.step_size  # nothing was drawn whole
     result = run.result()
+    assert sum(weight.numel() for weight in result.network.parameters()) < 5000  # a small one draws what was made
     image = torch.from_numpy(result.image).permute(2, 0, 1)[None]
     noisy_psnr = -20 * np.log10(SIGMA)
     assert -10 * float((image - clean(height, width)).square().mean().log10()) > noisy_psnr + 5
@@ -213,7 +214,7 @@ def test_interrupted_fit_of_a_large_picture_has_an_answer(monkeypatch: pytest.Mo
     recipe = replace(LEARNING, options=replace(RECIPE.options, iterations=100))
     run = prepare(masked_prediction(noisy(96, 96), NOISE, recipe, seed=3), recipe, seed=3)
     run.run([lambda fit: fit.interrupt() if fit.steps == 50 else None])
-    assert run.consolidated == 4
+    assert run.consolidated == 0  # the network of the answer corrects its input, if that of the steps does not
     image = torch.from_numpy(run.result().image).permute(2, 0, 1)[None]
     assert bool(image.isfinite().all())
 

@@ -33,8 +33,7 @@ class Finishing:
     steps of *consolidation* fit the network, at a fixed input, to that picture: one network that draws it.  A network
     that is shown the picture which it is to draw (`Objective.shows_answer`), and corrects what it is shown, needs none:
     its correction is lessened until it draws the picture.  docs/notes/2026-11-presets.md and docs/notes/masked.md have
-    the figures.  A large picture (`Objective.is_large`) is not drawn at once: its network is frozen, and where it
-    corrects nothing fitted to squares before.
+    the figures.  A large picture (`Objective.is_large`) is not drawn at once, and by a network that is frozen.
 
     All of it starts from the averages alone, so what was interrupted is made anew when the fit is resumed.
 

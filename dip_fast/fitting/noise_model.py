@@ -62,6 +62,11 @@ class NoiseModel:
         return f"noise about {low:.2g} of 255 in the shadows, {high:.2g} in the lights"
 
     @cached_property
+    def _columns(self) -> dict[int, Tensor]:
+        """What `_by_mean` has made."""
+        return {}
+
+    @cached_property
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tabulate true values, and the mean and the variance of a sample at each."""
         x = torch.linspace(0.0 if self.low else -1.0, 1.0 if self.high else 2.0, POINTS, dtype=torch.float64)
@@ -86,9 +91,8 @@ class NoiseModel:
         """Tabulate `variance_at_mean` in float64, at equal steps of the mean, and return the first and last mean."""
         if not (self.b or self.low or self.high):
             return torch.full((2,), self.a, dtype=torch.float64, device=device), 0.0, 1.0
-        low, high = self._tables[1][[0, -1]].tolist()
-        means = torch.linspace(low, high, 4 * POINTS, dtype=torch.float64)
-        return self.variance_at_mean(means).to(device), low, high
+        low, high = self._ends
+        return self._by_mean(2).to(device), low, high
 
     def value_at_mean(self, mean: Tensor) -> Tensor:
         """Compute the true value of samples whose mean, after clipping, is known."""
@@ -99,14 +103,29 @@ class NoiseModel:
         step = 1e-3
         return (self.value_at_mean(mean + step) - self.value_at_mean(mean - step)) / (2 * step)
 
+    @property
+    def _ends(self) -> tuple[float, float]:
+        """The first and the last mean of the table."""
+        low, high = self._tables[1][[0, -1]].tolist()
+        return low, high
+
+    def _by_mean(self, column: int) -> Tensor:
+        """Interpolate a column of the table at equal steps of the mean, where it can be looked up without a search."""
+        if column not in self._columns:
+            means, values = self._tables[1], self._tables[column]
+            at = torch.linspace(*self._ends, 4 * POINTS, dtype=torch.float64)
+            right = torch.searchsorted(means, at).clamp(1, len(means) - 1)
+            left = right - 1
+            part = (at - means[left]) / (means[right] - means[left]).clamp(min=1e-12)
+            self._columns[column] = torch.lerp(values[left], values[right], part.clamp(0, 1))
+        return self._columns[column]
+
     def _look_up(self, mean: Tensor, column: int) -> Tensor:
-        """Interpolate a table at means; beyond its ends it has the values at its ends."""
-        tables = self._tables
-        means, values = tables[1].to(mean), tables[column].to(mean)
-        right = torch.searchsorted(means, mean.contiguous()).clamp(1, len(means) - 1)
-        left = right - 1
-        part = (mean - means[left]) / (means[right] - means[left]).clamp(min=1e-12)
-        return torch.lerp(values[left], values[right], part.clamp(0, 1))
+        """Interpolate a column of the table at means; beyond its ends it has the values at its ends."""
+        values, (low, high) = self._by_mean(column).to(mean), self._ends
+        place = ((mean - low) * ((len(values) - 1) / (high - low))).clamp(0, len(values) - 1)
+        left = place.long().clamp(max=len(values) - 2)
+        return torch.lerp(values[left], values[left + 1], place - left)
 
 
 def cut_off(y: Tensor, deviation: float) -> tuple[bool, bool]:

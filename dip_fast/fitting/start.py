@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +23,25 @@ from dip_fast.fitting.patch_prior import PatchPrior
 from dip_fast.networks import field
 from dip_fast.networks.learned_input import LearnedInput
 from dip_fast.networks.network_input import NetworkInput, draw
-from dip_fast.presets import PRESETS, Masking, Recipe
+from dip_fast.presets import Masking, Recipe
 
 # A network that predicts dropped samples makes about so many steps with each pixel, but not fewer than it needs to
 # learn anything; where there are more, another one is begun.  docs/notes/masked.md has what more of them cost.
 STEPS_A_PIXEL = 0.007
 FEWEST_STEPS = 400
-REDRAWER = "default"  # the preset whose network draws the answer after rounds
+# The network that draws the answer of a large picture, and after rounds: it is shown the answer, and what it corrects
+# is next to nothing, so it is small.
+REDRAWER: dict[str, Any] = {
+    "down": 8,
+    "up": 8,
+    "skip": 4,
+    "scales": 2,
+    "upsampling": "nearest",
+    "corrects": True,
+}
 STEPS_A_ROUND = 30  # of a fit for each round of patches and data that follows it, at least
+
+Masked = TypeVar("Masked", bound=MaskedPrediction)
 
 
 def streams(seed: int) -> tuple[int, int, int]:
@@ -92,7 +103,7 @@ def deep_image_prior(
     turns = rounds(recipe)
     if not (turns and degradation.has_patches):
         return DeepImagePrior(degradation, z, perturbation=perturbation, seed=for_steps)
-    redrawer = _redrawer(degradation.channels, seed)
+    redrawer = _redrawer(2 * degradation.channels, degradation.channels, seed)
     return PatchPrior(degradation, z, turns, redrawer, perturbation=perturbation, seed=for_steps)
 
 
@@ -119,11 +130,17 @@ def rounds(recipe: Recipe) -> int:
     return min(recipe.options.rounds, recipe.options.iterations // STEPS_A_ROUND)
 
 
-def _redrawer(channels: int, seed: int) -> networks.Network:
-    """Build the network that is shown a picture and draws it, as that of the masked objective does in the end."""
-    recipe = PRESETS[REDRAWER].recipe
+def _redrawer(in_channels: int, channels: int, seed: int) -> networks.Network:
+    """Build the network that is shown a picture, and channels of ones, and draws it."""
     with drawn_from(torch.Generator().manual_seed(streams(seed)[0])):
-        return networks.build(recipe.network, 2 * channels, channels, **recipe.network_options)
+        return networks.build("skip", in_channels, channels, **REDRAWER)
+
+
+def _with_redrawer(objective: Masked, seed: int) -> Masked:
+    """Let a small network draw the answer where the picture is large."""
+    if objective.is_large:
+        objective.redrawer = _redrawer(objective.z.channels, objective.channels, seed)
+    return objective
 
 
 def masked_prediction(
@@ -159,7 +176,8 @@ def masked_prediction(
     assert masking is not None
     side, several = _squares(y, recipe, masking)
     iterations = recipe.options.iterations
-    return MaskedPrediction(y, noise, masking, side, iterations, block, streams(seed)[2], several, known, guides)
+    made = MaskedPrediction(y, noise, masking, side, iterations, block, streams(seed)[2], several, known, guides)
+    return _with_redrawer(made, seed)
 
 
 def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -> MaskedFilling:
@@ -180,7 +198,8 @@ def masked_filling(y: Tensor, known: Tensor, recipe: Recipe, *, seed: int = 0) -
     assert masking is not None
     side, several = _squares(y, recipe, masking)
     iterations = recipe.options.iterations
-    return MaskedFilling(y, known, masking, side, iterations, streams(seed)[2], several, rounds(recipe))
+    made = MaskedFilling(y, known, masking, side, iterations, streams(seed)[2], several, rounds(recipe))
+    return _with_redrawer(made, seed)
 
 
 def _squares(y: Tensor, recipe: Recipe, masking: Masking) -> tuple[int, int]:
