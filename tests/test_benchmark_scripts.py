@@ -90,6 +90,10 @@ SCRIPTS = {
         ["| runs killed | 2 | 2 went on, 0 lost, 0 stuck, 0 with other bits |", "0 failed, 0 stuck"],
     ),
     "task_pictures.py": ("jpeg --out . --iterations 2 --threads 1", ["jpeg damaged ", " dB, quick "]),
+    "pieces.py": (
+        "clean.png --limit 1000 --preset fast --iterations 2 --threads 1 --check",
+        ["clean 32x32, sigma 25, fast", "| in pieces | ", "lost: "],
+    ),
     "tiles.py": (  # of 32x32 pixels, one tile is the whole
         "clean.png --tasks jpeg --tile 64 --iterations 2 --threads 1 --check",
         [
