@@ -60,7 +60,7 @@ inline at::ScalarType parameter_type(at::ScalarType image) { return image == at:
 struct Arguments {
   c10::DeviceType device;
   const char* place;
-  bool bfloat16;            // whether whole layers accept images of this dtype
+  bool mixed;               // whether whole layers may write another dtype than they read
   at::MemoryFormat format;  // in which the kernels read images
 
   void check_dense(const char* name, const at::Tensor& tensor) const {
@@ -78,8 +78,8 @@ struct Arguments {
   NormedInput normed_input(const char* name, const at::Tensor& image, const Optional& statistics,
                            const Optional& weight, const Optional& bias) const {
     const auto dtype = image.scalar_type();
-    TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || (bfloat16 && dtype == at::kBFloat16), name,
-                     " must be of dtype float32 or float64", bfloat16 ? " or bfloat16" : "", ", got ", dtype);
+    TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16, name,
+                     " must be of dtype float32 or float64 or bfloat16, got ", dtype);
     TORCH_CHECK_VALUE(image.dim() == 4 && image.size(0) == 1 && image.numel() > 0, name,
                       " must be (1, C, H, W) with C, H, W >= 1, got ", image.sizes());
     check(name, image, dtype, image.sizes());
@@ -95,6 +95,16 @@ struct Arguments {
     result.weight = weight->contiguous();
     result.bias = bias->contiguous();
     return result;
+  }
+
+  // Returns the dtype of an output: that of the image, or another one that was asked for.
+  at::ScalarType output_type(const at::Tensor& image, std::optional<at::ScalarType> dtype) const {
+    const auto own = image.scalar_type(), wanted = dtype.value_or(own);
+    const auto is_half_or_full = [](at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16; };
+    TORCH_CHECK_TYPE(wanted == own || (mixed && is_half_or_full(own) && is_half_or_full(wanted)), "dtype must be ", own,
+                     mixed && is_half_or_full(own) ? " or the other of float32 and bfloat16" : ", as that of the image",
+                     ", got ", wanted);
+    return wanted;
   }
 
   // Returns the side of the kernel.
@@ -140,8 +150,8 @@ struct Arguments {
   }
 
   void check_gradient(const at::Tensor& grad, const at::Tensor& grad_statistics, const at::Tensor& output,
-                      const at::Tensor& input, const at::Tensor& weight) const {
-    check("grad", grad, input.scalar_type(), output.sizes());
+                      const at::Tensor& weight) const {
+    check("grad", grad, output.scalar_type(), output.sizes());
     check("grad_statistics", grad_statistics, at::kDouble, {2, weight.size(0)});
   }
 
@@ -178,6 +188,6 @@ struct Arguments {
   }
 };
 
-inline constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", false, at::MemoryFormat::Contiguous};
+inline constexpr Arguments on_cpu{c10::DeviceType::CPU, "the CPU", true, at::MemoryFormat::Contiguous};
 
 }  // namespace dip_fast

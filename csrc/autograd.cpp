@@ -21,6 +21,7 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<Tensor>;
+using Dtype = std::optional<at::ScalarType>;
 using Text = c10::string_view;
 
 template <class Signature>
@@ -64,7 +65,7 @@ variable_list select(const std::vector<bool>& needed, const Gradients& gradients
 
 struct NormConv : torch::autograd::Function<NormConv> {
   using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, const Optional&,
-                                             const Tensor&, const Optional&, double, double, int64_t, Text);
+                                             const Tensor&, const Optional&, double, double, int64_t, Text, Dtype);
   using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
       const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&, const Optional&,
       const Optional&, const Tensor&, double, double, int64_t, Text, std::array<bool, 3>);
@@ -72,11 +73,11 @@ struct NormConv : torch::autograd::Function<NormConv> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Optional& statistics,
                                const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight,
                                const Optional& bias, double slope, double eps, int64_t stride,
-                               const std::string& padding_mode) {
+                               const std::string& padding_mode, Dtype dtype) {
     static const auto op = operator_named<Forward>("dip_fast::norm_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [output, output_statistics] =
-        op.call(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps, stride, padding_mode);
+        op.call(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps, stride, padding_mode, dtype);
     ctx->save_for_backward({output, output_statistics, input, to_saved(statistics), to_saved(norm_weight),
                             to_saved(norm_bias), weight, to_saved(bias)});
     ctx->saved_data["slope"] = slope;
@@ -100,7 +101,7 @@ struct NormConv : torch::autograd::Function<NormConv> {
                   from_saved(saved[5]), saved[6], options.at("slope").toDouble(), options.at("eps").toDouble(),
                   options.at("stride").toInt(), options.at("padding_mode").toStringRef(),
                   {of_input, needed[4], needed[5]});
-    return select(needed, std::array{input, statistics, norm_weight, norm_bias, weight, bias}, 4);
+    return select(needed, std::array{input, statistics, norm_weight, norm_bias, weight, bias}, 5);
   }
 };
 
@@ -108,7 +109,7 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
   using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, const Optional&,
                                              const Optional&, const Optional&, const Optional&, const Optional&,
                                              const Tensor&, const Tensor&, const Tensor&, const Optional&, double,
-                                             double, Text, Text);
+                                             double, Text, Text, Dtype);
   using Backward = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                        const Optional&, const Optional&, const Optional&, const Optional&,
                                        const Optional&, const Optional&, const Optional&, const Tensor&, const Tensor&,
@@ -119,12 +120,12 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
                                const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
                                const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight,
                                const Optional& bias, double slope, double eps, const std::string& mode,
-                               const std::string& padding_mode) {
+                               const std::string& padding_mode, Dtype dtype) {
     static const auto op = operator_named<Forward>("dip_fast::norm_upsample_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [output, output_statistics] =
         op.call(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias,
-                norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode);
+                norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode, dtype);
     ctx->save_for_backward({output, output_statistics, deep, to_saved(deep_statistics), to_saved(deep_weight),
                             to_saved(deep_bias), to_saved(skip), to_saved(skip_statistics), to_saved(skip_weight),
                             to_saved(skip_bias), norm_weight, norm_bias, weight, to_saved(bias)});
@@ -149,15 +150,15 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
                   from_saved(saved[9]), saved[10], saved[11], saved[12], options.at("slope").toDouble(),
                   options.at("eps").toDouble(), options.at("mode").toStringRef(),
                   options.at("padding_mode").toStringRef(), needed[11]);
-    return select(needed, gradients, 4);
+    return select(needed, gradients, 5);
   }
 };
 
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
-                                       double slope, double eps, int64_t stride, Text padding_mode) {
+                                       double slope, double eps, int64_t stride, Text padding_mode, Dtype dtype) {
   const variable_list outputs = NormConv::apply(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps,
-                                                stride, std::string(padding_mode));
+                                                stride, std::string(padding_mode), dtype);
   return {outputs[0], outputs[1]};
 }
 
@@ -167,10 +168,10 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Optional& skip_weight, const Optional& skip_bias,
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
-                                                Text mode, Text padding_mode) {
+                                                Text mode, Text padding_mode, Dtype dtype) {
   const variable_list outputs = NormUpsampleConv::apply(
       deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
-      norm_bias, weight, bias, slope, eps, std::string(mode), std::string(padding_mode));
+      norm_bias, weight, bias, slope, eps, std::string(mode), std::string(padding_mode), dtype);
   return {outputs[0], outputs[1]};
 }
 

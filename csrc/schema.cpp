@@ -12,10 +12,10 @@ TORCH_LIBRARY(dip_fast, m) {
 
   // Convolution of a raw image, stored as a convolution wrote it.  The image is normalised and activated while it is
   // read; statistics is (2, C), the mean and the variance of each channel in float64.  Returns the raw output and its
-  // statistics.
+  // statistics.  dtype is that of the output, by default the image's.
   m.def(
       "norm_conv2d(Tensor input, Tensor? statistics, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, "
-      "Tensor? bias, float slope, float eps, int stride, str padding_mode) -> (Tensor, Tensor)");
+      "Tensor? bias, float slope, float eps, int stride, str padding_mode, ScalarType? dtype=None) -> (Tensor, Tensor)");
   // The gradients of input, statistics, norm_weight, norm_bias, weight and bias.  The mask says which are computed: the
   // first four, that of weight, that of bias; the others are of shape (0,).  The overload may overwrite grad and return
   // it as the first result.
@@ -30,8 +30,8 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def(
       "norm_upsample_conv2d(Tensor deep, Tensor? deep_statistics, Tensor? deep_weight, Tensor? deep_bias, "
       "Tensor? skip, Tensor? skip_statistics, Tensor? skip_weight, Tensor? skip_bias, Tensor norm_weight, "
-      "Tensor norm_bias, Tensor weight, Tensor? bias, float slope, float eps, str mode, str padding_mode) -> "
-      "(Tensor, Tensor)");
+      "Tensor norm_bias, Tensor weight, Tensor? bias, float slope, float eps, str mode, str padding_mode, "
+      "ScalarType? dtype=None) -> (Tensor, Tensor)");
   // The gradients of all tensors, in their order, of shape (0,) for those that are absent.  The overload is as above.
   const std::string upsample_rest =
       " grad, Tensor grad_statistics, Tensor output, Tensor output_statistics, Tensor deep, Tensor? deep_statistics, "

@@ -18,7 +18,7 @@
 
 constexpr int64_t BLOCK = MAX_BLOCK;
 
-template <class Tile>
+template <class Tile, class O = typename Tile::T>  // O: how the outputs are stored
 struct Passes {
   using T = typename Tile::T;
   static constexpr int NR = Tile::NR;
@@ -32,7 +32,7 @@ struct Passes {
   // ---- forward
 
   // Outputs are written past the caches if these would not keep them until they are read.
-  static bool streams(const Shape& s) { return 4 * s.N * s.K * s.H * s.W * int64_t(sizeof(T)) >= STREAMED; }
+  static bool streams(const Shape& s) { return 4 * s.N * s.K * s.H * s.W * int64_t(sizeof(O)) >= STREAMED; }
 
   // Bands have at least one block and otherwise 1/64 of the rows.  For bilinear, where each band computes most of two
   // more rows, they have 32 rows, or fewer if some threads would have no band.
@@ -55,7 +55,7 @@ struct Passes {
            at_least(ring, fields + PRODUCTS + (s.bilinear ? Blur<Tile>::size(s.K, kept_line(s)) : 0));
   }
 
-  static void forward(const Shape& s, const T* input, const T* packed, const T* bias, T* output, int64_t item,
+  static void forward(const Shape& s, const T* input, const T* packed, const T* bias, O* output, int64_t item,
                       T* scratch, const SkipConv<T>* skip, Moments* moments) {
     const Bands bands = forward_bands(s), strip = strips(s);
     const int64_t across = item % strip.count, left = strip.begin(across), right = strip.end(across, s.W);
@@ -65,7 +65,7 @@ struct Passes {
     ForwardOperands operands{
         s, input + n * s.C * s.H * s.W, packed, bias, output + n * s.K * 4 * s.H * s.W, region, nullptr, scratch};
     if (skip == nullptr) {
-      forward_region<false>(operands);
+      if constexpr (std::is_same_v<O, T>) forward_region<false>(operands);
     } else {
       SkipConvOutputs<Tile> outputs(s, *skip, streams(s), scratch);
       operands.skip = &outputs;
@@ -80,20 +80,21 @@ struct Passes {
   struct ForwardOperands {
     const Shape& s;
     const T *image, *packed, *bias;
-    T* output;
+    O* output;
     Region region;
     SkipConvOutputs<Tile>* skip;
     T* scratch;
 
     T bias_of(int64_t k) const { return bias == nullptr ? T(0) : bias[k]; }
-    T* channel(int64_t k) const { return output + k * 4 * s.H * s.W; }
+    O* channel(int64_t k) const { return output + k * 4 * s.H * s.W; }
   };
 
   // If SKIP, which is for bilinear alone, the outputs are formed in lines, and `skip` adds its part to these and writes
   // them.
   template <bool SKIP>
   static void forward_region(const ForwardOperands& o) {
-    if (!o.s.bilinear) return forward_nearest(o);
+    if constexpr (!SKIP)
+      if (!o.s.bilinear) return forward_nearest(o);
     forward_bilinear<SKIP>(o);
     if (has_ring(o.s)) forward_ring<SKIP>(o);
   }

@@ -48,75 +48,97 @@ struct Channels {
 
   // Prefetches the row that is read four rows later, in this channel or the next: the hardware does not foresee short
   // stretches that lie a plane apart.
-  static void prefetch_row(const PaddedCopy& s, Rows rows, const T* image, int64_t i) {
+  template <class S>
+  static void prefetch_row(const PaddedCopy& s, Rows rows, const S* image, int64_t i) {
     const int64_t begin = at_least(rows.first - s.before, 0),
                   end = at_most(rows.first + rows.count - s.before, s.height), next = i + 4;
     prefetch(image + (next < end ? next : next + s.height - (end - begin)) * s.width, s.width);
   }
 
-  static void pad(const PaddedCopy& s, Rows rows, const T* image, T scale, T shift, T slope, T* copy, T* line) {
+  template <class I>
+  static void pad(const PaddedCopy& s, Rows rows, const I* image, T scale, T shift, T slope, T* copy, T* line) {
     pad_rows(s, rows, copy, line, [&](int64_t i, T* to) {
       prefetch_row(s, rows, image, i);
       norm_act(s.width, image + i * s.width, scale, shift, slope, to);
     });
   }
 
-  static void pad_gradient(const PaddedCopy& s, Rows rows, const T* gradient, const T* output, T constant, T factor,
+  template <class O>
+  static void pad_gradient(const PaddedCopy& s, Rows rows, const O* gradient, const O* output, T constant, T factor,
                            T* copy, T* line) {
     pad_rows(s, rows, copy, line, [&](int64_t i, T* to) {
-      const T* g = gradient + i * s.width;
+      const O* g = gradient + i * s.width;
       prefetch_row(s, rows, gradient, i);
       if (output == nullptr) {
         copy_row(g, s.width, to);
         return;
       }
-      const T* y = output + i * s.width;
+      const O* y = output + i * s.width;
       prefetch_row(s, rows, output, i);
 #pragma omp simd
-      for (int64_t t = 0; t < s.width; ++t) to[t] = g[t] + (constant + factor * y[t]);
+      for (int64_t t = 0; t < s.width; ++t) to[t] = value_of(g[t]) + (constant + factor * value_of(y[t]));
     });
   }
 
-  static void copy_row(const T* from, int64_t count, T* to) {
+  template <class S, class To>
+  static void copy_row(const S* from, int64_t count, To* to) {
 #pragma omp simd
-    for (int64_t t = 0; t < count; ++t) to[t] = from[t];
+    for (int64_t t = 0; t < count; ++t) to[t] = stored<To>(value_of(from[t]));
   }
 
-  // The adjoint of the padding.  row(r) returns row r of the gradient of the copy.
-  template <class Row>
-  static void unpad(const PaddedCopy& s, T* image, Row row) {
-    const auto fold = [&](const T* from, T* to) {
+  // The adjoint of the padding.  row(r) returns row r of the gradient of the copy, until it is called again; each row
+  // of the image's gradient is made in `line` and passed to put(i, line).
+  template <class Row, class Put>
+  static void unpad(const PaddedCopy& s, T* line, Row row, Put put) {
+    const auto add = [&](const T* from) {
+#pragma omp simd
+      for (int64_t t = 0; t < s.width; ++t) line[t] += from[s.before + t];
+    };
+    const auto fold = [&](const T* from) {
       for (int64_t q : {s.before - 1, s.before + s.width}) {
         const int64_t j = source_of(s, q, s.width);
-        if (j >= 0) to[j] += from[q];
+        if (j >= 0) line[j] += from[q];
       }
     };
+    const int64_t beyond[2] = {s.before - 1, s.before + s.height};
     for (int64_t i = 0; i < s.height; ++i) {
       const T* from = row(i + s.before);
-      T* to = image + i * s.width;
-      copy_row(from + s.before, s.width, to);
-      fold(from, to);
+      copy_row(from + s.before, s.width, line);
+      fold(from);
+      for (int64_t r : beyond)
+        if (source_of(s, r, s.height) == i) {
+          from = row(r);
+          add(from);
+          fold(from);
+        }
+      put(i, line);
     }
-    for (int64_t r : {s.before - 1, s.before + s.height}) {
-      const int64_t i = source_of(s, r, s.height);
-      if (i < 0) continue;
-      const T* from = row(r);
-      T* to = image + i * s.width;
-#pragma omp simd
-      for (int64_t t = 0; t < s.width; ++t) to[t] += from[s.before + t];
-      fold(from, to);
-    }
-  }
-
-  static void pad_adjoint(const PaddedCopy& s, const T* copy, int64_t pitch, T* image) {
-    unpad(s, image, [&](int64_t r) { return copy + r * pitch; });
   }
 
   static void bands_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, T* lines, T* image) {
+    unpad_bands(s, bands, lines, [&](int64_t i, const T* line) { copy_row(line, s.width, image + i * s.width); });
+  }
+
+  template <class I>
+  static void normed_adjoint(const PaddedCopy& s, const BandsOfRows<T>& bands, const NormedChannel<I>& x, T* lines,
+                             I* grad_image, double* sums) {
+    sums[0] = sums[1] = 0;
+    unpad_bands(s, bands, lines, [&](int64_t i, const T* line) {
+      I* to = grad_image + i * s.width;
+      if (x.image == nullptr)
+        copy_row(line, s.width, to);
+      else
+        norm_act_gradient<I>(s.width, line, {x.image + i * s.width, x.mean, x.scale, x.shift, x.slope}, to, sums);
+    });
+  }
+
+  template <class Put>
+  static void unpad_bands(const PaddedCopy& s, const BandsOfRows<T>& bands, T* lines, Put put) {
     const int64_t half = s.cols / 2;
     T* line = lines + s.cols;
-    unpad(s, image, [&](int64_t r) -> const T* {
+    const auto row = [&](int64_t r) -> const T* {
       int64_t band = at_most(r / bands.step, bands.count - 1);
+      if (bands.count == 1 && !s.split) return bands.data + r * s.cols;
       copy_row(bands.data + band * bands.stride + (r - band * bands.step) * s.cols, s.cols, lines);
       while (--band >= 0 && r - band * bands.step < bands.rows) {
         const T* from = bands.data + band * bands.stride + (r - band * bands.step) * s.cols;
@@ -130,13 +152,15 @@ struct Channels {
         line[2 * t + 1] = lines[half + t];
       }
       return line;
-    });
+    };
+    unpad(s, lines + 2 * s.cols, row, put);
   }
 
-  static void norm_act(int64_t count, const T* image, T scale, T shift, T slope, T* activated) {
+  template <class I>
+  static void norm_act(int64_t count, const I* image, T scale, T shift, T slope, T* activated) {
 #pragma omp simd
     for (int64_t t = 0; t < count; ++t) {
-      const T u = scale * image[t] + shift;
+      const T u = scale * value_of(image[t]) + shift;
       activated[t] = u > 0 ? u : slope * u;
     }
   }
@@ -144,19 +168,20 @@ struct Channels {
   // Sums of up to 512 values are taken in T.
   static constexpr int64_t CHUNK = 512;
 
-  static void norm_act_gradient(int64_t count, const T* grad, const T* image, double mean, T scale, T shift, T slope,
-                                T* grad_image, double* sums) {
-    const T m = static_cast<T>(mean);
-    sums[0] = sums[1] = 0;
+  template <class I>
+  static void norm_act_gradient(int64_t count, const T* grad, const NormedChannel<I>& at, I* grad_image,
+                                double* sums) {
+    const I* image = at.image;
+    const T m = at.mean, scale = at.scale, shift = at.shift, slope = at.slope;
     for (int64_t first = 0; first < count; first += CHUNK) {
       const int64_t last = at_most(count, first + CHUNK);
       T plain = 0, with = 0;
 #pragma omp simd reduction(+ : plain, with)
       for (int64_t t = first; t < last; ++t) {
-        const T x = image[t], g = grad[t], d = scale * x + shift > 0 ? g : slope * g;
+        const T x = value_of(image[t]), g = grad[t], d = scale * x + shift > 0 ? g : slope * g;
         plain += d;
         with += d * (x - m);
-        grad_image[t] = scale * d;
+        grad_image[t] = stored<I>(scale * d);
       }
       sums[0] += plain;
       sums[1] += with;

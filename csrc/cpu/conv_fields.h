@@ -49,8 +49,8 @@ struct ConvFields {
   }
 
   // Makes the fields of the sites first .. last.  The last panel is filled up with zeros.
-  template <int WIDTH>
-  static void make(const ConvShape& s, const Window<T>& input, const Activation<T>& activation, int64_t first,
+  template <int WIDTH, class Read>
+  static void make(const ConvShape& s, const Window<Read>& input, const Activation<T>& activation, int64_t first,
                    int64_t last, T* out) {
     const int64_t panels = quotient_up(last - first, WIDTH), slot = slot_size<WIDTH>(s, last - first);
     if ((last - first) % WIDTH != 0)
@@ -59,7 +59,7 @@ struct ConvFields {
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
       const int64_t plain = s.inputs - s.upsampled;
       for (int64_t c = 0; c < plain; ++c) {
-        const T* from =
+        const Read* from =
             input.data + c * layout.plane + ((READS_SPLIT<A> ? 2 * i : i) - input.rows.first) * layout.row + j;
         T* channel = out + c * WIDTH;
         if (A == Algorithm::pointwise && c + 4 < plain) prefetch(from + 4 * layout.plane, length);
@@ -68,7 +68,7 @@ struct ConvFields {
                 shift = activation.scale == nullptr ? T(0) : activation.shift[c], slope = activation.slope;
         each_panel<WIDTH>(site - first, length, [&](int64_t panel, int64_t lane, int64_t t, auto part) {
           T* to = channel + panel * s.inputs * WIDTH + lane;
-          const T* at = from + t;
+          const Read* at = from + t;
           if constexpr (A == Algorithm::pointwise)
             pixels(at, part, activation.scale != nullptr, scale, shift, slope, to);
           else if constexpr (A == Algorithm::strided)
@@ -94,7 +94,8 @@ struct ConvFields {
 
  private:
   // The rows that the windows of a stretch of sites cover.
-  static void prefetch_rows(const T* from, const Layout& layout, int64_t count) {
+  template <class Read>
+  static void prefetch_rows(const Read* from, const Layout& layout, int64_t count) {
     constexpr int ROWS = A == Algorithm::winograd ? 4 : A == Algorithm::strided ? 3 : 2;
     for (int r = 0; r < ROWS; ++r)
       for (int64_t h = 0; h < (READS_SPLIT<A> ? 2 : 1); ++h) prefetch(from + r * layout.row + h * layout.half, count);
@@ -103,16 +104,16 @@ struct ConvFields {
   // The functions below make the fields of `part` sites of one channel that lie in one panel.  They are inlined into
   // the lambda that calls them, so that `part` is a constant there for whole panels.
 
-  template <class Length>
-  [[gnu::always_inline]] static inline void pixels(const T* at, Length part, bool activates, T scale, T shift, T slope,
+  template <class Read, class Length>
+  [[gnu::always_inline]] static inline void pixels(const Read* at, Length part, bool activates, T scale, T shift, T slope,
                                                    T* to) {
     if (!activates) {
 #pragma omp simd
-      for (int64_t q = 0; q < part; ++q) to[q] = at[q];
+      for (int64_t q = 0; q < part; ++q) to[q] = value_of(at[q]);
     } else {
 #pragma omp simd
       for (int64_t q = 0; q < part; ++q) {
-        const T u = scale * at[q] + shift;
+        const T u = scale * value_of(at[q]) + shift;
         to[q] = u > 0 ? u : slope * u;
       }
     }

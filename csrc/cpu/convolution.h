@@ -33,8 +33,9 @@ struct Convolution {
            MomentSums<Tile>::size(s.outputs);
   }
 
-  static void convolve(const ConvShape& s, const Window<T>& input, const Activation<T>& activation, const T* packed,
-                       const T* bias, T* output, Moments* moments, int64_t item, T* scratch) {
+  template <class Read, class Written>
+  static void convolve(const ConvShape& s, const Window<Read>& input, const Activation<T>& activation, const T* packed,
+                       const T* bias, Written* output, Moments* moments, int64_t item, T* scratch) {
     T *panel = scratch, *products = panel + S::FIELDS * Fields::template slot_size<NR>(s, BLOCK);
     const MomentSums<Tile> sums = moments == nullptr
                                       ? MomentSums<Tile>()
@@ -42,7 +43,7 @@ struct Convolution {
     const Bands band = bands(s);
     const int64_t across = POINTWISE ? s.cols : s.rows, unit = POINTWISE ? 1 : s.cols;
     const int64_t begin = band.begin(item) * unit, end = band.end(item, across) * unit;
-    const bool stream = streams<T>(s.outputs * s.height * s.width, s.width);
+    const bool stream = streams<Written>(s.outputs * s.height * s.width, s.width);
     for (int64_t first = begin; first < end; first += block(s)) {
       const int64_t last = at_most(end, first + block(s)), panels = quotient_up(last - first, NR), width = panels * NR;
       Fields::template make<NR>(s, input, activation, first, last, panel);
@@ -84,8 +85,9 @@ struct Convolution {
   }
 
   // Writes the outputs of the sites j .. j + length of row i of channel k; `output` is that channel.
+  template <class Written>
   static void write_outputs(const ConvShape& s, int64_t k, int64_t i, int64_t j, int64_t length, const T* product,
-                            int64_t slot, T bias, T* output, const MomentSums<Tile>& sums, bool stream) {
+                            int64_t slot, T bias, Written* output, const MomentSums<Tile>& sums, bool stream) {
     T lines[2][at_least(2 * MAX_BLOCK, BLOCK)];
     if constexpr (!SQUARES) {
 #pragma omp simd
@@ -128,7 +130,8 @@ struct Convolution {
     }
   }
 
-  static void write_row(const T* line, int64_t count, T* to, int64_t k, const MomentSums<Tile>& sums, bool stream) {
+  template <class Written>
+  static void write_row(const T* line, int64_t count, Written* to, int64_t k, const MomentSums<Tile>& sums, bool stream) {
     if (sums.lanes != nullptr) sums.add(k, line, count);
     write_line<Tile>(line, count, to, stream);
   }

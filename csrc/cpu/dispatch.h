@@ -19,7 +19,7 @@ struct Level {
   const char* name;        // as in DIP_FAST_CPU
   bool (*is_supported)();  // whether this CPU has the instructions
   const BothPrecisions<UpsampleKernels>& upsample;
-  const BothPrecisions<LayerKernels>& layers;
+  const AllLayerKernels& layers;
   const PerturbKernels& perturb;
   const MaskingKernels& masking;
   const PatchKernels& patches;
@@ -38,9 +38,9 @@ const UpsampleKernels<T>& upsample_kernels() {
   return level().upsample.of<T>();
 }
 
-template <class T>
-const LayerKernels<T>& layer_kernels() {
-  return level().layers.of<T>();
+template <class I, class O = I>
+const LayerKernels<I, O>& layer_kernels() {
+  return level().layers.of<I, O>();
 }
 
 }  // namespace dip_fast::cpu

@@ -8,26 +8,26 @@
 
 // Returns whether an image is written past the caches: not if its rows do not begin with a cache line, because lines
 // would then be written in parts.
-template <class T>
+template <class S>
 static inline bool streams(int64_t count, int64_t width) {
-  return count * static_cast<int64_t>(sizeof(T)) >= STREAMED && width * sizeof(T) % 64 == 0;
+  return count * static_cast<int64_t>(sizeof(S)) >= STREAMED && width * sizeof(S) % 64 == 0;
 }
 
 // Copies a line to its place in the output, past the caches if `stream`.
-template <class Tile, class T = typename Tile::T>
-static inline void write_line(const T* line, int64_t count, T* to, bool stream) {
+template <class Tile, class S, class T = typename Tile::T>
+static inline void write_line(const T* line, int64_t count, S* to, bool stream) {
   int64_t t = 0;
   if (stream) {
-    for (; t < count && !Tile::aligned(to + t); ++t) to[t] = line[t];
+    for (; t < count && !Tile::aligned(to + t); ++t) to[t] = stored<S>(line[t]);
     for (; t + Tile::LANES <= count; t += Tile::LANES) Tile::stream(to + t, Tile::load(line + t));
   }
   for (; t + Tile::LANES <= count; t += Tile::LANES) Tile::store(to + t, Tile::load(line + t));
-  for (; t < count; ++t) to[t] = line[t];
+  for (; t < count; ++t) to[t] = stored<S>(line[t]);
 }
 
 // to = g + constant + factor y (y may be null), the gradient of a raw output, and returns its sum.
-template <class Tile, class T = typename Tile::T>
-static inline T raw_gradient(const T* g, const T* y, T constant, T factor, int64_t count, T* to) {
+template <class Tile, class S, class T = typename Tile::T>
+static inline T raw_gradient(const S* g, const S* y, T constant, T factor, int64_t count, T* to) {
   using Vector = typename Tile::Vector;
   Vector all{};
   int64_t t = 0;
@@ -39,7 +39,7 @@ static inline T raw_gradient(const T* g, const T* y, T constant, T factor, int64
   }
   T sum = Tile::sum(all);
   for (; t < count; ++t) {
-    to[t] = y == nullptr ? g[t] : g[t] + (constant + factor * y[t]);
+    to[t] = y == nullptr ? value_of(g[t]) : value_of(g[t]) + (constant + factor * value_of(y[t]));
     sum += to[t];
   }
   return sum;

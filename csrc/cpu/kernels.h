@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -16,6 +17,13 @@
 #include "padding.h"
 
 namespace dip_fast::cpu {
+
+// An image may be stored in the upper 16 bits of its floats; all that is computed with it is computed in float.
+enum class BFloat16 : uint16_t {};
+
+// The type that images which are stored as S are computed with.
+template <class S>
+using Computed = std::conditional_t<std::is_same_v<S, BFloat16>, float, S>;
 
 struct Shape {
   int64_t N, C, K, H, W;  // input (N, C, H, W), weight (K, C, 3, 3), output (N, K, 2H, 2W)
@@ -51,8 +59,11 @@ struct UpsampleKernels {
   // moments depend on that.  forward_scratch takes skip_channels = -1 where they are null.
   int64_t (*forward_items)(const Shape&);
   int64_t (*forward_scratch)(const Shape&, int64_t skip_channels);
-  void (*forward)(const Shape&, const T* input, const T* packed, const T* bias, T* output, int64_t item, T* scratch,
-                  const SkipConv<T>* skip, Moments* moments);
+  template <class O>
+  using Forward = void(const Shape&, const T* input, const T* packed, const T* bias, O* output, int64_t item,
+                       T* scratch, const SkipConv<T>* skip, Moments* moments);
+  Forward<T>* forward;
+  Forward<BFloat16>* forward_in_16_bits;  // with skip and moments alone; null for float64
 
   int64_t (*data_gradient_items)(const Shape&);
   int64_t (*data_gradient_scratch)(const Shape&);
@@ -68,6 +79,15 @@ struct UpsampleKernels {
 
   int64_t (*repeat_products)(int64_t count);  // see tile.h
 };
+
+// The forward pass whose output is stored as O.
+template <class O>
+auto* forward_of(const UpsampleKernels<Computed<O>>& kernels) {
+  if constexpr (std::is_same_v<O, BFloat16>)
+    return kernels.forward_in_16_bits;
+  else
+    return kernels.forward;
+}
 
 // A table of kernels for both precisions.
 template <template <class> class Kernels>

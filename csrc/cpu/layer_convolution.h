@@ -16,27 +16,31 @@ Buffer<T> packed(const ConvShape& s, const T* weight, bool adjoint) {
 
 constexpr int64_t aligned(int64_t count) { return (count + 15) / 16 * 16; }  // in elements
 
-// window(rows, memory) returns the rows that an item reads; it may use `window_size` elements of memory.
-template <class T, class F>
-void convolve(const ConvShape& s, int64_t window_size, F window, const Activation<T>& activation, const T* weights,
-              const T* bias, T* output, std::vector<Moments>* moments) {
-  const LayerKernels<T>& kernel = layer_kernels<T>();
+// window(rows, memory) returns the rows that an item reads; it may use `window_size` elements of memory.  `convolution`
+// is that of the table which is meant.
+template <class T, class Convolution, class F, class O>
+void convolve(Convolution* convolution, const ConvShape& s, int64_t window_size, F window,
+              const Activation<T>& activation, const T* weights, const T* bias, O* output,
+              std::vector<Moments>* moments) {
+  const LayerKernels<T, T>& kernel = layer_kernels<T>();
   const int64_t items = kernel.items(s), own = aligned(kernel.scratch(s));
   if (moments != nullptr) moments->resize(items * s.outputs);
   for_each_item<T>(items, own + window_size, [&](int64_t item, T* scratch) {
-    kernel.convolve(s, window(kernel.input_rows(s, item), scratch + own), activation, weights, bias, output,
-                    moments == nullptr ? nullptr : moments->data() + item * s.outputs, item, scratch);
+    convolution(s, window(kernel.input_rows(s, item), scratch + own), activation, weights, bias, output,
+                moments == nullptr ? nullptr : moments->data() + item * s.outputs, item, scratch);
   });
 }
 
 // All gradients of a winograd convolution (winograd_gradient.h).
-template <class T>
+template <class O>
 class WinogradBackward {
+  using T = Computed<O>;
+
  public:
   // window(rows, memory) returns the rows of the padded input that an item reads; it may use `window_size` elements of
   // memory.  weight: (outputs, inputs, 3, 3).
   template <class F>
-  WinogradBackward(const ConvShape& s, const RawGradient<T>& raw, const T* weight, int64_t window_size, F window,
+  WinogradBackward(const ConvShape& s, const RawGradient<O>& raw, const T* weight, int64_t window_size, F window,
                    bool of_input, bool of_weight)
       : s_(s),
         items_(kernel_.winograd_gradient_items(s)),
@@ -60,9 +64,8 @@ class WinogradBackward {
   }
   void bias_gradient(T* to) const { std::copy_n(total_.get(), s_.outputs, to); }
 
-  // The gradient of input channel c before the padding that `s` describes, and before upsampling; `lines` is memory for
-  // two rows of the padded copy.
-  void input_gradient(int64_t c, const PaddedCopy& s, T* lines, T* to) const {
+  // The gradient of the padded copy of input channel c, `s`, before upsampling.
+  BandsOfRows<T> input_gradient(int64_t c, const PaddedCopy& s) const {
     const int64_t rows = kernel_.winograd_gradient_rows(s_), plain = s_.inputs - s_.upsampled,
                   plane = (2 * rows + 2) * (2 * s_.cols + 2);
     BandsOfRows<T> bands{locals_.get() + std::min(c, plain) * plane, items_, local_size_, 2 * rows, 2 * rows + 2};
@@ -70,11 +73,11 @@ class WinogradBackward {
       bands.data += (c - plain) * (rows + 2) * s.cols;
       bands.step = rows, bands.rows = rows + 2;
     }
-    kernel_.bands_adjoint(s, bands, lines, to);
+    return bands;
   }
 
  private:
-  const LayerKernels<T>& kernel_ = layer_kernels<T>();
+  const LayerKernels<T, O>& kernel_ = layer_kernels<T, O>();
   const ConvShape s_;
   const int64_t items_, local_size_;
   const Buffer<T> total_, locals_;

@@ -26,22 +26,22 @@ static auto with_algorithm(Algorithm algorithm, F f) {
   __builtin_unreachable();
 }
 
-template <class T>
-constexpr void add_channel_kernels(LayerKernels<T>& table) {
-  using C = Channels<T>;
-  table.pad = C::pad;
-  table.pad_gradient = C::pad_gradient;
-  table.pad_adjoint = C::pad_adjoint;
+template <class I, class O>
+constexpr void add_channel_kernels(LayerKernels<I, O>& table) {
+  using C = Channels<Computed<I>>;
+  table.pad = C::template pad<I>;
+  table.pad_gradient = C::template pad_gradient<O>;
   table.bands_adjoint = C::bands_adjoint;
-  table.norm_act = C::norm_act;
-  table.norm_act_gradient = C::norm_act_gradient;
+  table.normed_adjoint = C::template normed_adjoint<I>;
+  table.norm_act = C::template norm_act<I>;
+  table.norm_act_gradient = C::template norm_act_gradient<I>;
   table.upsampled_moments = C::upsampled_moments;
   table.norm_sums = C::norm_sums;
   table.norm_gradient = C::norm_gradient;
 }
 
-template <class T>
-constexpr void add_convolutions(LayerKernels<T>& table) {
+template <class I, class O, class T = Computed<I>>
+constexpr void add_convolutions(LayerKernels<I, O>& table) {
   using Tile = TileOf<T>;
   table.packed_size = [](const ConvShape& s) {
     return with_algorithm(s.algorithm, [&](auto a) { return ConvWeights<T, a>::packed_size(s); });
@@ -58,17 +58,21 @@ constexpr void add_convolutions(LayerKernels<T>& table) {
   table.scratch = [](const ConvShape& s) {
     return with_algorithm(s.algorithm, [&](auto a) { return Convolution<Tile, a>::scratch(s); });
   };
+  table.pointwise = Convolution<Tile, Algorithm::pointwise>::template convolve<I, O>;
+  table.adjoint = Convolution<Tile, Algorithm::strided_gradient>::template convolve<T, T>;
   table.convolve = [](const ConvShape& s, const Window<T>& input, const Activation<T>& activation, const T* packed,
-                      const T* bias, T* output, Moments* moments, int64_t item, T* scratch) {
-    with_algorithm(s.algorithm, [&](auto a) {
-      Convolution<Tile, a>::convolve(s, input, activation, packed, bias, output, moments, item, scratch);
-    });
+                      const T* bias, O* output, Moments* moments, int64_t item, T* scratch) {
+    const auto convolve = s.algorithm == Algorithm::strided
+                              ? Convolution<Tile, Algorithm::strided>::template convolve<T, O>
+                              : Convolution<Tile, Algorithm::winograd>::template convolve<T, O>;
+    convolve(s, input, activation, packed, bias, output, moments, item, scratch);
   };
 }
 
-template <class T>
-constexpr void add_gradients(LayerKernels<T>& table) {
-  using Strided = StridedWeightGradient<TileOf<T>>;
+template <class I, class O>
+constexpr void add_gradients(LayerKernels<I, O>& table) {
+  using Tile = TileOf<Computed<I>>;
+  using Strided = StridedWeightGradient<Tile>;
   table.weight_gradient_items = Strided::items;
   table.weight_gradient_input_rows = Strided::input_rows;
   table.weight_gradient_grad_rows = Strided::grad_rows;
@@ -76,14 +80,14 @@ constexpr void add_gradients(LayerKernels<T>& table) {
   table.sums_size = Strided::sums_size;
   table.weight_gradient = Strided::sum;
   table.finish = Strided::finish;
-  using Winograd = WinogradGradient<TileOf<T>>;
+  using Winograd = WinogradGradient<Tile>;
   table.winograd_gradient_items = Winograd::items;
   table.winograd_gradient_rows = Winograd::rows;
   table.winograd_gradient_input_rows = Winograd::input_rows;
   table.winograd_gradient_scratch = Winograd::scratch;
   table.winograd_sums_size = Winograd::sums_size;
   table.winograd_local_size = Winograd::local_size;
-  table.winograd_gradient = Winograd::gradient;
+  table.winograd_gradient = Winograd::template gradient<O>;
   table.winograd_finish = Winograd::finish;
 }
 
@@ -99,22 +103,29 @@ static void multiply_matrices(int64_t rows, int64_t cols, int64_t depth, const T
   }
 }
 
-template <class T>
-constexpr LayerKernels<T> make_layer_kernels() {
-  using Point = PointwiseGradient<TileOf<T>>;
-  using Skip = SkipConvGradient<TileOf<T>>;
-  LayerKernels<T> table{};
+template <class I, class O>
+constexpr LayerKernels<I, O> make_layer_kernels() {
+  using Tile = TileOf<Computed<I>>;
+  using Point = PointwiseGradient<Tile>;
+  using Skip = SkipConvGradient<Tile>;
+  LayerKernels<I, O> table{};
   add_channel_kernels(table);
   add_convolutions(table);
   add_gradients(table);
-  table.multiply = multiply_matrices<TileOf<T>>;
+  table.multiply = multiply_matrices<Tile>;
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;
-  table.pointwise_gradient = Point::gradient;
+  table.pointwise_gradient = Point::template gradient<I, O>;
   table.skip_gradient_items = Skip::items;
   table.skip_gradient_rows = Skip::rows;
   table.skip_gradient_scratch = Skip::scratch;
   table.skip_gradient_sums_size = Skip::sums_size;
-  table.skip_gradient = Skip::gradient;
+  table.skip_gradient = Skip::template gradient<O>;
   return table;
+}
+
+constexpr AllLayerKernels all_layer_kernels() {
+  return {make_layer_kernels<float, float>(), make_layer_kernels<double, double>(),
+          make_layer_kernels<float, BFloat16>(), make_layer_kernels<BFloat16, BFloat16>(),
+          make_layer_kernels<BFloat16, float>()};
 }

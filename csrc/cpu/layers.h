@@ -5,6 +5,10 @@
 // convolution normalises and activates it while it reads it,  a = leaky(scale x + shift).  Convolutions of 3x3 taps
 // read a padded copy of the rows that an item needs, which `pad` makes in the thread's own memory, so none of them
 // handles borders; those of one tap read the image itself.
+//
+// Images are stored as I, where they are read, and as O, where they are written: as the type T that all is computed
+// with, or in 16 bits, which halves the memory that a fit keeps and most of what it moves.  A gradient is stored as its
+// image is.
 #pragma once
 
 #include <type_traits>
@@ -25,9 +29,9 @@ struct Activation {
 //   G = grad + constant + factor y, with a constant and a factor for each channel
 //
 // `output` is null where the statistics have no gradient; then constant and factor are zero.
-template <class T>
+template <class O, class T = Computed<O>>
 struct RawGradient {
-  const T *grad, *output;
+  const O *grad, *output;
   const T *constant, *factor;
 };
 
@@ -83,25 +87,32 @@ struct ConvShape {
   int64_t upsampled = 0;    // winograd: how many of the inputs, the last ones, are upsampled from rows x cols pixels
 };
 
-template <class T>
+// The batch norm and the activation of one channel, to go back through; without an image there are none.
+template <class I, class T = Computed<I>>
+struct NormedChannel {
+  const I* image;
+  T mean, scale, shift, slope;
+};
+
+template <class I, class O, class T = Computed<I>>
 struct LayerKernels {
   // ---- one channel at a time; `line` holds a row of the copy and 64 elements more
 
   // Fills rows of a padded copy with leaky(scale x + shift).
-  void (*pad)(const PaddedCopy&, Rows, const T* image, T scale, T shift, T slope, T* copy, T* line);
+  void (*pad)(const PaddedCopy&, Rows, const I* image, T scale, T shift, T slope, T* copy, T* line);
   // Fills them with gradient + constant + factor * output; output may be null.
-  void (*pad_gradient)(const PaddedCopy&, Rows, const T* gradient, const T* output, T constant, T factor, T* copy,
+  void (*pad_gradient)(const PaddedCopy&, Rows, const O* gradient, const O* output, T constant, T factor, T* copy,
                        T* line);
-  // The adjoint of the padding: from the gradient of a copy that is not split, with rows `pitch` apart, to the gradient
-  // of the image.
-  void (*pad_adjoint)(const PaddedCopy&, const T* copy, int64_t pitch, T* image);
-  // The same of a copy whose gradient is a sum over bands of rows, which overlap; `lines` is memory for two rows.
+  // The adjoint of the padding of a copy whose gradient is a sum over bands of rows, which overlap; `lines` is memory
+  // for three rows.
   void (*bands_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, T* lines, T* image);
+  // The same, and then the adjoint of the batch norm and the activation before the padding; see norm_act_gradient.
+  void (*normed_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, const NormedChannel<I>&, T* lines, I* grad_image,
+                         double* sums);
 
-  void (*norm_act)(int64_t count, const T* image, T scale, T shift, T slope, T* activated);
-  // From the gradient of leaky(scale x + shift) to that of x, and the sums of t = grad * leaky' and of t (x - mean).
-  void (*norm_act_gradient)(int64_t count, const T* grad, const T* image, double mean, T scale, T shift, T slope,
-                            T* grad_image, double* sums);
+  void (*norm_act)(int64_t count, const I* image, T scale, T shift, T slope, T* activated);
+  // From the gradient of leaky(scale x + shift) to that of x; adds to the sums of t = grad * leaky' and t (x - mean).
+  void (*norm_act_gradient)(int64_t count, const T* grad, const NormedChannel<I>&, I* grad_image, double* sums);
   // The mean and the variance of an image after upsampling by two (nearest changes neither, bilinear the variance).
   void (*upsampled_moments)(int64_t height, int64_t width, bool bilinear, const T* image, double* mean,
                             double* variance);
@@ -121,9 +132,14 @@ struct LayerKernels {
   int64_t (*items)(const ConvShape&);
   Rows (*input_rows)(const ConvShape&, int64_t item);  // that the item reads; the first item reads the most
   int64_t (*scratch)(const ConvShape&);
-  // moments: one for each channel, of the outputs of the item.  bias and moments may be null.
-  void (*convolve)(const ConvShape&, const Window<T>& input, const Activation<T>&, const T* packed, const T* bias,
-                   T* output, Moments* moments, int64_t item, T* scratch);
+  // moments: one for each channel, of the outputs of the item.  bias and moments may be null.  An adjoint, which is
+  // that of the padded copy, has neither, and is not stored.
+  template <class Read, class Written>
+  using Convolve = void(const ConvShape&, const Window<Read>& input, const Activation<T>&, const T* packed,
+                        const T* bias, Written* output, Moments* moments, int64_t item, T* scratch);
+  Convolve<I, O>* pointwise;
+  Convolve<T, O>* convolve;  // strided and winograd
+  Convolve<T, T>* adjoint;   // strided_gradient
 
   // strided: the gradient of the weights.  `gradient` is padded as the adjoint reads it.
   int64_t (*weight_gradient_items)(const ConvShape&);
@@ -144,7 +160,7 @@ struct LayerKernels {
   int64_t (*winograd_gradient_scratch)(const ConvShape&);
   int64_t (*winograd_sums_size)(const ConvShape&);
   int64_t (*winograd_local_size)(const ConvShape&);
-  void (*winograd_gradient)(const ConvShape&, const RawGradient<T>&, const Window<T>& input, const T* packed, T* local,
+  void (*winograd_gradient)(const ConvShape&, const RawGradient<O>&, const Window<T>& input, const T* packed, T* local,
                             bool of_weight, T* sums, int64_t item, T* scratch);
   void (*winograd_finish)(const ConvShape&, const T* total, int64_t k0, int64_t k1, T* grad_weight);
 
@@ -153,8 +169,8 @@ struct LayerKernels {
   // (outputs, inputs rounded up), then those of the bias.
   int64_t (*pointwise_gradient_scratch)(const ConvShape&);
   int64_t (*pointwise_sums_size)(const ConvShape&);
-  void (*pointwise_gradient)(const ConvShape&, const RawGradient<T>&, const T* input, const Activation<T>&,
-                             const double* mean, const T* packed, T* grad_input, double* input_sums, T* sums,
+  void (*pointwise_gradient)(const ConvShape&, const RawGradient<O>&, const I* input, const Activation<T>&,
+                             const double* mean, const T* packed, I* grad_input, double* input_sums, T* sums,
                              int64_t item, T* scratch);
 
   // out (rows, cols) = a (rows, depth) b (depth, cols); cols is a multiple of 32, as many as the widest tile has.
@@ -167,11 +183,34 @@ struct LayerKernels {
   int64_t (*skip_gradient_rows)(const Shape&);
   int64_t (*skip_gradient_scratch)(const Shape&, int64_t channels);
   int64_t (*skip_gradient_sums_size)(const Shape&, int64_t channels);
-  void (*skip_gradient)(const Shape&, const RawGradient<T>&, const SkipConv<T>&, T* full, T* sums, T* local,
+  void (*skip_gradient)(const Shape&, const RawGradient<O>&, const SkipConv<T>&, T* full, T* sums, T* local,
                         int64_t item, T* scratch);
 };
 
+// A table for each way in which images are stored.
+struct AllLayerKernels {
+  LayerKernels<float, float> float32;
+  LayerKernels<double, double> float64;
+  LayerKernels<float, BFloat16> to_16_bits;
+  LayerKernels<BFloat16, BFloat16> in_16_bits;
+  LayerKernels<BFloat16, float> from_16_bits;
+
+  template <class I, class O>
+  const LayerKernels<I, O>& of() const {
+    if constexpr (std::is_same_v<I, double>)
+      return float64;
+    else if constexpr (std::is_same_v<I, float> && std::is_same_v<O, float>)
+      return float32;
+    else if constexpr (std::is_same_v<I, float>)
+      return to_16_bits;
+    else if constexpr (std::is_same_v<O, float>)
+      return from_16_bits;
+    else
+      return in_16_bits;
+  }
+};
+
 // Defined in layers_<instruction set>.cpp.
-extern const BothPrecisions<LayerKernels> layers_portable, layers_avx2, layers_avx512;
+extern const AllLayerKernels layers_portable, layers_avx2, layers_avx512;
 
 }  // namespace dip_fast::cpu

@@ -8,6 +8,6 @@ namespace {
 
 }  // namespace
 
-constinit const BothPrecisions<LayerKernels> layers_avx2{make_layer_kernels<float>(), make_layer_kernels<double>()};
+constinit const AllLayerKernels layers_avx2 = all_layer_kernels();
 
 }  // namespace dip_fast::cpu

@@ -8,6 +8,6 @@ namespace {
 
 }  // namespace
 
-constinit const BothPrecisions<LayerKernels> layers_portable{make_layer_kernels<float>(), make_layer_kernels<double>()};
+constinit const AllLayerKernels layers_portable = all_layer_kernels();
 
 }  // namespace dip_fast::cpu

@@ -4,7 +4,9 @@
 
 #include <ATen/ATen.h>
 
+#include <bit>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "arguments.h"
@@ -15,12 +17,54 @@ namespace dip_fast::cpu {
 
 using at::Tensor;
 
+// The memory of an image that is stored as S.
+template <class S>
+const S* image_of(const Tensor& tensor) {
+  return static_cast<const S*>(tensor.const_data_ptr());
+}
+template <class S>
+S* made_image_of(const Tensor& tensor) {
+  return static_cast<S*>(tensor.mutable_data_ptr());
+}
+
+// A value of an image as it is computed with.
+template <class S>
+Computed<S> as_computed(S value) {
+  if constexpr (std::is_same_v<S, BFloat16>)
+    return std::bit_cast<float>(static_cast<uint32_t>(value) << 16);
+  else
+    return value;
+}
+
+// Calls f with a value of the type that images of a dtype are stored as.
+template <class F>
+void with_stored(at::ScalarType dtype, F f) {
+  if (dtype == at::kDouble)
+    f(double());
+  else if (dtype == at::kBFloat16)
+    f(BFloat16());
+  else
+    f(float());
+}
+
+// The same for what is read and what is written, which are computed with in one type.
+template <class F>
+void with_stored(at::ScalarType input, at::ScalarType output, F f) {
+  with_stored(input, [&]<class I>(I) {
+    with_stored(output, [&]<class O>(O) {
+      if constexpr (std::is_same_v<Computed<I>, Computed<O>>) f(I(), O());
+    });
+  });
+}
+
 // The batch norm and the activation that are applied to an image when it is read:
 // a = leaky(scale x + shift), with  scale = gamma r  and  shift = beta - gamma r m  for each channel.
-template <class T>
+template <class I>
 struct NormAct {
+  using T = Computed<I>;
+
   int64_t channels, height, width, count;  // count: of pixels
-  const T* image;
+  const I* image;
   bool identity;                          // there is neither batch norm nor activation
   std::vector<double> mean, inverse_std;  // m and r = 1 / sqrt(variance + eps)
   std::vector<T> scale, shift;
@@ -31,7 +75,7 @@ struct NormAct {
         height(x.image.size(2)),
         width(x.image.size(3)),
         count(height * width),
-        image(x.image.const_data_ptr<T>()),
+        image(image_of<I>(x.image)),
         identity(!x.statistics.defined()),
         mean(channels, 0),
         inverse_std(channels, 1),
@@ -49,16 +93,17 @@ struct NormAct {
     }
   }
 
-  const T* channel(int64_t c) const { return image + c * count; }
+  const I* channel(int64_t c) const { return image + c * count; }
   Activation<T> activation() const {
     return identity ? Activation<T>{} : Activation<T>{scale.data(), shift.data(), slope};
   }
 
   // Computes channel c of a.
-  void activate(int64_t c, T* a) const { layer_kernels<T>().norm_act(count, channel(c), scale[c], shift[c], slope, a); }
-  // Turns the gradient of channel c of a into that of x, in place, and computes the sums of t and of t (x - mean).
-  void gradient(int64_t c, T* grad, double* sums) const {
-    layer_kernels<T>().norm_act_gradient(count, grad, channel(c), mean[c], scale[c], shift[c], slope, grad, sums);
+  void activate(int64_t c, T* a) const { layer_kernels<I>().norm_act(count, channel(c), scale[c], shift[c], slope, a); }
+  // What the way back of channel c needs.
+  NormedChannel<I> normed(int64_t c) const {
+    if (identity) return {nullptr, 0, 1, 0, 1};
+    return {channel(c), static_cast<T>(mean[c]), scale[c], shift[c], slope};
   }
 };
 
@@ -74,7 +119,8 @@ struct NormGradients {
         bias(allocated(x.bias, needed, x.image)) {}
 
   // Sets those of channel c from the sums of t and of t (x - mean).
-  void set(const NormedInput& x, const NormAct<T>& norm_act, int64_t c, const double* sums) const {
+  template <class I>
+  void set(const NormedInput& x, const NormAct<I>& norm_act, int64_t c, const double* sums) const {
     const double r = norm_act.inverse_std[c], gamma = x.weight.const_data_ptr<T>()[c];
     bias.data_ptr<T>()[c] = static_cast<T>(sums[0]);
     weight.data_ptr<T>()[c] = static_cast<T>(r * sums[1]);
@@ -89,19 +135,21 @@ struct NormGradients {
 };
 
 // The gradient of an output with the part that comes through its statistics, G = grad + constant + factor y.
-template <class T>
+template <class O>
 struct OutputGrad {
-  const T *grad, *output;  // output: null where the statistics have no gradient
+  using T = Computed<O>;
+
+  const O *grad, *output;  // output: null where the statistics have no gradient
   std::vector<T> constant, factor;
   std::vector<double> grad_mean;
 
   OutputGrad(const Tensor& g, const Tensor& y, const Tensor& statistics, const Tensor& grad_statistics)
-      : grad(g.const_data_ptr<T>()), output(nullptr) {
+      : grad(image_of<O>(g)), output(nullptr) {
     const int64_t K = y.size(1);
     const double n = static_cast<double>(y.size(2) * y.size(3));
     const double *s = statistics.const_data_ptr<double>(), *d = grad_statistics.const_data_ptr<double>();
     for (int64_t k = 0; k < K; ++k) {
-      if (d[k] != 0 || d[K + k] != 0) output = y.const_data_ptr<T>();
+      if (d[k] != 0 || d[K + k] != 0) output = image_of<O>(y);
       const double by_value = 2 * d[K + k] / n;
       factor.push_back(static_cast<T>(by_value));
       constant.push_back(static_cast<T>(d[k] / n - by_value * s[k]));
@@ -109,7 +157,7 @@ struct OutputGrad {
     }
   }
 
-  RawGradient<T> raw() const { return {grad, output, constant.data(), factor.data()}; }
+  RawGradient<O> raw() const { return {grad, output, constant.data(), factor.data()}; }
 };
 
 // Combines the moments of the items, (items, K), in their order (Chan, Golub, LeVeque 1983) to the mean and the

@@ -65,51 +65,55 @@ struct PaddedRows {
   }
 };
 
-template <class T>
-auto padded_rows(const PaddedCopy& s, const NormAct<T>& x) {
+template <class I, class T = Computed<I>>
+auto padded_rows(const PaddedCopy& s, const NormAct<I>& x) {
   const auto pad = [&](Rows rows, int64_t c, T* copy, T* line) {
-    layer_kernels<T>().pad(s, rows, x.channel(c), x.scale[c], x.shift[c], x.slope, copy, line);
+    layer_kernels<I>().pad(s, rows, x.channel(c), x.scale[c], x.shift[c], x.slope, copy, line);
   };
   return PaddedRows<T, decltype(pad)>{x.channels, s.cols, pad};
 }
 
-template <class T>
-auto padded_rows(const PaddedCopy& s, const OutputGrad<T>& g) {
+template <class O, class T = Computed<O>>
+auto padded_rows(const PaddedCopy& s, const OutputGrad<O>& g) {
   const auto pad = [&](Rows rows, int64_t k, T* copy, T* line) {
     const int64_t at = k * s.height * s.width;
-    layer_kernels<T>().pad_gradient(s, rows, g.grad + at, g.output == nullptr ? nullptr : g.output + at, g.constant[k],
+    layer_kernels<O>().pad_gradient(s, rows, g.grad + at, g.output == nullptr ? nullptr : g.output + at, g.constant[k],
                                     g.factor[k], copy, line);
   };
   return PaddedRows<T, decltype(pad)>{static_cast<int64_t>(g.constant.size()), s.cols, pad};
 }
 
-template <class T, class Padded>
-void convolve_padded(const ConvShape& s, const Padded& padded, const T* weights, const T* bias, T* output,
-                     std::vector<Moments>* moments) {
-  convolve<T>(s, padded.size(layer_kernels<T>().input_rows(s, 0)), padded, Activation<T>{}, weights, bias, output,
-              moments);
+template <class T, class O, class Convolution, class Padded>
+void convolve_padded(Convolution* convolution, const ConvShape& s, const Padded& padded, const T* weights,
+                     const T* bias, O* output, std::vector<Moments>* moments) {
+  convolve<T>(convolution, s, padded.size(layer_kernels<T>().input_rows(s, 0)), padded, Activation<T>{}, weights, bias,
+              output, moments);
 }
 
 // ---- the forward pass
 
-template <class T>
+template <class I, class O>
 std::tuple<Tensor, Tensor> forward(const NormedInput& x, double slope, double eps, const Tensor& weight,
-                                   const Tensor& bias, int64_t stride, c10::string_view padding_mode) {
+                                   const Tensor& bias, int64_t stride, c10::string_view padding_mode,
+                                   at::ScalarType dtype) {
+  using T = Computed<I>;
+  const LayerKernels<I, O>& kernel = layer_kernels<I, O>();
   const Plan plan = plan_of(x.image, weight, stride, padding_mode);
-  const NormAct<T> norm_act(x, slope, eps);
+  const NormAct<I> norm_act(x, slope, eps);
   const bool pointwise = plan.forward.algorithm == Algorithm::pointwise;
   const int64_t K = weight.size(0), height = pointwise ? norm_act.height : plan.forward.height,
                 width = pointwise ? norm_act.width : plan.forward.width;
-  Tensor output = workspace::empty({1, K, height, width}, x.image.options());
+  Tensor output = workspace::empty({1, K, height, width}, x.image.options().dtype(dtype));
   const Buffer<T> weights = packed(plan.forward, weight.const_data_ptr<T>(), false);
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   std::vector<Moments> moments;
   if (pointwise) {
-    const auto image = [&](Rows rows, T*) { return Window<T>{norm_act.image, rows}; };
-    convolve<T>(plan.forward, 0, image, norm_act.activation(), weights.get(), b, output.data_ptr<T>(), &moments);
+    const auto image = [&](Rows rows, T*) { return Window<I>{norm_act.image, rows}; };
+    convolve<T>(kernel.pointwise, plan.forward, 0, image, norm_act.activation(), weights.get(), b,
+                made_image_of<O>(output), &moments);
   } else {
-    convolve_padded<T>(plan.forward, padded_rows(plan.input, norm_act), weights.get(), b, output.data_ptr<T>(),
-                       &moments);
+    convolve_padded<T>(kernel.convolve, plan.forward, padded_rows(plan.input, norm_act), weights.get(), b,
+                       made_image_of<O>(output), &moments);
   }
   return {output, statistics_of(moments, K)};
 }
@@ -120,8 +124,10 @@ using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 
 // The operands of a backward pass and the gradients that it computes.  Those that the mask leaves out are of shape
 // (0,).
-template <class T>
+template <class I, class O>
 class Backward {
+  using T = Computed<I>;
+
  public:
   Backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
            const NormedInput& x, double slope, double eps, const Tensor& weight, int64_t stride,
@@ -140,7 +146,7 @@ class Backward {
     const auto nothing = [&] { return at::empty({0}, x.image.options()); };
     // With one pixel for each output the gradient of the input may overwrite that of the output, because all of this,
     // or its part for a block of pixels, has been read before.
-    const bool in_place = overwrites && stride == 1 && C_ == K_;
+    const bool in_place = overwrites && stride == 1 && C_ == K_ && std::is_same_v<I, O>;
     grad_input_ = !mask[0] ? nothing() : in_place ? grad : workspace::empty(x.image.sizes(), x.image.options());
     grad_weight_ = mask[1] ? at::empty(weight.sizes(), weight.options()) : nothing();
     grad_bias_ = mask[2] ? at::empty({K_}, weight.options()) : nothing();
@@ -166,7 +172,7 @@ class Backward {
     const int64_t items = kernel_.items(s), size = kernel_.pointwise_sums_size(s), row = (size - K_) / K_;
     const Buffer<T> total(size), weights = packed(plan_.adjoint, weight_.const_data_ptr<T>(), true);
     std::vector<double> sums(normed_ ? items * 2 * C_ : 0);
-    T* to = mask_[0] ? grad_input_.data_ptr<T>() : nullptr;
+    I* to = mask_[0] ? made_image_of<I>(grad_input_) : nullptr;
     sum_items<T>(items, size, kernel_.pointwise_gradient_scratch(s), total.get(),
                  [&](int64_t item, T* own, T* scratch) {
                    kernel_.pointwise_gradient(s, output_grad_.raw(), norm_act_.image, norm_act_.activation(),
@@ -184,37 +190,38 @@ class Backward {
     if (mask_[2]) std::copy_n(total.get() + K_ * row, K_, grad_bias_.data_ptr<T>());
   }
 
-  // Also all gradients in one pass, then for each channel the adjoint of the padding and of batch norm and activation.
+  // Also all gradients in one pass, but for the adjoint of the padding.
   void winograd() {
     const ConvShape& s = plan_.forward;
     const auto input = padded_rows(plan_.input, norm_act_);
-    const WinogradBackward<T> gradients(s, output_grad_.raw(), weight_.const_data_ptr<T>(),
+    const WinogradBackward<O> gradients(s, output_grad_.raw(), weight_.const_data_ptr<T>(),
                                         input.size(kernel_.winograd_gradient_input_rows(s, 0)), input, mask_[0],
                                         mask_[1]);
     if (mask_[1]) gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (mask_[2]) gradients.bias_gradient(grad_bias_.data_ptr<T>());
-    if (!mask_[0]) return;
-    for_each_item<T>(C_, 2 * plan_.input.cols, [&](int64_t c, T* lines) {
-      T* to = grad_input_.data_ptr<T>() + c * norm_act_.count;
-      gradients.input_gradient(c, plan_.input, lines, to);
-      norm_gradients(c, to);
-    });
+    if (mask_[0])
+      unpad(plan_.input, [&](int64_t c) { return gradients.input_gradient(c, plan_.input); });
   }
 
-  void norm_gradients(int64_t c, T* grad) {
-    if (!normed_) return;
-    double sums[2];
-    norm_act_.gradient(c, grad, sums);
-    norm_.set(x_, norm_act_, c, sums);
+  // For each channel the adjoint of the padding, of a padded copy whose gradient is padded(c), and that of the batch
+  // norm and the activation before it.
+  template <class F>
+  void unpad(const PaddedCopy& s, F padded) {
+    for_each_item<T>(C_, 3 * s.cols, [&](int64_t c, T* lines) {
+      double sums[2];
+      kernel_.normed_adjoint(s, padded(c), norm_act_.normed(c), lines,
+                             made_image_of<I>(grad_input_) + c * norm_act_.count, sums);
+      if (normed_) norm_.set(x_, norm_act_, c, sums);
+    });
   }
 
   // The sum of G over the pixels.  The constants and factors of G sum to the gradient of the mean.
   void bias_gradient() {
     for_each_channel(K_, [&](int64_t k) {
-      double sums[2];
-      const T* g = output_grad_.grad + k * pixels_;
-      kernel_.norm_sums(pixels_, g, g, 0, sums);
-      grad_bias_.data_ptr<T>()[k] = static_cast<T>(sums[0] + output_grad_.grad_mean[k]);
+      const O* g = output_grad_.grad + k * pixels_;
+      double sum = 0;
+      for (int64_t t = 0; t < pixels_; ++t) sum += as_computed(g[t]);
+      grad_bias_.data_ptr<T>()[k] = static_cast<T>(sum + output_grad_.grad_mean[k]);
     });
   }
 
@@ -238,27 +245,28 @@ class Backward {
     });
   }
 
-  // The adjoint convolution, then for each channel the adjoint of the padding and of the batch norm and activation.
+  // The adjoint convolution, then the adjoint of the padding.
   void input_gradient() {
     const ConvShape& s = plan_.adjoint;
     const Buffer<T> padded(C_ * s.height * s.width);
     {
       const Buffer<T> weights = packed(s, weight_.const_data_ptr<T>(), true);
-      convolve_padded<T>(s, padded_rows(plan_.gradient, output_grad_), weights.get(), nullptr, padded.get(), nullptr);
+      convolve_padded<T>(kernel_.adjoint, s, padded_rows(plan_.gradient, output_grad_), weights.get(), nullptr,
+                         padded.get(), nullptr);
     }
-    for_each_channel(C_, [&](int64_t c) {
-      T* to = grad_input_.data_ptr<T>() + c * norm_act_.count;
-      kernel_.pad_adjoint(plan_.input, padded.get() + c * s.height * s.width, s.width, to);
-      norm_gradients(c, to);
+    PaddedCopy copy = plan_.input;
+    copy.cols = s.width, copy.split = false;
+    unpad(copy, [&](int64_t c) {
+      return BandsOfRows<T>{padded.get() + c * s.height * s.width, 1, 0, s.height, s.height};
     });
   }
 
-  const LayerKernels<T>& kernel_ = layer_kernels<T>();
+  const LayerKernels<I, O>& kernel_ = layer_kernels<I, O>();
   const Plan plan_;
   const NormedInput& x_;
   const Tensor& weight_;
-  const NormAct<T> norm_act_;
-  const OutputGrad<T> output_grad_;
+  const NormAct<I> norm_act_;
+  const OutputGrad<O> output_grad_;
   const int64_t C_, K_, pixels_;  // pixels: of the output
   const std::array<bool, 3> mask_;
   const bool normed_;
@@ -270,12 +278,14 @@ class Backward {
 
 std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& statistics, const Optional& norm_weight,
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
-                                       double slope, double eps, int64_t stride, c10::string_view padding_mode) {
+                                       double slope, double eps, int64_t stride, c10::string_view padding_mode,
+                                       std::optional<at::ScalarType> dtype) {
   const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
-  if (bias.has_value()) on_cpu.check("bias", *bias, input.scalar_type(), {weight.size(0)});
+  if (bias.has_value()) on_cpu.check("bias", *bias, weight.scalar_type(), {weight.size(0)});
+  const at::ScalarType output = on_cpu.output_type(input, dtype);
   std::tuple<Tensor, Tensor> result;
-  AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d", [&] {
-    result = forward<scalar_t>(x, slope, eps, weight.contiguous(), contiguous(bias), stride, padding_mode);
+  with_stored(input.scalar_type(), output, [&]<class I, class O>(I, O) {
+    result = forward<I, O>(x, slope, eps, weight.contiguous(), contiguous(bias), stride, padding_mode, output);
   });
   return result;
 }
@@ -287,12 +297,12 @@ GradientTuple norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statis
                                    double slope, double eps, int64_t stride, c10::string_view padding_mode,
                                    std::array<bool, 3> mask) {
   const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
-  on_cpu.check_gradient(grad, grad_statistics, output, input, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, weight);
   const Tensor g = grad.contiguous(), ds = grad_statistics.contiguous(), y = output.contiguous(),
                s = output_statistics.contiguous(), w = weight.contiguous();
   GradientTuple result;
-  AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "norm_conv2d_backward", [&] {
-    result = Backward<scalar_t>(g, ds, y, s, x, slope, eps, w, stride, padding_mode, mask, OVERWRITES).run();
+  with_stored(input.scalar_type(), output.scalar_type(), [&]<class I, class O>(I, O) {
+    result = Backward<I, O>(g, ds, y, s, x, slope, eps, w, stride, padding_mode, mask, OVERWRITES).run();
   });
   return result;
 }

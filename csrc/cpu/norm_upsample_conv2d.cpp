@@ -32,13 +32,15 @@ namespace {
 //
 // Nearest is computed as winograd (algorithms.h), bilinear by upsample_conv2d with a convolution of the skip channels
 // beside it (skip_conv.h): its blur, which comes after the products, is for the upsampled channels alone.
-template <class T>
+template <class I>
 struct MidNorm {
+  using T = Computed<I>;
+
   Shape shape{};                              // of upsample_conv2d
   PaddedCopy deep_padding{}, skip_padding{};  // of the two images; bilinear: only the skip image is padded
   double eps;
-  NormAct<T> deep;
-  std::optional<NormAct<T>> skip;
+  NormAct<I> deep;
+  std::optional<NormAct<I>> skip;
   int64_t S;  // skip channels
   const T *weight, *bias;
   Buffer<T> deep_input, skip_input;       // b_deep before the upsampling, b_skip with its padding
@@ -72,8 +74,9 @@ struct MidNorm {
   ConvShape winograd() const {
     return {Algorithm::winograd, S + shape.C, shape.K, shape.H, shape.W, 2 * shape.H, 2 * shape.W, shape.C};
   }
-  // The memory for an activated channel, and for a row of a padded copy or two.
-  int64_t room() const { return activated_size() + 2 * skip_padding.cols + 64; }
+  // The memory for an activated channel, and for some rows of a padded copy.
+  int64_t room() const { return activated_size() + 3 * skip_padding.cols + 64; }
+  int64_t activated_size() const { return aligned((S > 0 ? 4 : 1) * deep.count); }
   Window<T> window() const { return {skip_input.get(), {0, 2 * shape.H + 2}, deep_input.get()}; }
 
  private:
@@ -81,11 +84,9 @@ struct MidNorm {
     T scale, shift;
   };
 
-  int64_t activated_size() const { return aligned((S > 0 ? 4 : 1) * deep.count); }
-
   // Sets the statistics of a channel of the concatenated image from its activated image a, and returns the affine map
   // of the batch norm.
-  Affine measure(int64_t channel, const NormAct<T>& from, bool bilinear, const T* a) {
+  Affine measure(int64_t channel, const NormAct<I>& from, bool bilinear, const T* a) {
     double variance;
     layer_kernels<T>().upsampled_moments(from.height, from.width, bilinear, a, &mean[channel], &variance);
     inverse_std[channel] = 1 / std::sqrt(variance + eps);
@@ -116,20 +117,21 @@ struct MidNorm {
 
 // ---- the forward pass
 
-template <class T>
+template <class I, class O>
 std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, c10::string_view mode,
-                                   c10::string_view padding_mode) {
-  const MidNorm<T> mid(x, mode, padding_mode);
+                                   c10::string_view padding_mode, at::ScalarType dtype) {
+  using T = Computed<I>;
+  const MidNorm<I> mid(x, mode, padding_mode);
   const Shape& s = mid.shape;
   const UpsampleKernels<T>& kernel = upsample_kernels<T>();
-  Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options());
+  Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options().dtype(dtype));
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   if (!s.bilinear) {
     const Buffer<T> weights = packed(mid.winograd(), x.weight.contiguous().const_data_ptr<T>(), false);
     std::vector<Moments> moments;
     convolve<T>(
-        mid.winograd(), 0, [&](Rows, T*) { return mid.window(); }, Activation<T>{}, weights.get(), b,
-        output.data_ptr<T>(), &moments);
+        layer_kernels<I, O>().convolve, mid.winograd(), 0, [&](Rows, T*) { return mid.window(); }, Activation<T>{},
+        weights.get(), b, made_image_of<O>(output), &moments);
     return {output, statistics_of(moments, s.K)};
   }
   const Tensor deep_weight = x.weight.narrow(1, mid.S, s.C).contiguous(),
@@ -139,16 +141,18 @@ std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, 
   const int64_t items = kernel.forward_items(s);
   std::vector<Moments> moments(items * s.K);
   for_each_item<T>(items, kernel.forward_scratch(s, mid.S), [&](int64_t item, T* scratch) {
-    kernel.forward(s, mid.deep_input.get(), weights.get(), b, output.data_ptr<T>(), item, scratch, &skip,
-                   moments.data() + item * s.K);
+    forward_of<O>(kernel)(s, mid.deep_input.get(), weights.get(), b, made_image_of<O>(output), item, scratch, &skip,
+                          moments.data() + item * s.K);
   });
   return {output, statistics_of(moments, s.K)};
 }
 
 // ---- the backward pass
 
-template <class T>
+template <class I, class O>
 class Backward {
+  using T = Computed<I>;
+
  public:
   Backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
            const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode, bool with_bias,
@@ -170,11 +174,16 @@ class Backward {
         grad_norm_weight_(at::empty_like(x.norm_weight)),
         grad_norm_bias_(at::empty_like(x.norm_bias)),
         grad_weight_(at::empty_like(x.weight)),
-        grad_bias_(at::empty({with_bias ? s_.K : 0}, x.deep.image.options())) {
-    if (output_grad_.output == nullptr || !s_.bilinear) return;
-    // G differs from the gradient that was passed in; it is written over that or into memory of its own.
-    if (!overwrites) own_gradient_.emplace(output.numel());
-    full_ = overwrites ? grad.data_ptr<T>() : own_gradient_->get();
+        grad_bias_(at::empty({with_bias ? s_.K : 0}, x.weight.options())) {
+    if (!s_.bilinear) return;
+    // Where G differs from the gradient that was passed in it is written over that or into memory of its own.
+    if constexpr (std::is_same_v<O, T>) {
+      whole_ = output_grad_.grad;
+      if (output_grad_.output == nullptr) return;
+      if (overwrites) full_ = made_image_of<T>(grad);
+    }
+    if (full_ == nullptr) full_ = own_gradient_.emplace(output.numel()).get();
+    whole_ = full_;
   }
 
   std::vector<Tensor> run() {
@@ -188,39 +197,49 @@ class Backward {
   void nearest() {
     const Tensor weight = x_.weight.contiguous();
     const auto window = [&](Rows, T*) { return mid_.window(); };
-    const WinogradBackward<T> gradients(mid_.winograd(), output_grad_.raw(), weight.const_data_ptr<T>(), 0, window,
+    const WinogradBackward<O> gradients(mid_.winograd(), output_grad_.raw(), weight.const_data_ptr<T>(), 0, window,
                                         true, true);
     gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (with_bias_) gradients.bias_gradient(grad_bias_.data_ptr<T>());
-    each_input_channel([&](int64_t c, T* memory, T* to) {
-      gradients.input_gradient(c, c < mid_.S ? mid_.skip_padding : mid_.deep_padding, memory, to);
-    });
+    const auto unpad = [&](int64_t c, T* lines, T* to) {
+      const PaddedCopy& padding = c < mid_.S ? mid_.skip_padding : mid_.deep_padding;
+      kernel_.bands_adjoint(padding, gradients.input_gradient(c, padding), lines, to);
+    };
+    each_skip_channel(unpad);
+    each_deep_channel(unpad);
   }
 
   void bilinear() {
     const Tensor deep_weight = x_.weight.narrow(1, mid_.S, s_.C).contiguous();
     output_and_skip_gradients();
-    const T* g = full_ != nullptr ? full_ : output_grad_.grad;
-    deep_weight_gradient(g);
-    data_gradient<T>(s_, g, deep_weight.const_data_ptr<T>(), grad_deep_.data_ptr<T>());
-    each_input_channel([&](int64_t c, T* memory, T* to) {
-      if (c < mid_.S) skip_input_gradient(c, memory, to);
+    deep_weight_gradient();
+    each_skip_channel([&](int64_t c, T* lines, T* to) {
+      kernel_.bands_adjoint(mid_.skip_padding, skip_input_gradient(c), lines, to);
+    });
+    const Buffer<T> deep(s_.C * mid_.deep.count);
+    data_gradient<T>(s_, whole_, deep_weight.const_data_ptr<T>(), deep.get());
+    each_deep_channel([&](int64_t c, T*, T* to) {
+      std::copy_n(deep.get() + (c - mid_.S) * mid_.deep.count, mid_.deep.count, to);
     });
   }
 
-  // gradient(c, memory, to) computes the gradient of channel c of b, from which those of the images and the norms
+  // gradient(c, lines, to) computes the gradient of channel c of b, from which those of the images and the norms
   // follow.
   template <class F>
-  void each_input_channel(F gradient) {
-    for_each_item<T>(mid_.S, mid_.room(), [&](int64_t c, T* memory) {
-      T* to = grad_skip_.data_ptr<T>() + c * mid_.skip->count;
-      gradient(c, memory, to);
-      norm_gradients(*x_.skip, *mid_.skip, 0, false, c, memory, to, skip_norm_);
+  void each_skip_channel(F gradient) {
+    for_each_item<T>(mid_.S, 2 * mid_.room(), [&](int64_t c, T* memory) {
+      T *grad = memory + mid_.room(), *lines = memory + mid_.activated_size();
+      gradient(c, lines, grad);
+      norm_gradients(*x_.skip, *mid_.skip, 0, false, c, memory, grad, made_image_of<I>(grad_skip_), skip_norm_);
     });
-    for_each_item<T>(s_.C, mid_.room(), [&](int64_t c, T* memory) {
-      T* to = grad_deep_.data_ptr<T>() + c * mid_.deep.count;
-      gradient(mid_.S + c, memory, to);
-      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, memory, to, deep_norm_);
+  }
+  template <class F>
+  void each_deep_channel(F gradient) {
+    for_each_item<T>(s_.C, 2 * mid_.room(), [&](int64_t c, T* memory) {
+      T *grad = memory + mid_.room(), *lines = memory + mid_.activated_size();
+      gradient(mid_.S + c, lines, grad);
+      norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, memory, grad, made_image_of<I>(grad_deep_),
+                     deep_norm_);
     });
   }
 
@@ -241,23 +260,22 @@ class Backward {
     if (with_bias_) std::copy_n(total.get() + s_.K * row, s_.K, grad_bias_.data_ptr<T>());
   }
 
-  void deep_weight_gradient(const T* g) {
+  void deep_weight_gradient() {
     const Tensor gradient = at::empty({s_.K, s_.C, 3, 3}, grad_weight_.options());
-    weight_gradient<T>(s_, g, mid_.deep_input.get(), gradient.data_ptr<T>(), nullptr);
+    weight_gradient<T>(s_, whole_, mid_.deep_input.get(), gradient.data_ptr<T>(), nullptr);
     grad_weight_.narrow(1, mid_.S, s_.C).copy_(gradient);
   }
 
-  // The gradient of channel c of b_skip: adds up the parts of the items, whose rows overlap, and takes the adjoint of
-  // the padding.
-  void skip_input_gradient(int64_t c, T* lines, T* to) const {
-    const BandsOfRows<T> bands{locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2};
-    kernel_.bands_adjoint(mid_.skip_padding, bands, lines, to);
+  // The gradient of the padded copy of channel c of b_skip.
+  BandsOfRows<T> skip_input_gradient(int64_t c) const {
+    return {locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2};
   }
 
-  // From the gradient of channel c of b, in place, to that of x: through the batch norm in the middle, where it is
-  // channel first + c, then through the activation and the batch norm of the image.  `a` is memory for the channel.
-  void norm_gradients(const NormedInput& x, const NormAct<T>& norm_act, int64_t first, bool bilinear, int64_t c, T* a,
-                      T* grad, const NormGradients<T>& norm) const {
+  // From the gradient of channel c of b, which is overwritten, to that of x: through the batch norm in the middle,
+  // where it is channel first + c, then through the activation and the batch norm of the image.  `a` is memory for the
+  // channel.
+  void norm_gradients(const NormedInput& x, const NormAct<I>& norm_act, int64_t first, bool bilinear, int64_t c, T* a,
+                      T* grad, I* grad_images, const NormGradients<T>& norm) const {
     const int64_t channel = first + c;
     norm_act.activate(c, a);
     double sums[2];
@@ -267,19 +285,22 @@ class Backward {
     grad_norm_weight_.data_ptr<T>()[channel] = static_cast<T>(r * sums[1]);
     kernel_.norm_gradient(norm_act.height, norm_act.width, bilinear, grad, a, mid_.mean[channel], gamma * r,
                           -gamma * r * sums[0] / n, -gamma * r * r * r * sums[1] / n, grad);
-    if (norm_act.identity) return;
-    norm_act.gradient(c, grad, sums);
-    norm.set(x, norm_act, c, sums);
+    I* to = grad_images + c * norm_act.count;
+    const NormedChannel<I> normed = norm_act.normed(c);
+    const PaddedCopy whole{norm_act.height, norm_act.width, 0, Padding::zeros, norm_act.width, false};
+    kernel_.normed_adjoint(whole, {grad, 1, 0, norm_act.height, norm_act.height}, normed, a, to, sums);
+    if (!norm_act.identity) norm.set(x, norm_act, c, sums);
   }
 
-  const LayerKernels<T>& kernel_ = layer_kernels<T>();
+  const LayerKernels<I, O>& kernel_ = layer_kernels<I, O>();
   const UpsampleInputs& x_;
-  const MidNorm<T> mid_;
+  const MidNorm<I> mid_;
   const Shape& s_ = mid_.shape;
-  const OutputGrad<T> output_grad_;
+  const OutputGrad<O> output_grad_;
   const bool with_bias_;
   std::optional<Buffer<T>> own_gradient_;
   T* full_ = nullptr;                   // where G is written; null: it is the gradient that was passed in
+  const T* whole_ = nullptr;            // where it is read
   const int64_t rows_, items_, pitch_;  // of the first part of the pass: rows of an item, items, columns
   const int64_t local_size_;            // elements of the gradient of the skip image that an item computes
   const Buffer<T> locals_;              // these gradients
@@ -296,13 +317,16 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Optional& skip_weight, const Optional& skip_bias,
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
-                                                c10::string_view mode, c10::string_view padding_mode) {
+                                                c10::string_view mode, c10::string_view padding_mode,
+                                                std::optional<at::ScalarType> dtype) {
   const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                   skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  if (bias.has_value()) on_cpu.check("bias", *bias, deep.scalar_type(), {weight.size(0)});
+  if (bias.has_value()) on_cpu.check("bias", *bias, weight.scalar_type(), {weight.size(0)});
+  const at::ScalarType output = on_cpu.output_type(deep, dtype);
   std::tuple<Tensor, Tensor> result;
-  AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d",
-                             [&] { result = forward<scalar_t>(x, contiguous(bias), mode, padding_mode); });
+  with_stored(deep.scalar_type(), output, [&]<class I, class O>(I, O) {
+    result = forward<I, O>(x, contiguous(bias), mode, padding_mode, output);
+  });
   return result;
 }
 
@@ -315,12 +339,12 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     c10::string_view mode, c10::string_view padding_mode, bool with_bias) {
   const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                   skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  on_cpu.check_gradient(grad, grad_statistics, output, deep, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, weight);
   const Tensor g = grad.contiguous(), ds = grad_statistics.contiguous(), y = output.contiguous(),
                s = output_statistics.contiguous();
   std::vector<Tensor> result;
-  AT_DISPATCH_FLOATING_TYPES(deep.scalar_type(), "norm_upsample_conv2d_backward", [&] {
-    result = Backward<scalar_t>(g, ds, y, s, x, mode, padding_mode, with_bias, OVERWRITES).run();
+  with_stored(deep.scalar_type(), output.scalar_type(), [&]<class I, class O>(I, O) {
+    result = Backward<I, O>(g, ds, y, s, x, mode, padding_mode, with_bias, OVERWRITES).run();
   });
   return result;
 }

@@ -20,11 +20,14 @@ using TileOf = Tile<T, VECTOR_BYTES / sizeof(T), TILE_ROWS, 2>;
 template <class T>
 constexpr UpsampleKernels<T> make_upsample_kernels() {
   using P = Passes<TileOf<T>>;
+  typename UpsampleKernels<T>::template Forward<BFloat16>* in_16_bits = nullptr;
+  if constexpr (std::is_same_v<T, float>) in_16_bits = Passes<TileOf<T>, BFloat16>::forward;
   return {P::packed_size,
           P::pack,
           P::forward_items,
           P::forward_scratch,
           P::forward,
+          in_16_bits,
           P::data_gradient_items,
           P::data_gradient_scratch,
           P::data_gradient,

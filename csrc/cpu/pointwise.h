@@ -27,15 +27,16 @@ struct PointwiseGradient {
     return (s.outputs + 2 * s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
   }
 
-  static void gradient(const ConvShape& s, const RawGradient<T>& raw, const T* input, const Activation<T>& activation,
-                       const double* mean, const T* packed, T* grad_input, double* input_sums, T* sums, int64_t item,
+  template <class I, class O>
+  static void gradient(const ConvShape& s, const RawGradient<O>& raw, const I* input, const Activation<T>& activation,
+                       const double* mean, const T* packed, I* grad_input, double* input_sums, T* sums, int64_t item,
                        T* scratch) {
     const int64_t K = s.outputs, C = s.inputs, plane = s.cols, row = row_of_sums(s);
     T *g = scratch, *x = g + K * LD, *a = x + C * LD, *panels = a + C * LD, *products = panels + row * BLOCK;
     T* bias = sums + K * row;
     const Bands band = Forward::bands(s);
     const int64_t begin = band.begin(item), end = band.end(item, plane);
-    const bool stream = streams<T>(C * plane, plane);
+    const bool stream = streams<I>(C * plane, plane);
     fill_zero(bias, K);
     if (input_sums != nullptr) fill_zero(input_sums, 2 * C);
     for (int64_t first = begin; first < end; first += BLOCK) {
@@ -60,11 +61,12 @@ struct PointwiseGradient {
 
  private:
   // g = G of the pixels first .. first + count, filled up with zeros to whole panels; adds its sums to `bias`.
-  [[gnu::always_inline]] static inline void load_gradient(const RawGradient<T>& raw, int64_t K, int64_t plane,
+  template <class O>
+  [[gnu::always_inline]] static inline void load_gradient(const RawGradient<O>& raw, int64_t K, int64_t plane,
                                                           int64_t first, int64_t count, T* g, T* bias) {
     const int64_t width = rounded_up(count, NR);
     for (int64_t k = 0; k < K; ++k) {
-      const T *from = raw.grad + k * plane + first,
+      const O *from = raw.grad + k * plane + first,
               *output = raw.output == nullptr ? nullptr : raw.output + k * plane + first;
       T* to = g + k * LD;
       if (k + AHEAD < K) prefetch(from + AHEAD * plane, count);
@@ -75,21 +77,23 @@ struct PointwiseGradient {
   }
 
   // x = the input of these pixels, a = what its activation makes of it.
-  [[gnu::always_inline]] static inline void load_input(const T* input, const Activation<T>& activation, int64_t C,
+  template <class I>
+  [[gnu::always_inline]] static inline void load_input(const I* input, const Activation<T>& activation, int64_t C,
                                                        int64_t plane, int64_t first, int64_t count, T* x, T* a) {
     for (int64_t c = 0; c < C; ++c) {
-      const T* from = input + c * plane + first;
+      const I* from = input + c * plane + first;
       T *to_x = x + c * LD, *to_a = a + c * LD;
       if (c + AHEAD < C) prefetch(from + AHEAD * plane, count);
       if (activation.scale == nullptr) {
-        copy(from, count, to_a);
+#pragma omp simd
+        for (int64_t t = 0; t < count; ++t) to_a[t] = value_of(from[t]);
         continue;
       }
       const T scale = activation.scale[c], shift = activation.shift[c], slope = activation.slope;
 #pragma omp simd
       for (int64_t t = 0; t < count; ++t) {
-        const T u = scale * from[t] + shift;
-        to_x[t] = from[t];
+        const T value = value_of(from[t]), u = scale * value + shift;
+        to_x[t] = value;
         to_a[t] = u > 0 ? u : slope * u;
       }
     }

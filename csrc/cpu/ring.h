@@ -157,9 +157,9 @@ static void ring_products(const T* weight, const Side& side, int64_t rows, int64
 
 // Adds the ring's part to the positions first .. last of one side of an output image (K, 2H, 2W), and corrects its
 // moments.
-template <class Tile, class T = typename Tile::T>
+template <class Tile, class O, class T = typename Tile::T>
 static void ring_forward(const T* image, const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
-                         T* output, T* scratch, const MomentSums<Tile>& moments = {}) {
+                         O* output, T* scratch, const MomentSums<Tile>& moments = {}) {
   constexpr int NR = Tile::NR;
   T *fields = scratch, *sums = scratch + 3 * s.C * NR;
   for (int64_t begin = first; begin < last; begin += NR) {
@@ -167,12 +167,11 @@ static void ring_forward(const T* image, const Shape& s, const T* packed, const 
     ring_fields<NR>(image, s, side, begin, end, fields);
     ring_products<Tile>(packed, side, s.K, s.C, fields, sums);
     for (int64_t k = 0; k < s.K; ++k) {
-      T* to = output + k * 4 * s.H * s.W + side.output;
+      O* to = output + k * 4 * s.H * s.W + side.output;
       for (int64_t t = begin; t < end; ++t) {
-        T& value = to[t * side.output_step];
-        const T was = value;
-        value += sums[k * NR + (t - begin)];
-        if (moments.lanes != nullptr) moments.replace(k, was, value);
+        const T was = value_of(to[t * side.output_step]), is = was + sums[k * NR + (t - begin)];
+        to[t * side.output_step] = stored<O>(is);
+        if (moments.lanes != nullptr) moments.replace(k, was, is);
       }
     }
   }

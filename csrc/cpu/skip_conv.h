@@ -72,7 +72,8 @@ struct SkipConvOutputs {
 
   // Adds conv(q) to the line of piece `index` and writes it.  Channel k is the row-th that was multiplied; `output` is
   // that channel.
-  void write(int64_t index, int64_t k, int64_t row, T* line, T* output) const {
+  template <class O>
+  void write(int64_t index, int64_t k, int64_t row, T* line, O* output) const {
     const Piece& at = piece[index];
     if (skip.channels > 0) {
       const T* more = products + row * PIXELS + at.pixel;

@@ -26,7 +26,8 @@ struct SkipConvGradient {
 
   // full: where G is written; may be null.  sums: those of the weight (K, 9 S rounded up), then those of the bias.
   // local: the gradient of the rows of the padded image that the item's rows read, (S, rows + 2, 2W + 2).
-  static void gradient(const Shape& s, const RawGradient<T>& raw, const SkipConv<T>& skip, T* full, T* sums, T* local,
+  template <class O>
+  static void gradient(const Shape& s, const RawGradient<O>& raw, const SkipConv<T>& skip, T* full, T* sums, T* local,
                        int64_t item, T* scratch) {
     const int64_t S = skip.channels, D = 9 * S, width = 2 * s.W, pitch = width + 2;
     const Bands band = bands(s);
@@ -55,7 +56,8 @@ struct SkipConvGradient {
 
  private:
   // g = G of `count` pixels from `first` on, filled up with zeros to whole panels; adds its sums to `bias`.
-  [[gnu::always_inline]] static inline void load_gradient(const Shape& s, const RawGradient<T>& raw, int64_t first,
+  template <class O>
+  [[gnu::always_inline]] static inline void load_gradient(const Shape& s, const RawGradient<O>& raw, int64_t first,
                                                           int64_t count, T* full, bool stream, T* g, T* bias) {
     const int64_t plane = 4 * s.H * s.W, filled = rounded_up(count, NR);
     for (int64_t k = 0; k < s.K; ++k) {

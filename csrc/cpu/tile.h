@@ -26,12 +26,36 @@ static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a
 // (docs/notes/step.md).
 constexpr int64_t STREAMED = 1 << 20;
 
+// A value of an image as it is computed with.
+static inline float value_of(BFloat16 stored) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(stored) << 16);
+}
+static inline float value_of(float value) { return value; }
+static inline double value_of(double value) { return value; }
+
+// A value as it is stored: in 16 bits the nearest one, of two the one whose last bit is 0.
+template <class S, class T>
+static inline S stored(T value) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, value), nearest = bits + 0x7fff + (bits >> 16 & 1);
+    return static_cast<BFloat16>((value != value ? bits | 0x400000 : nearest) >> 16);
+  } else {
+    return value;
+  }
+}
+
 // A division of rows into bands: `rows` in each, the last may have fewer.
 struct Bands {
   int64_t rows, count;
   Bands(int64_t height, int64_t most) : rows(at_most(height, most)), count(quotient_up(height, rows)) {}
   int64_t begin(int64_t band) const { return band * rows; }
   int64_t end(int64_t band, int64_t height) const { return at_most(height, (band + 1) * rows); }
+};
+
+template <int LANES>
+struct Integers {
+  typedef uint16_t Halves __attribute__((vector_size(LANES * sizeof(uint16_t)), aligned(alignof(uint16_t))));
+  typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(alignof(uint32_t))));
 };
 
 template <class T_, int LANES_, int MR_, int VECTORS_>
@@ -47,20 +71,41 @@ struct Tile {
   static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
   static void store(T* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 
+  // The same of an image in 16 bits: see value_of and stored.
+  using Halves = typename Integers<LANES>::Halves;
+  using Words = typename Integers<LANES>::Words;
+  static Vector load(const BFloat16* from) {
+    const Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
+    return (Vector)(bits << 16);
+  }
+  static Halves halves(const Vector& value) {
+    const Words bits = (Words)value, nearest = bits + 0x7fff + (bits >> 16 & 1);
+    const Words rounded = value != value ? bits | 0x400000 : nearest;
+    return __builtin_convertvector(Words(rounded >> 16), Halves);
+  }
+  static void store(BFloat16* to, const Vector& value) { *reinterpret_cast<Halves*>(to) = halves(value); }
+
   // Writes past the caches, for outputs larger than these: no line is read before it is overwritten, and the operands
   // stay in the caches.  `to` must be aligned to a vector, and fence() must come before another thread reads.
-  static bool aligned(const T* to) { return reinterpret_cast<uintptr_t>(to) % sizeof(Vector) == 0; }
-  static void stream(T* to, const Vector& value) {
+  template <class S>
+  static bool aligned(const S* to) {
+    return reinterpret_cast<uintptr_t>(to) % (LANES * sizeof(S)) == 0;
+  }
+  static void stream(T* to, const Vector& value) { stream_bytes(to, value); }
+  static void stream(BFloat16* to, const Vector& value) { stream_bytes(to, halves(value)); }
+  template <class V>
+  static void stream_bytes(void* to, const V& value) {
 #if defined(__x86_64__)
-    if constexpr (sizeof(Vector) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)value);
+    if constexpr (sizeof(V) == 8) *reinterpret_cast<V*>(to) = value;
+    if constexpr (sizeof(V) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)value);
 #if defined(__AVX__)
-    if constexpr (sizeof(Vector) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)value);
+    if constexpr (sizeof(V) == 32) _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)value);
 #endif
 #if defined(__AVX512F__)
-    if constexpr (sizeof(Vector) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+    if constexpr (sizeof(V) == 64) _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
 #endif
 #else
-    store(to, value);
+    *reinterpret_cast<V*>(to) = value;
 #endif
   }
   static void fence() {

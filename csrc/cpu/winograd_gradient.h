@@ -66,7 +66,8 @@ struct WinogradGradient {
   }
 
   // sums: those of the bias alone if not `of_weight`.  local: null if the inputs need no gradient.
-  static void gradient(const ConvShape& s, const RawGradient<T>& raw, const Window<T>& input, const T* packed, T* local,
+  template <class O>
+  static void gradient(const ConvShape& s, const RawGradient<O>& raw, const Window<T>& input, const T* packed, T* local,
                        bool of_weight, T* sums, int64_t item, T* scratch) {
     T *made = scratch, *fields = made + SLOTS * field_slot(s.outputs * LD),
       *products = fields + SLOTS * field_slot(row(s) * BLOCK), *transposed = products + SLOTS * PRODUCT;
@@ -114,7 +115,8 @@ struct WinogradGradient {
 
  private:
   // dM of the sites first .. last, [slot][k][LD], filled up with zeros to whole panels; adds the sums of G to `bias`.
-  static void product_gradients(const ConvShape& s, const RawGradient<T>& raw, int64_t first, int64_t last, T* out,
+  template <class O>
+  static void product_gradients(const ConvShape& s, const RawGradient<O>& raw, int64_t first, int64_t last, T* out,
                                 T* bias) {
     const int64_t slot = field_slot(s.outputs * LD), plane = s.height * s.width, count = last - first;
     each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
@@ -123,7 +125,7 @@ struct WinogradGradient {
         T lines[2][2 * MAX_BLOCK];
         for (int64_t p = 0; p < 2; ++p) {
           const int64_t at = (2 * i + p) * s.width + 2 * j + k * plane, filled = 2 * i + p < s.height ? width : 0;
-          const T* y = raw.output == nullptr ? nullptr : raw.output + at;
+          const O* y = raw.output == nullptr ? nullptr : raw.output + at;
           if (k + AHEAD < s.outputs) prefetch(raw.grad + at + AHEAD * plane, filled);
           if (k + AHEAD < s.outputs && y != nullptr) prefetch(y + AHEAD * plane, filled);
           if (filled > 0)

@@ -81,7 +81,7 @@ class BenchSettings:
         The CPU threads of each process; those of this one by default.
     device : {"auto", "cpu", "cuda"}
     precision : {"fp32", "tf32", "bf16"}, optional
-        The precision of the products on a GPU, for all engines; ``tf32`` by default.  A CPU computes in ``fp32``.
+        For all engines; ``tf32`` by default, which a CPU has not: it computes in ``fp32``.
     seconds : float
         The time that the whole benchmark may take, starting and compiling included.  Every engine makes at least two
         measured steps, however long they take.
@@ -177,7 +177,7 @@ def configurations(settings: BenchSettings, log: Callable[[str], None]) -> list[
         raise UsageError(f"engines must be among {', '.join(offered)} on {device.type}, got {unknown.pop()!r}")
     asked = settings.precision or "tf32"
     precision.require(asked, device)
-    used = asked if device.type == "cuda" else "fp32"
+    used = precision.used(asked, device)
     recipes = [endless_recipe(settings.preset, upsampling) for upsampling in settings.upsampling]
     if "fused" in names:
         try:

@@ -1,4 +1,4 @@
-"""The precision of the products of a fit on a GPU; a CPU computes in float32."""
+"""The precision of a fit: of its products on a GPU, and of the images that it keeps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from dip_fast.errors import Argument, UsageError
 from dip_fast.names import PRECISIONS
+from dip_fast.networks import Network
 
 
 def require(precision: str, device: torch.device) -> None:
@@ -18,12 +19,12 @@ def require(precision: str, device: torch.device) -> None:
     Raises
     ------
     UsageError
-        For an unknown one, or for bf16 on another device than a GPU.
+        For an unknown one, or for bf16 on a device that has none.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "bf16" and device.type != "cuda":
-        raise UsageError("{} needs a GPU, and this is {}; leave it out", Argument("precision", "bf16"), device.type)
+    if precision == "bf16" and device.type not in ("cuda", "cpu"):
+        raise UsageError("{} is not for {}; leave it out", Argument("precision", "bf16"), device.type)
 
 
 @contextmanager
@@ -55,11 +56,25 @@ def products(precision: str, device: torch.device) -> Iterator[None]:
             setattr(backend, name, value)
 
 
-def drawing(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+def used(precision: str, device: torch.device) -> str:
+    """Return the precision that a device computes in where one is asked for: a CPU has no TF32."""
+    return precision if device.type == "cuda" or precision == "bf16" else "fp32"
+
+
+def is_stored_alone(precision: str, device: torch.device, network: Network) -> bool:
+    """Whether only images between layers have 16 bits: in the fused engine on a CPU, which computes in float32."""
+    return precision == "bf16" and device.type == "cpu" and network.is_fused()
+
+
+def drawing(precision: str, device: torch.device, network: Network) -> AbstractContextManager[Any]:
     """Make the context that the network is called in: plain layers compute in bfloat16 there where that is wanted.
 
     The parameters stay in float32; each is used once a step, so no copy in bfloat16 is cached.
     """
     if precision != "bf16":
         return nullcontext()
+    if is_stored_alone(precision, device, network):
+        from dip_fast.ops.norm_conv import stored_as  # here, since it loads or builds the extension
+
+        return stored_as(torch.bfloat16)
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dip_fast import networks
-from dip_fast.device.precision import drawing
+from dip_fast.device.precision import drawing, is_stored_alone
 from dip_fast.fitting.objectives import Objective
 from dip_fast.networks.layers import full
 
@@ -26,7 +26,7 @@ class Problem:
     reference : Tensor or None
         The ground truth, ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
     precision : {"fp32", "tf32", "bf16"}
-        Precision of the products in a step, on a GPU.
+        Precision of a step.
     device : device
         Where all of it lies.
     """
@@ -55,8 +55,8 @@ class Problem:
             ``(1, C, H, W)``, in float32 at least.
         """
         z = networks.surround(z, *self.network.input_size(*(size or self.objective.scene)))
-        if self.precision == "bf16":
+        if self.precision == "bf16" and not is_stored_alone(self.precision, self.device, self.network):
             z = z.bfloat16()
-        with drawing(self.precision, self.device):
+        with drawing(self.precision, self.device, self.network):
             output = self.network(z) if weights is None else torch.func.functional_call(self.network, weights, (z,))
         return full(networks.crop(output, *(size or self.objective.size)))

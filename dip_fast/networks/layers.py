@@ -144,7 +144,9 @@ class Convolved:
 
     def activated(self) -> Tensor:
         """Apply the batch norm and the LeakyReLU."""
-        return nn.functional.leaky_relu(self.norm(self.tensor), self.slope)
+        # PyTorch's layers on a CPU compute in float32, as the operators do, whatever images are stored as.
+        tensor = self.tensor if self.tensor.is_cuda else full(self.tensor)
+        return nn.functional.leaky_relu(self.norm(tensor), self.slope)
 
 
 Image = Tensor | Convolved  # what blocks pass on
@@ -156,14 +158,14 @@ def activated(x: Image) -> Tensor:
 
 
 def is_supported(x: Image) -> bool:
-    """Whether the operators read such an image: a single one, in float32 or float64, or on a GPU in bfloat16.
+    """Whether the operators read such an image: a single one, in float32, float64 or bfloat16.
 
     They read none under transforms of ``torch.func`` and in forward-mode differentiation, for which they have no rules.
     """
     from dip_fast.ops.transforms import is_transformed  # here, since it loads or builds the extension
 
     tensor = x.tensor if isinstance(x, Convolved) else x
-    dtypes = (torch.float32, torch.float64, torch.bfloat16) if tensor.is_cuda else (torch.float32, torch.float64)
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
     return tensor.shape[0] == 1 and tensor.dtype in dtypes and not is_transformed()
 
 
@@ -204,6 +206,11 @@ def without_gradient(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 def full(x: Tensor) -> Tensor:
     """Convert a tensor of fewer than 32 bits a value to float32."""
     return x.float() if x.element_size() < 4 else x
+
+
+def plain_dtype(image: Tensor) -> torch.dtype | None:
+    """Dtype of what an operator makes of an image for PyTorch's layers: float32 at least on a CPU, else the image's."""
+    return None if image.is_cuda else torch.promote_types(image.dtype, torch.float32)
 
 
 def batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -285,10 +292,11 @@ class Block(Fusible):
 
         assert isinstance(self.activation, nn.LeakyReLU)
         slope = self.activation.negative_slope
+        image = operand(x, slope)
         # Without the bias, which the batch norm would take away again.
         output, statistics = ops.norm_conv2d(
-            operand(x, slope), self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
-            padding_mode=str(self.conv.padding_mode),
+            image, self.conv.weight, slope=slope, eps=self.norm.eps, stride=self.conv.stride[0],
+            padding_mode=str(self.conv.padding_mode), dtype=None if self.pool is None else plain_dtype(image.tensor),
         )  # fmt: skip
         return Convolved(output, statistics, self.norm, slope) if self.pool is None else self.finish(output)
 

@@ -22,6 +22,7 @@ from dip_fast.networks.layers import (
     is_supported,
     make_activation,
     operand,
+    plain_dtype,
     without_gradient,
 )
 from dip_fast.values import integer
@@ -128,14 +129,18 @@ class Scale(Fusible):
 
         conv, norm, of_skip = self.merge.conv, self.norm, slice(self.skip_channels)
         of_deep, padding_mode = slice(self.skip_channels, None), str(conv.padding_mode)
+        image = operand(deep, slope)
+        dtype = plain_dtype(image.tensor)
         convolved, _ = ops.norm_upsample_conv2d(
-            operand(deep, slope), None, norm.weight[of_deep], norm.bias[of_deep], conv.weight[:, of_deep],
-            slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=padding_mode,
+            image, None, norm.weight[of_deep], norm.bias[of_deep], conv.weight[:, of_deep],
+            slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=padding_mode, dtype=dtype,
         )  # fmt: skip
         normed = nn.functional.batch_norm(
             activated(skip), None, None, norm.weight[of_skip], norm.bias[of_skip], training=True, eps=norm.eps
         )
-        beside, _ = ops.norm_conv2d(ops.NormedInput(normed), conv.weight[:, of_skip], padding_mode=padding_mode)
+        beside, _ = ops.norm_conv2d(
+            ops.NormedInput(normed), conv.weight[:, of_skip], padding_mode=padding_mode, dtype=dtype
+        )
         return self.merge.finish(convolved + beside)
 
     def fold(self, folder: Folder, x: Value, name: str) -> Value:
@@ -311,8 +316,9 @@ class Skip(Network):
             from dip_fast import ops  # here, since it loads or builds the extension
 
             drawn, _ = ops.norm_conv2d(
-                operand(drawn, drawn.slope), self.head.weight, self.head.bias, slope=drawn.slope, eps=drawn.norm.eps
-            )
+                operand(drawn, drawn.slope), self.head.weight, self.head.bias, slope=drawn.slope, eps=drawn.norm.eps,
+                dtype=plain_dtype(z),
+            )  # fmt: skip
         else:
             drawn = self.head(drawn)
         drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])

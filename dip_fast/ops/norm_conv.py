@@ -13,7 +13,8 @@ tensors, so autograd carries the gradient of the batch norm through them (csrc/a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +28,33 @@ UPSAMPLE = "dip_fast::norm_upsample_conv2d"
 UPSAMPLE_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
 
 
+_stored: torch.dtype | None = None  # see `stored_as`
+
+
+@contextmanager
+def stored_as(dtype: torch.dtype | None) -> Iterator[None]:
+    """Let `norm_conv2d` and `norm_upsample_conv2d` write images of a dtype, where they are not told one.
+
+    Parameters
+    ----------
+    dtype : dtype or None
+        None stands for the dtype of the image that is read.
+    """
+    global _stored
+    before, _stored = _stored, dtype
+    try:
+        yield
+    finally:
+        _stored = before
+
+
 class NormedInput(NamedTuple):
     """An image as a convolution left it, with the batch norm that its reader applies before the activation.
 
     Attributes
     ----------
     tensor : Tensor, (1, C, H, W)
-        The image, float32 or float64; on a GPU also bfloat16, with parameters in float32.
+        The image, float32 or float64; or bfloat16, with parameters in float32.
     statistics : Tensor, (2, C), optional
         Mean and biased variance of each channel, float64; None for an image that is read as it is, without norm and
         activation.
@@ -56,6 +77,7 @@ def norm_conv2d(
     eps: float = 1e-5,
     stride: int = 1,
     padding_mode: str = "zeros",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply batch norm, LeakyReLU and a convolution, with stride 1 or 2, and compute the statistics of the output.
 
@@ -75,6 +97,9 @@ def norm_conv2d(
         Stride of the convolution; 2 with 3x3 taps only.
     padding_mode : {"zeros", "reflect", "replicate"}
         What surrounds the activated image.
+    dtype : dtype, optional
+        Of the output: that of `stored_as` by default, or else of the image.  On a CPU one of float32 and bfloat16 may
+        be read and the other written; all is computed in float32.
 
     Returns
     -------
@@ -98,7 +123,7 @@ def norm_conv2d(
     ----------
     A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
     """
-    return torch.ops.dip_fast.norm_conv2d(*image, weight, bias, slope, eps, stride, padding_mode)
+    return torch.ops.dip_fast.norm_conv2d(*image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored)
 
 
 def norm_upsample_conv2d(
@@ -113,6 +138,7 @@ def norm_upsample_conv2d(
     eps: float = 1e-5,
     mode: str = "nearest",
     padding_mode: str = "zeros",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Upsample `deep` by two, concatenate it after `skip`, and apply a batch norm and a convolution.
 
@@ -138,6 +164,8 @@ def norm_upsample_conv2d(
         How to upsample; bilinear is that of ``align_corners=False``.
     padding_mode : {"zeros", "reflect", "replicate"}
         What surrounds the normalised image.
+    dtype : dtype, optional
+        Of the output, as in `norm_conv2d`.
 
     Returns
     -------
@@ -157,8 +185,9 @@ def norm_upsample_conv2d(
     are first derivatives only.
     """
     return torch.ops.dip_fast.norm_upsample_conv2d(
-        *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode
-    )
+        *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode,
+        dtype or _stored,
+    )  # fmt: skip
 
 
 def _statistics(like: Tensor, channels: int) -> Tensor:
@@ -166,10 +195,10 @@ def _statistics(like: Tensor, channels: int) -> Tensor:
     return like.new_empty((2, channels), dtype=torch.float64)
 
 
-def empty_image(like: Tensor, size: Sequence[int]) -> Tensor:
+def empty_image(like: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Allocate an image in the layout that the kernels of its device write: channels last on a GPU."""
     layout = torch.channels_last if like.is_cuda else torch.contiguous_format
-    return torch.empty(tuple(size), dtype=like.dtype, device=like.device, memory_format=layout)
+    return torch.empty(tuple(size), dtype=dtype or like.dtype, device=like.device, memory_format=layout)
 
 
 def _check_devices(image: Tensor, *others: Tensor | None) -> None:
@@ -194,11 +223,12 @@ def _fake_conv(
     eps: float,
     stride: int,
     padding_mode: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(input, statistics, norm_weight, norm_bias, weight, bias)
     K = weight.shape[0]
     size = (-(-side // stride) for side in input.shape[2:])
-    return empty_image(input, (1, K, *size)), _statistics(input, K)
+    return empty_image(input, (1, K, *size), dtype), _statistics(input, K)
 
 
 def _wanted(like: Tensor, shape: Any, wanted: bool) -> Tensor:
@@ -252,11 +282,12 @@ def _fake_upsample(
     eps: float,
     mode: str,
     padding_mode: str,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_devices(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias)
     _check_devices(deep, norm_weight, norm_bias, weight, bias)
     K = weight.shape[0]
-    return empty_image(deep, (1, K, 2 * deep.shape[2], 2 * deep.shape[3])), _statistics(deep, K)
+    return empty_image(deep, (1, K, 2 * deep.shape[2], 2 * deep.shape[3]), dtype), _statistics(deep, K)
 
 
 def _fake_upsample_backward(

@@ -142,7 +142,7 @@ def complete(asked: Mapping[str, Any], given: Collection[str] = ()) -> Job:
         seed=0,
         device=device.type,
         engine="plain",
-        precision=wanted if device.type == "cuda" else "fp32",
+        precision=precision.used(wanted, device),
         threads=torch.get_num_threads(),
         options=options,
         tile="auto" if task.has_tiles and recipe.masking is None else "never",
