@@ -97,13 +97,12 @@ struct Arguments {
     return result;
   }
 
-  // Returns the dtype of an output: that of the image, or another one that was asked for.
-  at::ScalarType output_type(const at::Tensor& image, std::optional<at::ScalarType> dtype) const {
+  // Returns the dtype of an output: that of the image, or another one that was asked for by this name.
+  at::ScalarType output_type(const char* name, const at::Tensor& image, std::optional<at::ScalarType> dtype) const {
     const auto own = image.scalar_type(), wanted = dtype.value_or(own);
-    const auto is_half_or_full = [](at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16; };
-    TORCH_CHECK_TYPE(wanted == own || (mixed && is_half_or_full(own) && is_half_or_full(wanted)), "dtype must be ", own,
-                     mixed && is_half_or_full(own) ? " or the other of float32 and bfloat16" : ", as that of the image",
-                     ", got ", wanted);
+    const bool either = mixed && own != at::kDouble;
+    TORCH_CHECK_TYPE(wanted == own || (either && (wanted == at::kFloat || wanted == at::kBFloat16)), name, " must be ",
+                     either ? "float32 or bfloat16" : "that of the image", " for an image of ", own, ", got ", wanted);
     return wanted;
   }
 
@@ -150,7 +149,8 @@ struct Arguments {
   }
 
   void check_gradient(const at::Tensor& grad, const at::Tensor& grad_statistics, const at::Tensor& output,
-                      const at::Tensor& weight) const {
+                      const at::Tensor& input, const at::Tensor& weight) const {
+    output_type("dtype of output", input, output.scalar_type());
     check("grad", grad, output.scalar_type(), output.sizes());
     check("grad_statistics", grad_statistics, at::kDouble, {2, weight.size(0)});
   }

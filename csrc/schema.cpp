@@ -15,7 +15,8 @@ TORCH_LIBRARY(dip_fast, m) {
   // statistics.  dtype is that of the output, by default the image's.
   m.def(
       "norm_conv2d(Tensor input, Tensor? statistics, Tensor? norm_weight, Tensor? norm_bias, Tensor weight, "
-      "Tensor? bias, float slope, float eps, int stride, str padding_mode, ScalarType? dtype=None) -> (Tensor, Tensor)");
+      "Tensor? bias, float slope, float eps, int stride, str padding_mode, ScalarType? dtype=None) -> (Tensor, "
+      "Tensor)");
   // The gradients of input, statistics, norm_weight, norm_bias, weight and bias.  The mask says which are computed: the
   // first four, that of weight, that of bias; the others are of shape (0,).  The overload may overwrite grad and return
   // it as the first result.

@@ -168,9 +168,10 @@ struct Channels {
   // Sums of up to 512 values are taken in T.
   static constexpr int64_t CHUNK = 512;
 
+  // From the gradient of leaky(scale x + shift) to that of x; adds to the sums of t = grad * leaky' and of t (x -
+  // mean).
   template <class I>
-  static void norm_act_gradient(int64_t count, const T* grad, const NormedChannel<I>& at, I* grad_image,
-                                double* sums) {
+  static void norm_act_gradient(int64_t count, const T* grad, const NormedChannel<I>& at, I* grad_image, double* sums) {
     const I* image = at.image;
     const T m = at.mean, scale = at.scale, shift = at.shift, slope = at.slope;
     for (int64_t first = 0; first < count; first += CHUNK) {

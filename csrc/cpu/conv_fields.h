@@ -105,8 +105,8 @@ struct ConvFields {
   // the lambda that calls them, so that `part` is a constant there for whole panels.
 
   template <class Read, class Length>
-  [[gnu::always_inline]] static inline void pixels(const Read* at, Length part, bool activates, T scale, T shift, T slope,
-                                                   T* to) {
+  [[gnu::always_inline]] static inline void pixels(const Read* at, Length part, bool activates, T scale, T shift,
+                                                   T slope, T* to) {
     if (!activates) {
 #pragma omp simd
       for (int64_t q = 0; q < part; ++q) to[q] = value_of(at[q]);

@@ -131,7 +131,8 @@ struct Convolution {
   }
 
   template <class Written>
-  static void write_row(const T* line, int64_t count, Written* to, int64_t k, const MomentSums<Tile>& sums, bool stream) {
+  static void write_row(const T* line, int64_t count, Written* to, int64_t k, const MomentSums<Tile>& sums,
+                        bool stream) {
     if (sums.lanes != nullptr) sums.add(k, line, count);
     write_line<Tile>(line, count, to, stream);
   }

@@ -34,7 +34,6 @@ constexpr void add_channel_kernels(LayerKernels<I, O>& table) {
   table.bands_adjoint = C::bands_adjoint;
   table.normed_adjoint = C::template normed_adjoint<I>;
   table.norm_act = C::template norm_act<I>;
-  table.norm_act_gradient = C::template norm_act_gradient<I>;
   table.upsampled_moments = C::upsampled_moments;
   table.norm_sums = C::norm_sums;
   table.norm_gradient = C::norm_gradient;

@@ -106,13 +106,12 @@ struct LayerKernels {
   // The adjoint of the padding of a copy whose gradient is a sum over bands of rows, which overlap; `lines` is memory
   // for three rows.
   void (*bands_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, T* lines, T* image);
-  // The same, and then the adjoint of the batch norm and the activation before the padding; see norm_act_gradient.
+  // The same, and then from the gradient of leaky(scale x + shift) to that of x, with the sums of t = grad * leaky' and
+  // of t (x - mean).
   void (*normed_adjoint)(const PaddedCopy&, const BandsOfRows<T>&, const NormedChannel<I>&, T* lines, I* grad_image,
                          double* sums);
 
   void (*norm_act)(int64_t count, const I* image, T scale, T shift, T slope, T* activated);
-  // From the gradient of leaky(scale x + shift) to that of x; adds to the sums of t = grad * leaky' and t (x - mean).
-  void (*norm_act_gradient)(int64_t count, const T* grad, const NormedChannel<I>&, I* grad_image, double* sums);
   // The mean and the variance of an image after upsampling by two (nearest changes neither, bilinear the variance).
   void (*upsampled_moments)(int64_t height, int64_t width, bool bilinear, const T* image, double* mean,
                             double* variance);

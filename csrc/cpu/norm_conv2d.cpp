@@ -199,8 +199,7 @@ class Backward {
                                         mask_[1]);
     if (mask_[1]) gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (mask_[2]) gradients.bias_gradient(grad_bias_.data_ptr<T>());
-    if (mask_[0])
-      unpad(plan_.input, [&](int64_t c) { return gradients.input_gradient(c, plan_.input); });
+    if (mask_[0]) unpad(plan_.input, [&](int64_t c) { return gradients.input_gradient(c, plan_.input); });
   }
 
   // For each channel the adjoint of the padding, of a padded copy whose gradient is padded(c), and that of the batch
@@ -256,9 +255,8 @@ class Backward {
     }
     PaddedCopy copy = plan_.input;
     copy.cols = s.width, copy.split = false;
-    unpad(copy, [&](int64_t c) {
-      return BandsOfRows<T>{padded.get() + c * s.height * s.width, 1, 0, s.height, s.height};
-    });
+    unpad(copy,
+          [&](int64_t c) { return BandsOfRows<T>{padded.get() + c * s.height * s.width, 1, 0, s.height, s.height}; });
   }
 
   const LayerKernels<I, O>& kernel_ = layer_kernels<I, O>();
@@ -281,8 +279,8 @@ std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& stat
                                        double slope, double eps, int64_t stride, c10::string_view padding_mode,
                                        std::optional<at::ScalarType> dtype) {
   const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
-  if (bias.has_value()) on_cpu.check("bias", *bias, weight.scalar_type(), {weight.size(0)});
-  const at::ScalarType output = on_cpu.output_type(input, dtype);
+  if (bias.has_value()) on_cpu.check("bias", *bias, parameter_type(input.scalar_type()), {weight.size(0)});
+  const at::ScalarType output = on_cpu.output_type("dtype", input, dtype);
   std::tuple<Tensor, Tensor> result;
   with_stored(input.scalar_type(), output, [&]<class I, class O>(I, O) {
     result = forward<I, O>(x, slope, eps, weight.contiguous(), contiguous(bias), stride, padding_mode, output);
@@ -297,7 +295,7 @@ GradientTuple norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statis
                                    double slope, double eps, int64_t stride, c10::string_view padding_mode,
                                    std::array<bool, 3> mask) {
   const NormedInput x = on_cpu.normed_input("input", input, statistics, norm_weight, norm_bias);
-  on_cpu.check_gradient(grad, grad_statistics, output, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, input, weight);
   const Tensor g = grad.contiguous(), ds = grad_statistics.contiguous(), y = output.contiguous(),
                s = output_statistics.contiguous(), w = weight.contiguous();
   GradientTuple result;

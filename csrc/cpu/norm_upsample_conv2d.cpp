@@ -218,9 +218,8 @@ class Backward {
     });
     const Buffer<T> deep(s_.C * mid_.deep.count);
     data_gradient<T>(s_, whole_, deep_weight.const_data_ptr<T>(), deep.get());
-    each_deep_channel([&](int64_t c, T*, T* to) {
-      std::copy_n(deep.get() + (c - mid_.S) * mid_.deep.count, mid_.deep.count, to);
-    });
+    each_deep_channel(
+        [&](int64_t c, T*, T* to) { std::copy_n(deep.get() + (c - mid_.S) * mid_.deep.count, mid_.deep.count, to); });
   }
 
   // gradient(c, lines, to) computes the gradient of channel c of b, from which those of the images and the norms
@@ -311,22 +310,18 @@ class Backward {
 
 // ---- the operators
 
-std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Optional& deep_statistics,
-                                                const Optional& deep_weight, const Optional& deep_bias,
-                                                const Optional& skip, const Optional& skip_statistics,
-                                                const Optional& skip_weight, const Optional& skip_bias,
-                                                const Tensor& norm_weight, const Tensor& norm_bias,
-                                                const Tensor& weight, const Optional& bias, double slope, double eps,
-                                                c10::string_view mode, c10::string_view padding_mode,
-                                                std::optional<at::ScalarType> dtype) {
+std::tuple<Tensor, Tensor> norm_upsample_conv2d(
+    const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
+    const Optional& skip, const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
+    const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight, const Optional& bias, double slope,
+    double eps, c10::string_view mode, c10::string_view padding_mode, std::optional<at::ScalarType> dtype) {
   const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                   skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  if (bias.has_value()) on_cpu.check("bias", *bias, weight.scalar_type(), {weight.size(0)});
-  const at::ScalarType output = on_cpu.output_type(deep, dtype);
+  if (bias.has_value()) on_cpu.check("bias", *bias, parameter_type(deep.scalar_type()), {weight.size(0)});
+  const at::ScalarType output = on_cpu.output_type("dtype", deep, dtype);
   std::tuple<Tensor, Tensor> result;
-  with_stored(deep.scalar_type(), output, [&]<class I, class O>(I, O) {
-    result = forward<I, O>(x, contiguous(bias), mode, padding_mode, output);
-  });
+  with_stored(deep.scalar_type(), output,
+              [&]<class I, class O>(I, O) { result = forward<I, O>(x, contiguous(bias), mode, padding_mode, output); });
   return result;
 }
 
@@ -339,7 +334,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     c10::string_view mode, c10::string_view padding_mode, bool with_bias) {
   const UpsampleInputs x = on_cpu.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                   skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  on_cpu.check_gradient(grad, grad_statistics, output, weight);
+  on_cpu.check_gradient(grad, grad_statistics, output, deep, weight);
   const Tensor g = grad.contiguous(), ds = grad_statistics.contiguous(), y = output.contiguous(),
                s = output_statistics.contiguous();
   std::vector<Tensor> result;

@@ -27,9 +27,7 @@ static constexpr int64_t rounded_up(int64_t a, int64_t b) { return quotient_up(a
 constexpr int64_t STREAMED = 1 << 20;
 
 // A value of an image as it is computed with.
-static inline float value_of(BFloat16 stored) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(stored) << 16);
-}
+static inline float value_of(BFloat16 stored) { return __builtin_bit_cast(float, static_cast<uint32_t>(stored) << 16); }
 static inline float value_of(float value) { return value; }
 static inline double value_of(double value) { return value; }
 

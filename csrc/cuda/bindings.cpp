@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> norm_conv2d(const Tensor& input, const Optional& stat
                                        const Optional& norm_bias, const Tensor& weight, const Optional& bias,
                                        double slope, double eps, int64_t stride, Text padding_mode,
                                        std::optional<at::ScalarType> dtype) {
-  arguments.output_type(input, dtype);
+  arguments.output_type("dtype", input, dtype);
   const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3),
                 K_ = weight.size(0);
@@ -152,7 +152,7 @@ Six norm_conv2d_backward(const Tensor& grad, const Tensor& grad_statistics, cons
                          double eps, int64_t stride, Text padding_mode, std::array<bool, 3> mask) {
   const dip_fast::NormedInput x = aligned(arguments.normed_input("input", input, statistics, norm_weight, norm_bias));
   const int64_t taps = arguments.check_convolution(input, weight, stride), H = input.size(2), W = input.size(3);
-  arguments.check_gradient(grad, grad_statistics, output, weight);
+  arguments.check_gradient(grad, grad_statistics, output, input, weight);
   const Options options = convolution_options(slope, eps, taps, stride, H, W, padding_mode);
   Call call(input);
   const Tensor g = aligned(grad), y = aligned(output), s = output_statistics.contiguous(),
@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(const Tensor& deep, const Option
                                                 const Tensor& norm_weight, const Tensor& norm_bias,
                                                 const Tensor& weight, const Optional& bias, double slope, double eps,
                                                 Text mode, Text padding_mode, std::optional<at::ScalarType> dtype) {
-  arguments.output_type(deep, dtype);
+  arguments.output_type("dtype", deep, dtype);
   UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3), K_ = weight.size(0);
@@ -205,7 +205,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
     Text padding_mode, bool with_bias) {
   UpsampleInputs x = arguments.upsample_inputs(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics,
                                                skip_weight, skip_bias, norm_weight, norm_bias, slope, eps, weight);
-  arguments.check_gradient(grad, grad_statistics, output, weight);
+  arguments.check_gradient(grad, grad_statistics, output, deep, weight);
   const int64_t H = 2 * deep.size(2), W = 2 * deep.size(3);
   const Options options = upsampling_options(slope, eps, H, W, padding_mode, mode);
   Call call(deep);

@@ -146,6 +146,7 @@ std::vector<Tensor> forward(const Layer& layer, const Tensors& tensors) {
   std::vector<c10::IValue> stack;
   for (const Tensor& tensor : tensors) stack.push_back(optional(tensor));
   for (const c10::IValue& option : layer.options()) stack.push_back(option);
+  stack.push_back(c10::IValue());  // the dtype of the output: that of the image
   return call(layer.operator_name(), stack);
 }
 
@@ -199,13 +200,13 @@ struct LayerShape {
   int64_t C, S, K, H, W;
 };
 
-// If `whole`, the layer has biases and norms; otherwise all optional tensors are absent.
+// If `whole`, the layer has biases and norms; otherwise all optional tensors are absent.  Images alone are of bfloat16.
 Tensors tensors_of(const Layer& layer, const LayerShape& s, at::ScalarType dtype, bool whole) {
-  const auto options = at::TensorOptions().dtype(dtype);
+  const auto options = at::TensorOptions().dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
   const auto positive = [&](int64_t count) { return at::rand({count}, options) + 0.5; };
   Tensors result;
   const auto image = [&](int64_t channels, int64_t height, int64_t width) {
-    const Tensor pixels = channels > 0 ? at::randn({1, channels, height, width}, options) : Tensor();
+    const Tensor pixels = channels > 0 ? at::randn({1, channels, height, width}, options).to(dtype) : Tensor();
     const Tensor statistics = at::stack({at::randn({channels}) * 0.3, at::rand({channels}) + 0.5}).to(at::kDouble);
     result.insert(result.end(), {pixels});
     if (whole && channels > 0)
@@ -239,7 +240,7 @@ void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, b
     if (tensor.defined()) leaves.push_back(exact.back());
   }
   const std::vector<Tensor> expected = defined(layer, exact), outputs = forward(layer, tensors);
-  const double limit = dtype == at::kDouble ? 1e-12 : 5e-6;
+  const double limit = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 5e-6 : 1e-2;
   const auto compare = [&](const std::string& what, const Tensor& got, const Tensor& right, double scale) {
     const double off = got.sizes() != right.sizes() ? std::numeric_limits<double>::infinity()
                                                     : (got.to(at::kDouble) - right).norm().item<double>();
@@ -275,12 +276,12 @@ void test_layers() {
                                           {5, 3, 7, 7, 1},    {17, 4, 13, 9, 8}, {16, 16, 12, 8, 15},
                                           {33, 8, 31, 13, 5}, {70, 4, 66, 6, 7}, {2, 3, 3, 35, 67}};
   // Images large enough to be written past the caches.
-  const LayerShape large = {2, 3, 33, 64, 512}, large_upsampled = {2, 3, 33, 32, 256};
+  const LayerShape large = {2, 3, 33, 64, 512}, wide = {2, 3, 33, 32, 256};
   const std::vector<Layer> layers = {
       {1, 1, "", ""}, {3, 1, "", ""}, {3, 2, "", ""}, {3, 1, "nearest", ""}, {3, 1, "bilinear", ""}};
   for (Layer layer : layers) {
     for (const std::string padding_mode : {"zeros", "reflect", "replicate"})
-      for (const at::ScalarType dtype : {at::kFloat, at::kDouble})
+      for (const at::ScalarType dtype : {at::kFloat, at::kDouble, at::kBFloat16})
         for (const LayerShape& s : shapes)
           for (const bool whole : {false, true}) {
             layer.padding_mode = padding_mode;
@@ -288,7 +289,8 @@ void test_layers() {
             if (padding_mode == "reflect" && small && layer.mode.empty() && layer.taps == 3) continue;
             test_layer(layer, s, dtype, whole);
           }
-    test_layer(layer, layer.mode.empty() ? large : large_upsampled, at::kFloat, true);
+    for (const auto dtype : {at::kFloat, at::kBFloat16})
+      test_layer(layer, layer.mode.empty() ? large : wide, dtype, true);
   }
 }
 
