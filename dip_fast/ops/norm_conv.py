@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,9 @@ UPSAMPLE = "dip_fast::norm_upsample_conv2d"
 UPSAMPLE_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
 
 
-_stored: torch.dtype | None = None  # see `stored_as`
+_stored: ContextVar[torch.dtype | None] = ContextVar(
+    "_stored", default=None
+)  # see `stored_as`; each thread has its own
 
 
 @contextmanager
@@ -40,12 +43,11 @@ def stored_as(dtype: torch.dtype | None) -> Iterator[None]:
     dtype : dtype or None
         None stands for the dtype of the image that is read.
     """
-    global _stored
-    before, _stored = _stored, dtype
+    token = _stored.set(dtype)
     try:
         yield
     finally:
-        _stored = before
+        _stored.reset(token)
 
 
 class NormedInput(NamedTuple):
@@ -123,7 +125,9 @@ def norm_conv2d(
     ----------
     A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
     """
-    return torch.ops.dip_fast.norm_conv2d(*image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored)
+    return torch.ops.dip_fast.norm_conv2d(
+        *image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored.get()
+    )
 
 
 def norm_upsample_conv2d(
@@ -186,7 +190,7 @@ def norm_upsample_conv2d(
     """
     return torch.ops.dip_fast.norm_upsample_conv2d(
         *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode,
-        dtype or _stored,
+        dtype or _stored.get(),
     )  # fmt: skip
 
 
