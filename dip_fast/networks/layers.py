@@ -178,6 +178,14 @@ def operand(x: Image, slope: float) -> Any:
     return ops.NormedInput(activated(x))
 
 
+def operands(deep: Image, skip: Image | None, slope: float) -> tuple[Any, Any]:
+    """Turn images that one operator joins into its arguments, of one dtype: float32 if one is of PyTorch's layers."""
+    images = [operand(image, slope) for image in (deep, skip) if image is not None]
+    if len({image.tensor.dtype for image in images}) > 1:
+        images = [image._replace(tensor=full(image.tensor)) for image in images]
+    return images[0], images[1] if skip is not None else None
+
+
 class _WithoutGradient(torch.autograd.Function):
     """The first argument, as a function that does not depend on the others: they get gradients of zero."""
 
@@ -257,6 +265,15 @@ class Lanczos(nn.Module):
         conv = nn.Conv2d(channels, channels, side, 2, self.padding, bias=False, padding_mode="replicate", device="meta")
         conv.weight = nn.Parameter(torch.eye(channels)[..., None, None] * self.kernel.cpu())
         return folder.conv(x, conv, name)
+
+
+def pooling(downsampling: str) -> nn.Module | None:
+    """Make what follows the convolution that reduces the size; None where its stride does."""
+    if downsampling == "stride":
+        return None
+    if downsampling.startswith("lanczos"):
+        return Lanczos(int(downsampling[-1]))
+    return nn.AvgPool2d(2) if downsampling == "average" else nn.MaxPool2d(2)
 
 
 class Block(Fusible):

@@ -13,7 +13,6 @@ from dip_fast.networks.layers import (
     Convolved,
     Fusible,
     Image,
-    Lanczos,
     Network,
     activated,
     batch_norm,
@@ -22,7 +21,9 @@ from dip_fast.networks.layers import (
     is_supported,
     make_activation,
     operand,
+    operands,
     plain_dtype,
+    pooling,
     without_gradient,
 )
 from dip_fast.values import integer
@@ -74,7 +75,7 @@ class Scale(Fusible):
             return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, padding_mode=padding_mode)
 
         self.skip = block(conv(in_channels, skip, kernel_skip)) if skip else None
-        pool = _pool(downsampling)
+        pool = pooling(downsampling)
         self.reduce = block(conv(in_channels, down, kernel_down, 2 if pool is None else 1), pool)
         self.deepen = block(conv(down, down, kernel_down))
         self.inner = inner
@@ -118,7 +119,7 @@ class Scale(Fusible):
         if skip is not None and not joins:
             return self._merge_apart(skip, deep, slope)
         output, statistics = ops.norm_upsample_conv2d(
-            operand(deep, slope), None if skip is None else operand(skip, slope), norm.weight, norm.bias, conv.weight,
+            *operands(deep, skip, slope), norm.weight, norm.bias, conv.weight,
             slope=slope, eps=norm.eps, mode=self.upsample.mode, padding_mode=str(conv.padding_mode),
         )  # fmt: skip
         return Convolved(output, statistics, self.merge.norm, slope)
@@ -375,15 +376,6 @@ class Skip(Network):
             if mine.shape != value.shape:
                 raise ValueError(f"{name} must be {tuple(mine.shape)}, got {tuple(value.shape)} from {key}")
         self.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
-
-
-def _pool(downsampling: str) -> nn.Module | None:
-    """Make what follows the convolution that reduces the size; None where its stride does."""
-    if downsampling == "stride":
-        return None
-    if downsampling.startswith("lanczos"):
-        return Lanczos(int(downsampling[-1]))
-    return nn.AvgPool2d(2) if downsampling == "average" else nn.MaxPool2d(2)
 
 
 def _depth(scales: int | None, arguments: Iterable[Any]) -> int:
