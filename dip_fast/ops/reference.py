@@ -153,12 +153,16 @@ def upsample_conv2d_backward(
 
 
 def activated(image: NormedInput, slope: float, eps: float) -> Tensor:
-    """Normalise an image with its statistics and activate it; one without statistics stays as it is."""
+    """Normalise an image with its statistics and activate it; one without statistics stays as it is.
+
+    An image of bfloat16 becomes one of float32.
+    """
+    tensor = image.tensor.to(torch.promote_types(image.tensor.dtype, torch.float32))
     if image.statistics is None or image.weight is None or image.bias is None:
-        return image.tensor
-    mean, variance = image.statistics.to(image.tensor.dtype)
+        return tensor
+    mean, variance = image.statistics.to(tensor.dtype)
     scale = image.weight * torch.rsqrt(variance + eps)
-    return F.leaky_relu((image.tensor - mean[:, None, None]) * scale[:, None, None] + image.bias[:, None, None], slope)
+    return F.leaky_relu((tensor - mean[:, None, None]) * scale[:, None, None] + image.bias[:, None, None], slope)
 
 
 def statistics(image: Tensor) -> Tensor:
@@ -176,13 +180,14 @@ def norm_conv2d(
     eps: float = 1e-5,
     stride: int = 1,
     padding_mode: str = "zeros",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Define `dip_fast.ops.norm_conv.norm_conv2d`; its parameters are described there."""
     x = activated(image, slope, eps)
     if weight.shape[-1] == 3:
         x = _padded(x, padding_mode)
     output = F.conv2d(x, weight, bias, stride)
-    return output, statistics(output)
+    return output.to(dtype or image.tensor.dtype), statistics(output)
 
 
 def norm_upsample_conv2d(
@@ -197,6 +202,7 @@ def norm_upsample_conv2d(
     eps: float = 1e-5,
     mode: str = "nearest",
     padding_mode: str = "zeros",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Define `dip_fast.ops.norm_conv.norm_upsample_conv2d`; its parameters are described there."""
     align_corners = False if mode == "bilinear" else None
@@ -205,7 +211,7 @@ def norm_upsample_conv2d(
         x = torch.cat((activated(skip, slope, eps), x), dim=1)
     x = F.batch_norm(x, None, None, norm_weight, norm_bias, training=True, eps=eps)
     output = F.conv2d(_padded(x, padding_mode), weight, bias)
-    return output, statistics(output)
+    return output.to(dtype or deep.tensor.dtype), statistics(output)
 
 
 def _padded(x: Tensor, padding_mode: str) -> Tensor:
