@@ -11,6 +11,7 @@ import torch
 from dip_fast import networks
 from dip_fast.device import devices, engines
 from dip_fast.errors import UsageError
+from dip_fast.names import PRECISIONS
 from dip_fast.presets import PRESETS
 
 QUICK = PRESETS["quick"].recipe
@@ -105,6 +106,17 @@ def test_fused_fit_on_a_gpu_needs_room_for_nine_fields() -> None:
     assert of[1] - of[0] == 9 / 4 * 32 * 256 * 256 * 4
     of = [devices.needed_bytes(QUICK, 3, (256, 256), "plain", device) for device in ("cpu", "cuda")]
     assert of[1] == of[0]
+
+
+def test_images_that_a_cpu_stores_in_16_bits_need_half_the_memory() -> None:
+    """Those between the layers of the fused engine; z and the drawn image are in float32."""
+    fused = [devices.needed_bytes(QUICK, 3, (256, 256), "fused", precision=name) for name in PRECISIONS]
+    assert fused[0] == fused[1]
+    # At each scale the skip branch, merge and mix, and at half its size reduce and deepen.
+    images = sum((4 + 32 + 32 + (32 + 32) / 4) / 4**scale for scale in range(5))
+    assert fused[0] - fused[2] == 2 * images * 256 * 256
+    plain = [devices.needed_bytes(QUICK, 3, (256, 256), "plain", precision=name) for name in PRECISIONS]
+    assert len(set(plain)) == 1
 
 
 def test_without_the_extension_only_an_explicit_fused_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

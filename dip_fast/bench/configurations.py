@@ -133,9 +133,10 @@ class Configuration:
 
     def needed_bytes(self) -> float:
         """Estimate the peak memory of the process."""
-        size = self.size, self.size
-        engine = self.measured_engine.engine
-        return BASE_PROCESS_BYTES + devices.needed_bytes(self.recipe, CHANNELS, size, engine, self.device)
+        size, engine, used = (self.size, self.size), self.measured_engine.engine, self.precision
+        return BASE_PROCESS_BYTES + devices.needed_bytes(
+            self.recipe, CHANNELS, size, engine, self.device, precision=used
+        )
 
     def to_json(self) -> str:
         """Write the configuration as JSON."""
@@ -188,7 +189,7 @@ def configurations(settings: BenchSettings, log: Callable[[str], None]) -> list[
             log(f"left out, fused: {error}")
             names = tuple(name for name in names if name != "fused")
     for recipe, size, name in itertools.product(recipes, settings.sizes, names):
-        devices.require_memory(recipe, CHANNELS, (size, size), device, ENGINES[name].engine)
+        devices.require_memory(recipe, CHANNELS, (size, size), device, ENGINES[name].engine, precision=used)
     return [
         [Configuration(name, size, recipe, threads, device.type, used) for name in names]
         for size, recipe in itertools.product(settings.sizes, recipes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dip_fast import networks
 from dip_fast.device import memory
 from dip_fast.device.modes import Mode
+from dip_fast.device.precision import drawing
 from dip_fast.errors import Argument, TooLargeError, UsageError
 from dip_fast.names import DEVICES
 from dip_fast.presets import Recipe
@@ -75,6 +76,7 @@ def needed_bytes(
     engine: str = "plain",
     device: str = "cpu",
     in_channels: int | None = None,
+    precision: str = "fp32",
 ) -> int:
     """Estimate the peak memory of a step beyond that of the process before the fit.
 
@@ -84,7 +86,7 @@ def needed_bytes(
 
     On a GPU, the device ``cuda``, the graph of a step holds what a step made from Python would, whose memory is
     returned before; the nine fields of the fused joined layer, of a quarter of its image each, come to it.  Not
-    measured yet.  bfloat16 takes less; the workspaces of cuDNN, for the plain engine, are not known beforehand.
+    measured yet.  There bfloat16 takes less; the workspaces of cuDNN, for the plain engine, are not known beforehand.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -97,7 +99,8 @@ def needed_bytes(
         network = networks.build(recipe.network, inputs, channels, **recipe.network_options)
         network.use(engine)
         z = torch.empty(1, inputs, *network.input_size(*size))
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Shapes():
+        stored = drawing(precision if device == "cpu" else "fp32", torch.device(device), network)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Shapes(), stored:
             network(z)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     activations = [storage.nbytes() for key, storage in kept.items() if key not in weights]
@@ -141,12 +144,13 @@ def require_memory(
     engine: str = "plain",
     in_channels: int | None = None,
     step_size: tuple[int, int] | None = None,
+    precision: str = "fp32",
 ) -> int:
     """Estimate the memory a fit needs, in bytes, and refuse a picture that will not fit.
 
     Parameters
     ----------
-    recipe, channels, size, engine, in_channels
+    recipe, channels, size, engine, in_channels, precision
         As in `needed_bytes`.
     device : device
     step_size : tuple of int, optional
@@ -159,7 +163,7 @@ def require_memory(
     """
 
     def of(size: tuple[int, int]) -> int:
-        step = needed_bytes(recipe, channels, step_size or size, engine, device.type, in_channels)
+        step = needed_bytes(recipe, channels, step_size or size, engine, device.type, in_channels, precision)
         if not step_size:
             return step
         pixels, seen = math.prod(size), math.prod(step_size)

@@ -248,7 +248,7 @@ def prepare(
     chosen = engines.choose(engine, network, where)
     if not own:  # what anybody's network needs is not known
         step_size = objective.step_size if objective.is_large else None
-        devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels, step_size)
+        devices.require_memory(recipe, channels, objective.scene, where, chosen, in_channels, step_size, precision)
     network.use(chosen)
     if objective.redrawer is not None:
         objective.redrawer.use(engines.choose(engine, objective.redrawer, where))

@@ -42,7 +42,9 @@ def memory(job: Job, channels: int, size: tuple[int, int]) -> int:
         step = (side, side) if math.prod(size) > LARGEST_WHOLE else None
     elif not isinstance(job.tile, str):
         step = task.result_size((min(job.tile, size[0]), min(job.tile, size[1])), job.options)
-    needed = devices.require_memory(recipe, channels, drawn, device, job.engine, recipe.in_channels, step)
+    needed = devices.require_memory(
+        recipe, channels, drawn, device, job.engine, recipe.in_channels, step, job.precision
+    )
     return needed + (PROGRAM if step is not None else 0)
 
 
