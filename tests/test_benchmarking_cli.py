@@ -85,7 +85,6 @@ def test_options_reach_the_function(asked):
         ("--sizes 8", ["8", "16"]),
         ("--engines fused plian", ["plian", "did you mean plain"]),
         ("--device cpu --engines compile-max-autotune", ["compile-max-autotune", "on cpu", "plain-retained"]),
-        ("--device cpu --precision bf16", ["--precision bf16", "needs a GPU"]),
         ("--precision fp64", ["fp64", "fp32, tf32, bf16"]),
         ("--upsampling cubic", ["cubic", "nearest, bilinear, both"]),
         ("--preset decoder", ["decoder", "quick, paper"]),

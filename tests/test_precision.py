@@ -20,6 +20,7 @@ from dip_fast.fitting import DeepImagePrior, Fit, prepare
 from dip_fast.fitting.adam import Adam
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.flat import flatten, unflatten
+from dip_fast.names import PRECISIONS
 
 # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -96,9 +97,16 @@ def test_products_are_as_they_were_afterwards(name: str, conv: tuple[str, ...], 
 def test_precision_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16, got 'fp16'"):
         make_with("fp16")
-    with pytest.raises(UsageError, match="precision='bf16' needs a GPU, and this is cpu"):
-        make_with("bf16")
+    with pytest.raises(UsageError, match=r"^precision='bf16' is not for mps; leave it out$"):
+        precision.require("bf16", torch.device("mps"))
     make_with("fp32")
+    make_with("bf16")
+
+
+def test_precision_of_a_cpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [precision.used(name, cpu) for name in PRECISIONS] == ["fp32", "fp32", "bf16"]
+    assert [precision.used(name, gpu) for name in PRECISIONS] == list(PRECISIONS)
 
 
 def make_with(name: str) -> Fit:
@@ -106,9 +114,8 @@ def make_with(name: str) -> Fit:
 
 
 @pytest.mark.parametrize("network", ["skip", "hourglass", "decoder"])
-def test_fit_in_bfloat16_compares_in_float32(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, whose plain layers can do the same."""
-    monkeypatch.setattr("dip_fast.fitting.start.require", lambda name, device: None)
+def test_fit_in_bfloat16_compares_in_float32(network: str) -> None:
+    """With the plain engine; tests/test_stored_in_16_bits.py has the fused one."""
     recipe = replace(
         RECIPE,
         network=network,
