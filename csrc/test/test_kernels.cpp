@@ -344,6 +344,32 @@ void test_ring() {
     }
 }
 
+// A value is stored as the nearest one of 16 bits, of two as the one whose last bit is 0, by vectors as one by one.
+void test_16_bits() {
+  using Tile = TileOf<float>;
+  const std::pair<float, int> known[] = {{1.0f, 0x3f80},       {-0.0f, 0x8000},       {0x1.00fep0f, 0x3f80},
+                                         {0x1.01p0f, 0x3f80},  {0x1.0102p0f, 0x3f81}, {0x1.03p0f, 0x3f82},
+                                         {-0x1.03p0f, 0xbf82}, {0x1.fep127f, 0x7f7f}, {0x1.ffp127f, 0x7f80},
+                                         {INFINITY, 0x7f80},   {0x1p-133f, 0x0001}};
+  for (const auto& [value, bits] : known) check(int(stored<BFloat16>(value)) == bits, "stored", bits, 0, 0);
+  for (const uint32_t bits : {0x7fffffffu, 0xffffffffu, 0x7f800001u}) {
+    const float nan = value_of(stored<BFloat16>(__builtin_bit_cast(float, bits)));
+    check(nan != nan, "stored NaN", bits, 0, 0);
+  }
+  for (int64_t round = 0; round < 4096; ++round) {
+    float values[Tile::LANES], back[Tile::LANES];
+    BFloat16 halves[Tile::LANES + 1];                                // that do not begin at a vector's alignment
+    const uint32_t kept = round % 2 == 0 ? 0xffff8000 : 0xffffffff;  // the former leaves ties
+    for (float& value : values) value = __builtin_bit_cast(float, uint32_t(generator()) & kept);
+    Tile::store(halves + 1, Tile::load(values));
+    Tile::store(back, Tile::load(halves + 1));
+    for (int64_t t = 0; t < Tile::LANES; ++t) {
+      check(halves[t + 1] == stored<BFloat16>(values[t]), "stored by vectors", round, t, 0);
+      check(back[t] == value_of(halves[t + 1]) || back[t] != back[t], "loaded by vectors", round, t, 0);
+    }
+  }
+}
+
 template <class T>
 void test_all() {
   test_micro_kernel<T>();
@@ -368,6 +394,7 @@ int main() {
 #endif
   test_all<float>();
   test_all<double>();
+  test_16_bits();
   std::printf(failures == 0 ? "passed\n" : "%d failed\n", failures);
   return failures == 0 ? 0 : 1;
 }
