@@ -41,7 +41,7 @@ from dip_fast.presets import PRESETS
     "[default: all that run here]",
 )
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
-@click.option("--precision", type=Choice(list(PRECISIONS)), help="Of the products, on a GPU.  [default: tf32]")
+@click.option("--precision", type=Choice(list(PRECISIONS)), help="As that of `run`.  [default: tf32]")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"
 )

@@ -94,7 +94,7 @@ def fit(
     engine : {"auto", "fused", "plain"}
         How the network is computed; ``auto`` is fused where the network has a fused form here.
     precision : {"tf32", "fp32", "bf16"}
-        Precision of the products in the steps, on a GPU; see `Fit`.
+        Precision of the products in the steps, on a GPU, and of images; see `Fit`.
     reference : Tensor or ndarray, optional
         Ground truth of the shape of x, for the PSNR in the history: at a data range of the limits.
     callbacks : sequence of callable
