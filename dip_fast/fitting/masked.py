@@ -129,8 +129,7 @@ class MaskedPrediction(Objective):
         self.y = y
         self.known = None if known is None else known.to(y.dtype)
         self.pictures = len(y)
-        is_much = self.pictures > 1 or height * width > HUGE
-        self.masks = min(masking.passes, MASKS_OF_SEVERAL) if is_much else masking.passes
+        self.masks = masks_of(masking, self.size, self.pictures)
         self.noise = noise
         self.block = block
         self.notes = (str(noise),) if block == 1 else (CORRELATED,) if guides is None else (CORRELATED, NO_GUIDE)
@@ -331,6 +330,12 @@ class MaskedPrediction(Objective):
         return masking.masked_window(
             self.y, n, top, left, side, side, orientation, keep, self.block, self.seed, -number
         )[0]
+
+
+def masks_of(masking: Masking, size: tuple[int, int], pictures: int = 1) -> int:
+    """Choose the masks of each of so many pictures."""
+    is_much = pictures > 1 or math.prod(size) > HUGE
+    return min(masking.passes, MASKS_OF_SEVERAL) if is_much else masking.passes
 
 
 def _windows(length: int, side: int, margin: int, number: int) -> list[tuple[int, slice]]:

@@ -17,8 +17,8 @@ from dip_fast.tasks import TASKS
 
 MINUTE, GIGABYTE = 60.0, 1e9
 PROGRAM = 600_000_000  # bytes that the process has before the fit: libraries, and what was freed but is kept
-# Seconds a pixel that the predictions of a masked fit take beyond its steps: 15 megapixels in RGB took 11.4 minutes,
-# 2.4 of which were the steps of 512x512 pixels.
+# Seconds a pixel that a masked fit of 64 masks takes beyond its steps: 15 megapixels in RGB took 11.4 minutes, 2.4 of
+# which were the steps of 512x512 pixels, and 100 megapixels with 32 masks 32.6.
 SECONDS_A_PIXEL = 36e-6
 # Seconds a pixel of a round of patches and data: 0.53 s at 256x256, 1.7 at 512x512.
 SECONDS_A_ROUND = 7e-6
@@ -71,7 +71,7 @@ def seconds(job: Job, size: tuple[int, int]) -> float | None:
     seen = pixels if recipe.masking is None else min(pixels, recipe.masking.crop**2)
     shown = recipe.masking is not None or _is_redrawn(job, recipe)  # hence not learned
     steps = a_step * (recipe.options.iterations + (0 if shown else recipe.options.consolidation_steps))
-    beyond = SECONDS_A_PIXEL * task.drawings(recipe, job.options) / 64
+    beyond = SECONDS_A_PIXEL * task.drawings(recipe, job.options, size) / 64
     return steps * seen + (beyond + SECONDS_A_ROUND * _rounds(job, recipe)) * pixels
 
 

@@ -141,11 +141,11 @@ class Inpaint(Task):
         """Whether rounds may follow: where known pixels are kept."""
         return bool(options["composite"])
 
-    def drawings(self, recipe: Recipe, options: Mapping[str, Any]) -> int:
+    def drawings(self, recipe: Recipe, options: Mapping[str, Any], size: tuple[int, int]) -> int:
         """Count those in each orientation, with all known pixels and with some held out."""
         from dip_fast.fitting.masked import ORIENTATIONS
 
-        return 2 * ORIENTATIONS if self.has_rounds(recipe, options) else super().drawings(recipe, options)
+        return 2 * ORIENTATIONS if self.has_rounds(recipe, options) else super().drawings(recipe, options, size)
 
     def degradation(self, data: Data, options: Mapping[str, Any]) -> Degradation:
         """Compare the known pixels only."""

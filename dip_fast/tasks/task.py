@@ -215,9 +215,13 @@ class Task:
         """Whether rounds of patches and data may follow the fit, see `dip_fast.fitting.patch_prior`."""
         return False
 
-    def drawings(self, recipe: Recipe, options: Mapping[str, Any]) -> int:
+    def drawings(self, recipe: Recipe, options: Mapping[str, Any], size: tuple[int, int]) -> int:
         """Count the drawings of the whole picture that a fit which hides samples makes its estimate of."""
-        return 0 if recipe.masking is None else recipe.masking.passes
+        if recipe.masking is None:
+            return 0
+        from dip_fast.fitting.masked import masks_of
+
+        return masks_of(recipe.masking, size)
 
     def complete(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in the defaults of the options that are not given.
