@@ -10,6 +10,7 @@ from dip_fast.fitting.adam import Adam
 from dip_fast.fitting.muon import MOMENTUM, Muon
 from dip_fast.fitting.steps import make_optimizer
 from dip_fast.networks import build
+from dip_fast.ops import extension
 from dip_fast.presets import FitOptions
 
 ONE, RATE = torch.tensor(1.0), torch.tensor(0.01, dtype=torch.float64)
@@ -88,3 +89,33 @@ def test_the_operator_takes_the_same_steps() -> None:
     before = [t.clone() for t in (*fused, *other.moments)]
     other.update([g * math.nan for g in tensors(4)], ONE, RATE, torch.tensor(1.0))
     assert all(torch.equal(a, b) for a, b in zip((*fused, *other.moments), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"gradients": []}, ValueError, "momenta and gradients must be as many as weights, 1, got 1 and 0"),
+        ({"turns": 0}, ValueError, "turns at least 1, got 3 and 0"),
+        ({"coefficients": [1.0]}, ValueError, "coefficients must be three, .* got 1 and 2"),
+        ({"gradients": [torch.zeros(4, 3, dtype=torch.float64)]}, TypeError, "must be of dtype float32, got Double"),
+        ({"momenta": [torch.zeros(4, 2)]}, ValueError, r"of the shape of their weight, \[4, 3\], got \[4, 2\]"),
+        ({"weights": [torch.zeros(3, 4).T]}, ValueError, "weights and momenta must be contiguous"),
+    ],
+)
+def test_operator_refuses_what_is_no_step(change: dict, error: type[Exception], message: str) -> None:
+    extension.load()
+    weight = torch.ones(4, 3)
+    arguments = {
+        "weights": [weight],
+        "momenta": [torch.zeros(4, 3)],
+        "gradients": [torch.ones(4, 3)],
+        "rate": torch.tensor(0.1),
+        "skipped": None,
+        "factor": 1.0,
+        "momentum": 0.9,
+        "coefficients": [3.4, -4.8, 2.0],
+        "turns": 2,
+    }
+    with pytest.raises(error, match=message):
+        torch.ops.dip_fast.muon_(*(arguments | change).values())
+    assert torch.equal(weight, torch.ones(4, 3))  # nothing was done
