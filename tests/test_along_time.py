@@ -90,6 +90,13 @@ def test_pieces_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(made, whole)
 
 
+def test_pictures_without_error_stay_as_they_are() -> None:
+    """Where no noise was found; they became NaN."""
+    z = panned(3, right=0)
+    made, _ = ended(along_time.average(z, [0.0] * 3))
+    torch.testing.assert_close(made, z, rtol=0, atol=1e-6)
+
+
 def test_in_brief_pictures_stay_as_they_are() -> None:
     z = with_errors(panned(2))
     made, passes = ended(along_time.average(z, [ERROR] * 2), enough=1)

@@ -27,6 +27,7 @@ SIDE = 7  # pixels: of the squares whose difference says how far two pictures ag
 # Difference of two pictures up to which they agree, and from which on they do not, as multiples of the estimated error
 # of the combination of prediction and samples; what is averaged has about 0.6 of that.
 AGREE, DIFFER = 0.6, 1.8
+LEAST_ERROR = 1e-9  # of pictures without noise
 SAME_SCENE = 1 / 3  # part of a picture that agrees with another one, if both show one scene
 
 
@@ -80,6 +81,7 @@ def _averaged(z: Tensor, n: int, error: float) -> Tensor:
 def _weight(this: Tensor, found: Tensor, error: float) -> Tensor:
     """Compute how far two pictures agree at each pixel, 0 to 1: ``(1, 1, H, W)``."""
     difference = avg_pool2d(_mean((found - this).square()), SIDE, 1, SIDE // 2, count_include_pad=False)
+    error = max(error, LEAST_ERROR)
     weight = ((DIFFER * error - difference) / ((DIFFER - AGREE) * error)).clamp(0, 1)
     return weight * (total(weight) > SAME_SCENE * weight.numel())
 
