@@ -13,6 +13,7 @@ from run_cases import ONE, record, texture
 
 from dip_fast.device import devices
 from dip_fast.errors import UsageError
+from dip_fast.fitting.masked import MASKS_OF_SEVERAL, masks_of
 from dip_fast.pictures import read_picture, reading
 from dip_fast.presets import PRESETS
 from dip_fast.runs import estimate
@@ -231,3 +232,10 @@ def test_estimates_of_a_larger_result_are_of_its_size():
     same, larger = job_of("deblur"), job_of("superres", scale=4)
     assert estimate.seconds(larger, (64, 96)) == pytest.approx(estimate.seconds(same, (256, 384)))
     assert estimate.memory(larger, 3, (64, 96)) == estimate.memory(same, 3, (256, 384))
+
+
+def test_huge_pictures_take_fewer_masks_and_less_time_is_announced() -> None:
+    recipe, drawings = PRESETS["default"].recipe, TASKS["denoise"].drawings
+    assert (drawings(recipe, {}, (8192, 4096)), drawings(recipe, {}, (8192, 4097))) == (64, MASKS_OF_SEVERAL)
+    assert drawings(PRESETS["fast"].recipe, {}, (8192, 4097)) == 8
+    assert masks_of(recipe.masking, (64, 64), pictures=2) == MASKS_OF_SEVERAL

@@ -30,7 +30,6 @@ from dip_fast.pictures.layout import Layout
 from dip_fast.presets import PRESETS
 from dip_fast.runs import checkpoints
 from dip_fast.runs.progress import steps_done, steps_in_all
-from dip_fast.tasks import TASKS
 
 
 def frames(count: int = 3, height: int = 37, width: int = 45, channels: int = 3) -> Tensor:
@@ -176,20 +175,6 @@ def test_several_pictures_take_fewer_masks_each(masks: int) -> None:
     assert made(frames(1), recipe).passes == masks + 1
     patches_and_average = ROUNDS_OF_SEVERAL + 1
     assert made(frames(3), recipe).passes == 3 * (min(masks, MASKS_OF_SEVERAL) + patches_and_average)
-
-
-def test_huge_pictures_take_fewer_masks_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = replace(RECIPE, masking=replace(RECIPE.masking, passes=64))
-    monkeypatch.setattr("dip_fast.fitting.masked.HUGE", 37 * 45)
-    assert made(frames(1), recipe).masks == 64
-    monkeypatch.setattr("dip_fast.fitting.masked.HUGE", 37 * 45 - 1)
-    assert made(frames(1), recipe).masks == MASKS_OF_SEVERAL
-
-
-def test_less_time_is_announced_for_fewer_masks() -> None:
-    task, recipe = TASKS["denoise"], PRESETS["default"].recipe
-    assert task.drawings(recipe, {}, (8192, 4096)) == 64
-    assert task.drawings(recipe, {}, (8192, 4097)) == MASKS_OF_SEVERAL
 
 
 def test_progress_ends_at_its_total() -> None:

@@ -208,7 +208,7 @@ Tensors tensors_of(const Layer& layer, const LayerShape& s, at::ScalarType dtype
   const auto image = [&](int64_t channels, int64_t height, int64_t width) {
     const Tensor pixels = channels > 0 ? at::randn({1, channels, height, width}, options).to(dtype) : Tensor();
     const Tensor statistics = at::stack({at::randn({channels}) * 0.3, at::rand({channels}) + 0.5}).to(at::kDouble);
-    result.insert(result.end(), {pixels});
+    result.push_back(pixels);
     if (whole && channels > 0)
       result.insert(result.end(), {statistics, positive(channels), at::randn({channels}, options) * 0.3});
     else
@@ -275,8 +275,7 @@ void test_layers() {
   const std::vector<LayerShape> shapes = {{1, 0, 1, 1, 1},    {3, 1, 2, 2, 2},   {2, 2, 5, 1, 9},
                                           {5, 3, 7, 7, 1},    {17, 4, 13, 9, 8}, {16, 16, 12, 8, 15},
                                           {33, 8, 31, 13, 5}, {70, 4, 66, 6, 7}, {2, 3, 3, 35, 67}};
-  // Images large enough to be written past the caches.
-  const LayerShape large = {2, 3, 33, 64, 512}, wide = {2, 3, 33, 32, 256};
+  const LayerShape large = {2, 3, 33, 64, 512}, wide = {2, 3, 33, 32, 256};  // outputs are written past the caches
   const std::vector<Layer> layers = {
       {1, 1, "", ""}, {3, 1, "", ""}, {3, 2, "", ""}, {3, 1, "nearest", ""}, {3, 1, "bilinear", ""}};
   for (Layer layer : layers) {
