@@ -213,6 +213,17 @@ def test_context_is_that_of_its_thread():
     assert seen == [FLOAT]
 
 
+def test_compiled_function_is_one_graph_that_follows_the_context():
+    """A ContextVar, in place of a thread's own attribute, broke the graph."""
+    tensors = arguments(Layer(), MEDIUM, FLOAT)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: call(norm_conv, Layer(), tensors)[0], backend="eager", fullgraph=True)
+    assert compiled().dtype == FLOAT
+    with stored_as(HALF):
+        assert compiled().dtype == HALF
+    assert compiled().dtype == FLOAT
+
+
 # ---- networks
 
 THIN = {"down": 8, "up": 8, "skip": 2, "scales": 2}

@@ -13,9 +13,9 @@ tensors, so autograd carries the gradient of the batch norm through them (csrc/a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +29,14 @@ UPSAMPLE = "dip_fast::norm_upsample_conv2d"
 UPSAMPLE_BACKWARD = "dip_fast::norm_upsample_conv2d_backward"
 
 
-_stored: ContextVar[torch.dtype | None] = ContextVar(
-    "_stored", default=None
-)  # see `stored_as`; each thread has its own
+class _Stored(threading.local):
+    """The dtype of outputs that are told none, see `stored_as`: each thread has its own."""
+
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None
+
+
+_stored = _Stored()  # no ContextVar, at which torch.compile breaks the graph
 
 
 @contextmanager
@@ -43,11 +48,11 @@ def stored_as(dtype: torch.dtype | None) -> Iterator[None]:
     dtype : dtype or None
         None stands for the dtype of the image that is read.
     """
-    token = _stored.set(dtype)
+    before, _stored.dtype = _stored.dtype, dtype
     try:
         yield
     finally:
-        _stored.reset(token)
+        _stored.dtype = before
 
 
 class NormedInput(NamedTuple):
@@ -126,7 +131,7 @@ def norm_conv2d(
     A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
     """
     return torch.ops.dip_fast.norm_conv2d(
-        *image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored.get()
+        *image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored.dtype
     )
 
 
@@ -190,7 +195,7 @@ def norm_upsample_conv2d(
     """
     return torch.ops.dip_fast.norm_upsample_conv2d(
         *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode,
-        dtype or _stored.get(),
+        dtype or _stored.dtype,
     )  # fmt: skip
 
 
