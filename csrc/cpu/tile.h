@@ -92,7 +92,7 @@ struct Tile {
   static void stream(T* to, const Vector& value) { stream_bytes(to, value); }
   static void stream(BFloat16* to, const Vector& value) { stream_bytes(to, halves(value)); }
   template <class V>
-  static void stream_bytes(void* to, const V& value) {
+  static void stream_bytes(void* to, V value) {  // no reference: V is aligned to its size, Vector to an element
 #if defined(__x86_64__)
     if constexpr (sizeof(V) == 8) *reinterpret_cast<V*>(to) = value;
     if constexpr (sizeof(V) == 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)value);
