@@ -88,7 +88,7 @@ def test_output_is_that_of_float32_rounded(layer, shape, read, written):
 @pytest.mark.parametrize(("read", "written"), PAIRS, ids=str)
 @layers
 def test_gradients_are_those_of_float32(layer, shape, read, written):
-    """Of the same stored images: their gradients are rounded; the others are sums, added in another order."""
+    """The operator of float32 is given the same stored images; sums are added in another order there."""
     tensors = drawn(layer, shape)
     leaves = {name: tensor.requires_grad_() for name, tensor in stored(tensors, read).items()}
     output, statistics = call(norm_conv, layer, leaves, dtype=written)

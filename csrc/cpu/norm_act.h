@@ -27,7 +27,7 @@ S* made_image_of(const Tensor& tensor) {
   return static_cast<S*>(tensor.mutable_data_ptr());
 }
 
-// A value of an image as it is computed with.
+// A value of an image as it is computed with; value_of (tile.h) is compiled for one instruction set.
 template <class S>
 Computed<S> as_computed(S value) {
   if constexpr (std::is_same_v<S, BFloat16>)
