@@ -230,9 +230,21 @@ struct Passes {
     for (int index = 0; index < 4; ++index) {
       const Side side = side_of(s, index);
       const auto here = [&](int64_t row) { return row >= top && row < bottom; };
-      if (side.vertical || here(side.near / s.W) || (s.padding == Padding::reflect && here(side.far / s.W)))
-        ring_data_gradient<Tile>(g, s, packed, side, top, bottom, dx, scratch);
+      if (!side.vertical && !here(side.near / s.W) && !(s.padding == Padding::reflect && here(side.far / s.W)))
+        continue;
+      const auto add = [&](int64_t c, int line, int64_t at, T value) {
+        const int64_t offset = (line == 0 ? side.near : side.far) + at * side.step;
+        if (here(offset / s.W)) dx[c * plane + offset] += value;
+      };
+      const int64_t first = side.vertical ? at_least(2 * top - 1, 0) : -1,
+                    last = side.vertical ? at_most(2 * bottom + 1, 2 * s.H) : 2 * s.W + 1;
+      ring_data_gradient<Tile>(s, packed, side, first, last, gradient_of(g, s, side), scratch, add);
     }
+  }
+  static auto gradient_of(const T* grad, const Shape& s, const Side& side) {
+    return [=, plane = 4 * s.H * s.W](int64_t k, int64_t position) {
+      return grad[k * plane + side.output + position * side.output_step];
+    };
   }
 
   // ---- weight gradient
@@ -285,22 +297,24 @@ struct Passes {
     if (!has_ring(s)) return;
     for (int index = 0; index < 4; ++index) {
       const Side side = side_of(s, index);
-      if (side.vertical)
-        ring_weight_gradient(s, g, x, side, 2 * top, 2 * bottom, sums, scratch);
-      else if (side.end ? bottom == s.H : top == 0)
-        ring_weight_gradient(s, g, x, side, 0, 2 * s.W, sums, scratch);
+      if (!side.vertical && !(side.end ? bottom == s.H : top == 0)) continue;
+      ring_weight_gradient(s, gradient_of(g, s, side), x, side, side.vertical ? 2 * top : 0,
+                           side.vertical ? 2 * bottom : 2 * s.W, sums, scratch);
     }
   }
 
-  static void ring_weight_gradient(const Shape& s, const T* g, const T* x, const Side& side, int64_t first,
+  static int64_t ring_weight_scratch(const Shape& s) { return (3 * s.C + row_of_sums(s) + s.K) * NR; }
+
+  // gradient(k, position): that of an output of the side.
+  template <class Gradient>
+  static void ring_weight_gradient(const Shape& s, Gradient gradient, const T* x, const Side& side, int64_t first,
                                    int64_t last, T* sums, T* scratch) {
     T *fields = scratch, *transposed = fields + 3 * s.C * NR, *gradients = transposed + row_of_sums(s) * NR;
     for (int64_t begin = first; begin < last; begin += NR) {
       const int64_t end = at_most(last, begin + NR);
       ring_fields<NR>(x, s, side, begin, end, fields);
       for (int64_t k = 0; k < s.K; ++k)
-        for (int64_t t = begin; t < begin + NR; ++t)
-          gradients[k * NR + (t - begin)] = t < end ? g[k * 4 * s.H * s.W + side.output + t * side.output_step] : 0;
+        for (int64_t t = begin; t < begin + NR; ++t) gradients[k * NR + (t - begin)] = t < end ? gradient(k, t) : 0;
       for (int a = 0; a < 3; ++a) {
         for (int64_t c = 0; c < s.C; c += NR)
           transpose_line<Tile>(fields + (a * s.C + c) * NR, NR, at_most(NR, s.C - c), NR, NR, transposed + c * NR);

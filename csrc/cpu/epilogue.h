@@ -25,26 +25,6 @@ static inline void write_line(const T* line, int64_t count, S* to, bool stream) 
   for (; t < count; ++t) to[t] = stored<S>(line[t]);
 }
 
-// to = g + constant + factor y (y may be null), the gradient of a raw output, and returns its sum.
-template <class Tile, class S, class T = typename Tile::T>
-static inline T raw_gradient(const S* g, const S* y, T constant, T factor, int64_t count, T* to) {
-  using Vector = typename Tile::Vector;
-  Vector all{};
-  int64_t t = 0;
-  for (; t + Tile::LANES <= count; t += Tile::LANES) {
-    Vector value = Tile::load(g + t);
-    if (y != nullptr) value += constant + factor * Tile::load(y + t);
-    all += value;
-    Tile::store(to + t, value);
-  }
-  T sum = Tile::sum(all);
-  for (; t < count; ++t) {
-    to[t] = y == nullptr ? value_of(g[t]) : value_of(g[t]) + (constant + factor * value_of(y[t]));
-    sum += to[t];
-  }
-  return sum;
-}
-
 // Forms the rows 2i and 2i + 1 of one output channel, for `length` sites.
 template <class Tile, class T = typename Tile::T>
 static inline void combine_products(const T* product, int64_t slot, int64_t length, T bias, T* even, T* odd,

@@ -43,7 +43,7 @@ template <class T>
 struct SkipConv {
   const T* image;
   int64_t channels;  // S, may be 0
-  const T* weight;   // (K, 9 S) in the forward pass, (9 S, K) in the backward pass
+  const T* weight;   // (K, 9 S)
 };
 
 // All tensors are contiguous.  Scratch sizes count elements, and scratch is aligned to 64 bytes.

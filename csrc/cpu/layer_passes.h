@@ -6,7 +6,7 @@
 #include "channels.h"
 #include "convolution.h"
 #include "pointwise.h"
-#include "skip_conv_gradient.h"
+#include "ring_gradient.h"
 #include "strided_gradient.h"
 #include "winograd_gradient.h"
 
@@ -106,7 +106,7 @@ template <class I, class O>
 constexpr LayerKernels<I, O> make_layer_kernels() {
   using Tile = TileOf<Computed<I>>;
   using Point = PointwiseGradient<Tile>;
-  using Skip = SkipConvGradient<Tile>;
+  using Ring = RingGradient<Tile>;
   LayerKernels<I, O> table{};
   add_channel_kernels(table);
   add_convolutions(table);
@@ -115,11 +115,11 @@ constexpr LayerKernels<I, O> make_layer_kernels() {
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;
   table.pointwise_gradient = Point::template gradient<I, O>;
-  table.skip_gradient_items = Skip::items;
-  table.skip_gradient_rows = Skip::rows;
-  table.skip_gradient_scratch = Skip::scratch;
-  table.skip_gradient_sums_size = Skip::sums_size;
-  table.skip_gradient = Skip::template gradient<O>;
+  table.ring_sums_size = Ring::sums_size;
+  table.ring_lines_size = Ring::lines_size;
+  table.ring_scratch = Ring::scratch;
+  table.ring_gradient = Ring::template gradient<O>;
+  table.add_ring_lines = Ring::add_lines;
   return table;
 }
 

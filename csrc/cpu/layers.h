@@ -85,6 +85,7 @@ struct ConvShape {
   int64_t rows, cols;       // of sites; pointwise: 1 and all pixels
   int64_t height, width;    // of the output image, which the squares may reach beyond
   int64_t upsampled = 0;    // winograd: how many of the inputs, the last ones, are upsampled from rows x cols pixels
+  bool blurs = false;       // winograd, back: what these add to the outputs is blurred, which makes nearest bilinear
 };
 
 // The batch norm and the activation of one channel, to go back through; without an image there are none.
@@ -176,14 +177,14 @@ struct LayerKernels {
   void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* out,
                    int64_t ldo);
 
-  // ---- the first part of the backward pass of norm_upsample_conv2d: see skip_conv_gradient.h
+  // ---- what the ring adds to the backward pass of norm_upsample_conv2d: see ring_gradient.h
 
-  int64_t (*skip_gradient_items)(const Shape&);
-  int64_t (*skip_gradient_rows)(const Shape&);
-  int64_t (*skip_gradient_scratch)(const Shape&, int64_t channels);
-  int64_t (*skip_gradient_sums_size)(const Shape&, int64_t channels);
-  void (*skip_gradient)(const Shape&, const RawGradient<O>&, const SkipConv<T>&, T* full, T* sums, T* local,
-                        int64_t item, T* scratch);
+  int64_t (*ring_sums_size)(const Shape&);
+  int64_t (*ring_lines_size)(const Shape&);
+  int64_t (*ring_scratch)(const Shape&);
+  void (*ring_gradient)(const Shape&, const RawGradient<O>&, const T* deep, const T* packed, T* sums, T* lines,
+                        int64_t side, T* scratch);
+  void (*add_ring_lines)(const Shape&, const T* lines, int64_t channel, T* image);
 };
 
 // A table for each way in which images are stored.

@@ -30,14 +30,16 @@ namespace {
 
 // The statistics of this batch norm and the inputs of the convolution that follow from it.
 //
-// Nearest is computed as winograd (algorithms.h), bilinear by upsample_conv2d with a convolution of the skip channels
-// beside it (skip_conv.h): its blur, which comes after the products, is for the upsampled channels alone.
+// The convolution is winograd (algorithms.h), which reads padded copies; but bilinear's forward pass is upsample_conv2d
+// with a convolution of the skip channels beside it (skip_conv.h): its blur, which comes after the products, is for the
+// upsampled channels alone.
 template <class I>
 struct MidNorm {
   using T = Computed<I>;
 
-  Shape shape{};                              // of upsample_conv2d
-  PaddedCopy deep_padding{}, skip_padding{};  // of the two images; bilinear: only the skip image is padded
+  Shape shape{};  // of upsample_conv2d
+  bool is_winograd;
+  PaddedCopy deep_padding{}, skip_padding{};  // of the two images; not winograd: only the skip image is padded
   double eps;
   NormAct<I> deep;
   std::optional<NormAct<I>> skip;
@@ -46,8 +48,9 @@ struct MidNorm {
   Buffer<T> deep_input, skip_input;       // b_deep before the upsampling, b_skip with its padding
   std::vector<double> mean, inverse_std;  // m and r, of the skip channels first
 
-  MidNorm(const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode)
-      : eps(x.eps),
+  MidNorm(const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode, bool backward)
+      : is_winograd(backward || !is_bilinear(mode)),
+        eps(x.eps),
         deep(x.deep, x.slope, x.eps),
         S(x.skip ? x.skip->image.size(1) : 0),
         weight(x.norm_weight.const_data_ptr<T>()),
@@ -61,9 +64,10 @@ struct MidNorm {
     shape.bilinear = is_bilinear(mode);
     shape.padding = padding_of(padding_mode, 2 * H, 2 * W);
     shape.threads = 4;  // a constant: the statistics of the output depend on where the items are cut
-    skip_padding = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, !shape.bilinear};
-    // Of the upsampled image the pixel beside the last one is its double, so reflection is replication.
-    const bool zeros = shape.padding == Padding::zeros;
+    skip_padding = {2 * H, 2 * W, 1, shape.padding, 2 * W + 2, is_winograd};
+    // Of an image upsampled by nearest the pixel beside the last one is its double, so reflection is replication.
+    // Bilinear is computed with replicated borders (ring.h).
+    const bool zeros = shape.padding == Padding::zeros && !shape.bilinear;
     deep_padding = {H, W, 1, zeros ? Padding::zeros : Padding::replicate, W + 2, false};
     if (x.skip) skip.emplace(*x.skip, x.slope, x.eps);
     for_each_item<T>(S + deep.channels, room(), [&](int64_t c, T* memory) {
@@ -72,7 +76,8 @@ struct MidNorm {
   }
 
   ConvShape winograd() const {
-    return {Algorithm::winograd, S + shape.C, shape.K, shape.H, shape.W, 2 * shape.H, 2 * shape.W, shape.C};
+    return {Algorithm::winograd, S + shape.C, shape.K, shape.H,       shape.W,
+            2 * shape.H,         2 * shape.W, shape.C, shape.bilinear};
   }
   // The memory for an activated channel, and for some rows of a padded copy.
   int64_t room() const { return activated_size() + 3 * skip_padding.cols + 64; }
@@ -102,10 +107,10 @@ struct MidNorm {
   void make_deep_channel(int64_t c, T* a) {
     deep.activate(c, a);
     const Affine affine = measure(S + c, deep, shape.bilinear, a);
-    if (shape.bilinear)
-      layer_kernels<T>().norm_act(deep.count, a, affine.scale, affine.shift, T(1), deep_input.get() + c * deep.count);
-    else
+    if (is_winograd)
       pad(deep_padding, c, a, affine, deep_input.get());
+    else
+      layer_kernels<T>().norm_act(deep.count, a, affine.scale, affine.shift, T(1), deep_input.get() + c * deep.count);
   }
 
   void pad(const PaddedCopy& to, int64_t c, T* a, Affine affine, T* copies) const {
@@ -121,7 +126,7 @@ template <class I, class O>
 std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, c10::string_view mode,
                                    c10::string_view padding_mode, at::ScalarType dtype) {
   using T = Computed<I>;
-  const MidNorm<I> mid(x, mode, padding_mode);
+  const MidNorm<I> mid(x, mode, padding_mode, false);
   const Shape& s = mid.shape;
   const UpsampleKernels<T>& kernel = upsample_kernels<T>();
   Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options().dtype(dtype));
@@ -155,17 +160,11 @@ class Backward {
 
  public:
   Backward(const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& statistics,
-           const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode, bool with_bias,
-           bool overwrites)
+           const UpsampleInputs& x, c10::string_view mode, c10::string_view padding_mode, bool with_bias)
       : x_(x),
-        mid_(x, mode, padding_mode),
+        mid_(x, mode, padding_mode, true),
         output_grad_(grad, output, statistics, grad_statistics),
         with_bias_(with_bias),
-        rows_(kernel_.skip_gradient_rows(s_)),
-        items_(kernel_.skip_gradient_items(s_)),
-        pitch_(2 * s_.W + 2),
-        local_size_(mid_.S * (rows_ + 2) * pitch_),
-        locals_(s_.bilinear ? items_ * local_size_ : 0),
         grad_deep_(workspace::empty(x.deep.image.sizes(), x.deep.image.options())),
         grad_skip_(x.skip ? workspace::empty(x.skip->image.sizes(), x.deep.image.options())
                           : at::empty({0}, x.deep.image.options())),
@@ -174,52 +173,43 @@ class Backward {
         grad_norm_weight_(at::empty_like(x.norm_weight)),
         grad_norm_bias_(at::empty_like(x.norm_bias)),
         grad_weight_(at::empty_like(x.weight)),
-        grad_bias_(at::empty({with_bias ? s_.K : 0}, x.weight.options())) {
-    if (!s_.bilinear) return;
-    // Where G differs from the gradient that was passed in it is written over that or into memory of its own.
-    if constexpr (std::is_same_v<O, T>) {
-      whole_ = output_grad_.grad;
-      if (output_grad_.output == nullptr) return;
-      if (overwrites) full_ = made_image_of<T>(grad);
-    }
-    if (full_ == nullptr) full_ = own_gradient_.emplace(output.numel()).get();
-    whole_ = full_;
-  }
+        grad_bias_(at::empty({with_bias ? s_.K : 0}, x.weight.options())),
+        has_ring_(s_.bilinear && s_.padding != Padding::replicate),
+        ring_lines_(has_ring_ ? 4 * kernel_.ring_lines_size(s_) : 0) {}
 
   std::vector<Tensor> run() {
-    s_.bilinear ? bilinear() : nearest();
-    return {grad_deep_,        deep_norm_.statistics, deep_norm_.weight, deep_norm_.bias,
-            grad_skip_,        skip_norm_.statistics, skip_norm_.weight, skip_norm_.bias,
-            grad_norm_weight_, grad_norm_bias_,       grad_weight_,      grad_bias_};
-  }
-
- private:
-  void nearest() {
     const Tensor weight = x_.weight.contiguous();
     const auto window = [&](Rows, T*) { return mid_.window(); };
     const WinogradBackward<O> gradients(mid_.winograd(), output_grad_.raw(), weight.const_data_ptr<T>(), 0, window,
                                         true, true);
     gradients.weight_gradient(grad_weight_.data_ptr<T>());
     if (with_bias_) gradients.bias_gradient(grad_bias_.data_ptr<T>());
+    if (has_ring_) ring_gradients();
     const auto unpad = [&](int64_t c, T* lines, T* to) {
-      const PaddedCopy& padding = c < mid_.S ? mid_.skip_padding : mid_.deep_padding;
+      const bool of_deep = c >= mid_.S;
+      const PaddedCopy& padding = of_deep ? mid_.deep_padding : mid_.skip_padding;
       kernel_.bands_adjoint(padding, gradients.input_gradient(c, padding), lines, to);
+      if (of_deep && has_ring_) kernel_.add_ring_lines(s_, ring_lines_.get(), c - mid_.S, to);
     };
     each_skip_channel(unpad);
     each_deep_channel(unpad);
+    return {grad_deep_,        deep_norm_.statistics, deep_norm_.weight, deep_norm_.bias,
+            grad_skip_,        skip_norm_.statistics, skip_norm_.weight, skip_norm_.bias,
+            grad_norm_weight_, grad_norm_bias_,       grad_weight_,      grad_bias_};
   }
 
-  void bilinear() {
-    const Tensor deep_weight = x_.weight.narrow(1, mid_.S, s_.C).contiguous();
-    output_and_skip_gradients();
-    deep_weight_gradient();
-    each_skip_channel([&](int64_t c, T* lines, T* to) {
-      kernel_.bands_adjoint(mid_.skip_padding, skip_input_gradient(c), lines, to);
-    });
-    const Buffer<T> deep(s_.C * mid_.deep.count);
-    data_gradient<T>(s_, whole_, deep_weight.const_data_ptr<T>(), deep.get());
-    each_deep_channel(
-        [&](int64_t c, T*, T* to) { std::copy_n(deep.get() + (c - mid_.S) * mid_.deep.count, mid_.deep.count, to); });
+ private:
+  // What the ring of outputs adds to the gradient of the weights, and, in ring_lines_, to that of b.
+  void ring_gradients() {
+    const Tensor weight = x_.weight.narrow(1, mid_.S, s_.C).contiguous(), gradient = at::empty_like(weight);
+    const Buffer<T> packed = packed_weight(s_, weight.const_data_ptr<T>(), true), total(kernel_.ring_sums_size(s_));
+    sum_items<T>(4, kernel_.ring_sums_size(s_), kernel_.ring_scratch(s_), total.get(),
+                 [&](int64_t side, T* sums, T* scratch) {
+                   kernel_.ring_gradient(s_, output_grad_.raw(), mid_.deep_input.get(), packed.get(), sums,
+                                         ring_lines_.get() + side * kernel_.ring_lines_size(s_), side, scratch);
+                 });
+    upsample_kernels<T>().finish(s_, total.get(), 0, s_.K, gradient.data_ptr<T>(), nullptr);
+    grad_weight_.narrow(1, mid_.S, s_.C).add_(gradient);
   }
 
   // gradient(c, lines, to) computes the gradient of channel c of b, from which those of the images and the norms
@@ -240,34 +230,6 @@ class Backward {
       norm_gradients(x_.deep, mid_.deep, mid_.S, s_.bilinear, c, memory, grad, made_image_of<I>(grad_deep_),
                      deep_norm_);
     });
-  }
-
-  // G, and the gradients of the skip weights, of the bias and, in `locals_`, of the padded skip image.
-  void output_and_skip_gradients() {
-    const int64_t S = mid_.S, size = kernel_.skip_gradient_sums_size(s_, S), row = size / s_.K - 1;
-    // (9 S, K): each tap of each skip channel, to all outputs.
-    const Tensor skip_weight = x_.weight.narrow(1, 0, S).reshape({s_.K, 9 * S}).t().contiguous();
-    const SkipConv<T> skip{mid_.skip_input.get(), S, skip_weight.const_data_ptr<T>()};
-    const Buffer<T> total(size);
-    sum_items<T>(items_, size, kernel_.skip_gradient_scratch(s_, S), total.get(),
-                 [&](int64_t item, T* own, T* scratch) {
-                   kernel_.skip_gradient(s_, output_grad_.raw(), skip, full_, own, locals_.get() + item * local_size_,
-                                         item, scratch);
-                 });
-    T* to = grad_weight_.data_ptr<T>();
-    for (int64_t k = 0; k < s_.K; ++k) std::copy_n(total.get() + k * row, 9 * S, to + k * 9 * (S + s_.C));
-    if (with_bias_) std::copy_n(total.get() + s_.K * row, s_.K, grad_bias_.data_ptr<T>());
-  }
-
-  void deep_weight_gradient() {
-    const Tensor gradient = at::empty({s_.K, s_.C, 3, 3}, grad_weight_.options());
-    weight_gradient<T>(s_, whole_, mid_.deep_input.get(), gradient.data_ptr<T>(), nullptr);
-    grad_weight_.narrow(1, mid_.S, s_.C).copy_(gradient);
-  }
-
-  // The gradient of the padded copy of channel c of b_skip.
-  BandsOfRows<T> skip_input_gradient(int64_t c) const {
-    return {locals_.get() + c * (rows_ + 2) * pitch_, items_, local_size_, rows_, rows_ + 2};
   }
 
   // From the gradient of channel c of b, which is overwritten, to that of x: through the batch norm in the middle,
@@ -297,15 +259,11 @@ class Backward {
   const Shape& s_ = mid_.shape;
   const OutputGrad<O> output_grad_;
   const bool with_bias_;
-  std::optional<Buffer<T>> own_gradient_;
-  T* full_ = nullptr;                   // where G is written; null: it is the gradient that was passed in
-  const T* whole_ = nullptr;            // where it is read
-  const int64_t rows_, items_, pitch_;  // of the first part of the pass: rows of an item, items, columns
-  const int64_t local_size_;            // elements of the gradient of the skip image that an item computes
-  const Buffer<T> locals_;              // these gradients
   const Tensor grad_deep_, grad_skip_;
   const NormGradients<T> deep_norm_, skip_norm_;
   const Tensor grad_norm_weight_, grad_norm_bias_, grad_weight_, grad_bias_;
+  const bool has_ring_;
+  const Buffer<T> ring_lines_;
 };
 
 // ---- the operators
@@ -325,7 +283,6 @@ std::tuple<Tensor, Tensor> norm_upsample_conv2d(
   return result;
 }
 
-template <bool OVERWRITES>
 std::vector<Tensor> norm_upsample_conv2d_backward(
     const Tensor& grad, const Tensor& grad_statistics, const Tensor& output, const Tensor& output_statistics,
     const Tensor& deep, const Optional& deep_statistics, const Optional& deep_weight, const Optional& deep_bias,
@@ -339,7 +296,7 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
                s = output_statistics.contiguous();
   std::vector<Tensor> result;
   with_stored(deep.scalar_type(), output.scalar_type(), [&]<class I, class O>(I, O) {
-    result = Backward<I, O>(g, ds, y, s, x, mode, padding_mode, with_bias, OVERWRITES).run();
+    result = Backward<I, O>(g, ds, y, s, x, mode, padding_mode, with_bias).run();
   });
   return result;
 }
@@ -349,6 +306,6 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
 
 TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
   m.impl("norm_upsample_conv2d", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d));
-  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<false>));
-  m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward<true>));
+  m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward));
+  m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward));
 }

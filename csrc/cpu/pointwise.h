@@ -11,6 +11,7 @@
 #pragma once
 
 #include "convolution.h"
+#include "raw_gradient.h"
 
 template <class Tile>
 struct PointwiseGradient {

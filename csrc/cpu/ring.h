@@ -24,7 +24,8 @@ struct Side {
   bool vertical;        // left or right
   bool end;             // bottom or right
   int64_t size;         // pixels of the low-resolution line
-  int64_t near, far;    // offsets of the lines in a channel of the low-resolution image
+  int64_t plane;        // of a channel of the low-resolution image
+  int64_t near, far;    // offsets of the lines in it
   int64_t step;         // from pixel to pixel of these lines
   int64_t output;       // offset of the line in a channel of the output
   int64_t output_step;  // from pixel to pixel of it
@@ -33,30 +34,23 @@ struct Side {
 
 static inline bool has_ring(const Shape& s) { return s.bilinear && s.padding != Padding::replicate; }
 
-static inline Side side_of(const Shape& s, int index) {
+// Rows of the low-resolution image are `pitch` apart, its channels `plane`.
+static inline Side side_of(const Shape& s, int index, int64_t pitch, int64_t plane) {
   const bool vertical = index >= 2, end = index % 2 == 1;
-  const int slot = end ? 2 : 1;
-  if (vertical)
-    return {vertical,
-            end,
-            s.H,
-            end ? s.W - 1 : 0,
-            end ? (s.W > 1 ? s.W - 2 : 0) : (s.W > 1 ? 1 : 0),
-            s.W,
-            end ? 2 * s.W - 1 : 0,
-            2 * s.W,
-            {slot, 3 + slot, 6 + slot}};
-  const int64_t last = s.H - 1, next = s.H > 1 ? 1 : 0;
+  const int64_t size = vertical ? s.W : s.H, next = size > 1 ? 1 : 0, last = size - 1, across = vertical ? 1 : pitch;
+  const int slot = end ? 2 : 1, first_slot = vertical ? slot : 3 * slot, step_of_slots = vertical ? 3 : 1;
   return {vertical,
           end,
-          s.W,
-          end ? last * s.W : 0,
-          (end ? last - next : next) * s.W,
-          1,
-          end ? (2 * s.H - 1) * 2 * s.W : 0,
-          1,
-          {3 * slot, 3 * slot + 1, 3 * slot + 2}};
+          vertical ? s.H : s.W,
+          plane,
+          (end ? last : 0) * across,
+          (end ? last - next : next) * across,
+          vertical ? pitch : 1,
+          (end ? 2 * size - 1 : 0) * (vertical ? 1 : 2 * s.W),
+          vertical ? 2 * s.W : 1,
+          {first_slot, first_slot + step_of_slots, first_slot + 2 * step_of_slots}};
 }
+static inline Side side_of(const Shape& s, int index) { return side_of(s, index, s.W, s.H * s.W); }
 
 // The bilinear upsampling at `position` is 3/4 of pixel `main` and 1/4 of pixel `other`.
 struct Upsampled {
@@ -133,7 +127,7 @@ static void ring_fields(const T* image, const Shape& s, const Side& side, int64_
   const int64_t slot = s.C * NR, length = last - first;
   for (int64_t c = 0; c < s.C; ++c) {
     T e[NR + 2];
-    ring_line<NR>(image + c * s.H * s.W, s, side, first, e);
+    ring_line<NR>(image + c * side.plane, s, side, first, e);
     T* o = out + c * NR;
     for (int64_t t = 0; t < NR; ++t) {
       const bool in = t < length;
@@ -177,39 +171,43 @@ static void ring_forward(const T* image, const Shape& s, const T* packed, const 
   }
 }
 
-// Adds the gradient that comes through e to the pixels of an input image (C, H, W) that lie in the rows top .. bottom.
-template <class Tile, class T = typename Tile::T>
-static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, const Side& side, int64_t top,
-                               int64_t bottom, T* grad_input, T* scratch) {
-  constexpr int NR = Tile::NR;
-  const T sign = side.end ? 1 : -1, three = static_cast<T>(0.75), one = static_cast<T>(0.25);
-  const int64_t size = 2 * side.size;
-  int64_t first = -1, last = size + 1;
-  if (side.vertical) {
-    first = 2 * top > 0 ? 2 * top - 1 : 0;
-    last = 2 * bottom < size ? 2 * bottom + 1 : size;
+// The gradients of the outputs at the positions first - 1 .. first + NR of a side, of channel k, with the sign of the
+// side; zero outside of the image.  gradient(k, position) returns one.
+template <int NR, class T, class Gradient>
+static inline void ring_gradient_line(const Side& side, int64_t first, int64_t k, Gradient gradient, T* g) {
+  const T sign = side.end ? 1 : -1;
+  for (int64_t t = 0; t < NR + 2; ++t) {
+    const int64_t position = first - 1 + t;
+    g[t] = position >= 0 && position < 2 * side.size ? sign * gradient(k, position) : 0;
   }
-  const auto corner = [&](int64_t position, T value, auto add) {
+}
+
+// Passes the gradient of an input that comes through e, from the positions first .. last of a side, to
+// add(c, line, at, value): channel, the border line (0) or the one beside it (1), pixel of the line.
+template <class Tile, class Gradient, class Add, class T = typename Tile::T>
+static void ring_data_gradient(const Shape& s, const T* packed, const Side& side, int64_t first, int64_t last,
+                               Gradient gradient, T* scratch, Add add) {
+  constexpr int NR = Tile::NR;
+  const T three = static_cast<T>(0.75), one = static_cast<T>(0.25);
+  const bool zeros = s.padding == Padding::zeros;
+  const int64_t size = 2 * side.size, slot = s.K * NR;
+  const auto corner = [&](int64_t c, int64_t position, T value) {
     const Padded at(position, side.size);
     const Upsampled u0(at.repeated, side.size), u1(at.reflected, side.size);
-    add(side.near + u0.main * side.step, -three * value);
-    add(side.near + u0.other * side.step, -one * value);
-    if (s.padding == Padding::zeros) return;
-    add(side.near + u1.main * side.step, three * three * value);
-    add(side.near + u1.other * side.step, three * one * value);
-    add(side.far + u1.main * side.step, one * three * value);
-    add(side.far + u1.other * side.step, one * one * value);
+    add(c, 0, u0.main, -three * value);
+    add(c, 0, u0.other, -one * value);
+    if (zeros) return;
+    add(c, 0, u1.main, three * three * value);
+    add(c, 0, u1.other, three * one * value);
+    add(c, 1, u1.main, one * three * value);
+    add(c, 1, u1.other, one * one * value);
   };
-  T *fields = scratch, *sums = scratch + 3 * s.K * NR;
+  T *fields = scratch, *sums = scratch + 3 * slot;
   for (int64_t begin = first; begin < last; begin += NR) {
-    const int64_t end = begin + NR < last ? begin + NR : last, slot = s.K * NR;
+    const int64_t end = begin + NR < last ? begin + NR : last;
     for (int64_t k = 0; k < s.K; ++k) {
-      const T* from = grad + k * 4 * s.H * s.W + side.output;
-      T g[NR + 2] = {};
-      for (int64_t t = 0; t < NR + 2; ++t) {
-        const int64_t position = begin - 1 + t;
-        if (position >= 0 && position < size) g[t] = sign * from[position * side.output_step];
-      }
+      T g[NR + 2];
+      ring_gradient_line<NR>(side, begin, k, gradient, g);
       T* o = fields + k * NR;
       for (int64_t t = 0; t < NR; ++t) {
         o[t] = g[t + 1];
@@ -219,16 +217,12 @@ static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, c
     }
     ring_products<Tile>(packed, side, s.C, s.K, fields, sums);
     for (int64_t c = 0; c < s.C; ++c) {
-      T* channel = grad_input + c * s.H * s.W;
-      const auto add = [&](int64_t offset, T value) {
-        if (offset >= top * s.W && offset < bottom * s.W) channel[offset] += value;
-      };
       const int64_t origin = (begin + 1) / 2 - 2;
       T v[NR / 2 + 4] = {};  // the gradient of the line whose upsampling is e
       for (int64_t t = begin; t < end; ++t) {
         const T value = sums[c * NR + (t - begin)];
         if (t < 0 || t >= size) {
-          corner(t, value, add);
+          corner(c, t, value);
           continue;
         }
         const Upsampled u(t, side.size);
@@ -236,10 +230,10 @@ static void ring_data_gradient(const T* grad, const Shape& s, const T* packed, c
         v[u.other - origin] += one * value;
       }
       for (int64_t q = 0; q < NR / 2 + 4; ++q) {
-        const int64_t at = (origin + q) * side.step;
-        if (origin + q < 0 || origin + q >= side.size) continue;
-        add(side.near + at, s.padding == Padding::zeros ? -v[q] : -one * v[q]);
-        if (s.padding != Padding::zeros) add(side.far + at, one * v[q]);
+        const int64_t at = origin + q;
+        if (at < 0 || at >= side.size) continue;
+        add(c, 0, at, zeros ? -v[q] : -one * v[q]);
+        if (!zeros) add(c, 1, at, one * v[q]);
       }
     }
   }

@@ -8,10 +8,13 @@
 // dM is made once for a block of sites.  It is the matrix that is multiplied by the transposed fields, and the panel
 // that is multiplied by the weights.  dF goes back through the transform of the fields to the windows of the padded
 // copies, which overlap: an item adds up those of its own rows, and Channels::bands_adjoint adds up the items.
+//
+// Bilinear upsampling is nearest whose outputs are blurred (transform.h).  The blur is its own adjoint, so the
+// upsampled channels have products of their own then, made of the blurred gradient.
 #pragma once
 
 #include "conv_fields.h"
-#include "epilogue.h"
+#include "product_gradients.h"
 
 template <class Tile>
 struct WinogradGradient {
@@ -20,18 +23,18 @@ struct WinogradGradient {
   using S = Scheme<Algorithm::winograd>;
   using Layout = InputLayout<Algorithm::winograd>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES, SLOTS = S::SLOTS;
-  static constexpr int64_t BLOCK = MAX_BLOCK, LD = BLOCK + 16;  // LD: so that rows are not a power of two apart
+  static constexpr int64_t BLOCK = MAX_BLOCK, LD = ProductGradients<Tile>::LD;
   static constexpr int64_t PRODUCT = Tile::MR * BLOCK + 80, STRIP = 64;
-  static constexpr int64_t AHEAD = 1;  // channels that are prefetched: more compete for the same lines of the cache
 
   static int64_t plain(const ConvShape& s) { return s.inputs - s.upsampled; }
   static int64_t plain_row(const ConvShape& s) { return rounded_up(plain(s), LANES); }
-  // The transposed fields of a site: its plain channels, then the upsampled ones, in whole vectors.
+  // The transposed fields of a site: its plain channels, then from `start` on the upsampled ones, in whole vectors.
+  static int64_t start(const ConvShape& s) { return rounded_up(plain(s), Tile::REST); }
   static int64_t row(const ConvShape& s) {
-    return s.upsampled == 0 ? plain_row(s) : rounded_up(plain(s) + rounded_up(s.upsampled, LANES), LANES);
+    return s.upsampled == 0 ? plain_row(s) : rounded_up(start(s) + rounded_up(s.upsampled, LANES), LANES);
   }
   static int64_t row_of_sums(const ConvShape& s, int slot) {
-    return rounded_up(S::vanishes_upsampled(slot) ? plain(s) : s.inputs, Tile::REST);
+    return start(s) + (S::vanishes_upsampled(slot) ? 0 : rounded_up(s.upsampled, Tile::REST));
   }
 
   // An item is a band of 64 to 1024 sites: to add its sums to the total costs as much as about five sites.
@@ -61,15 +64,17 @@ struct WinogradGradient {
   static int64_t transposed_size(const ConvShape& s) {
     return 8 * (BLOCK + 2) * at_least(plain_row(s), rounded_up(s.upsampled, LANES));
   }
+  static int64_t made_size(const ConvShape& s) { return SLOTS * field_slot(s.outputs * LD); }
   static int64_t scratch(const ConvShape& s) {
-    return SLOTS * (field_slot(s.outputs * LD) + field_slot(row(s) * BLOCK) + PRODUCT) + transposed_size(s);
+    return (s.blurs ? 2 : 1) * made_size(s) + SLOTS * (field_slot(row(s) * BLOCK) + PRODUCT) + transposed_size(s);
   }
 
   // sums: those of the bias alone if not `of_weight`.  local: null if the inputs need no gradient.
   template <class O>
   static void gradient(const ConvShape& s, const RawGradient<O>& raw, const Window<T>& input, const T* packed, T* local,
                        bool of_weight, T* sums, int64_t item, T* scratch) {
-    T *made = scratch, *fields = made + SLOTS * field_slot(s.outputs * LD),
+    // Without a blur both kinds of channels have the same.
+    T *made = scratch, *blurred = s.blurs ? made + made_size(s) : made, *fields = blurred + made_size(s),
       *products = fields + SLOTS * field_slot(row(s) * BLOCK), *transposed = products + SLOTS * PRODUCT;
     const Bands band = bands(s);
     const int64_t top = band.begin(item), begin = top * s.cols, end = band.end(item, s.rows) * s.cols;
@@ -77,15 +82,22 @@ struct WinogradGradient {
     if (local != nullptr) fill_zero(local, local_size(s));
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t last = at_most(end, first + BLOCK);
-      product_gradients(s, raw, first, last, made, sums);
+      ProductGradients<Tile>::make(s, raw, first, last, made, blurred, sums);
       if (of_weight) {
         plain_fields(s, input, first, last, transposed, fields);
         upsampled_fields(s, input, first, last, transposed, fields);
-        for (int slot = 0; slot < SLOTS; ++slot)
-          add_weight_products(s, made + slot * field_slot(s.outputs * LD), fields + slot * field_slot(row(s) * BLOCK),
-                              row_of_sums(s, slot), last - first, sums + sums_of(s, slot), first > begin);
+        for (int slot = 0; slot < SLOTS; ++slot) {
+          const int64_t all = row_of_sums(s, slot), parted = s.blurs ? start(s) : all;
+          const auto add = [&](const T* gradients, int64_t from, int64_t to) {
+            add_weight_products(s, gradients + slot * field_slot(s.outputs * LD),
+                                fields + slot * field_slot(row(s) * BLOCK), from, to, all, last - first,
+                                sums + sums_of(s, slot), first > begin);
+          };
+          add(made, 0, parted);
+          add(blurred, parted, all);
+        }
       }
-      if (local != nullptr) add_input_gradients(s, packed, top, first, last, made, products, local);
+      if (local != nullptr) add_input_gradients(s, packed, top, first, last, made, blurred, products, local);
     }
   }
 
@@ -97,9 +109,10 @@ struct WinogradGradient {
         const bool upsampled = c >= plain(s);
         next = at_most(c + STRIP, upsampled ? s.inputs : plain(s));
         T lines[4][3][STRIP], taps[9][STRIP];
-        const auto sum = [&](int slot) {
-          return upsampled && S::vanishes_upsampled(slot) ? nothing
-                                                          : total + sums_of(s, slot) + k * row_of_sums(s, slot) + c;
+        const auto sum = [&](int slot) -> const T* {
+          if (upsampled && S::vanishes_upsampled(slot)) return nothing;
+          const int64_t column = upsampled ? start(s) + c - plain(s) : c;
+          return total + sums_of(s, slot) + k * row_of_sums(s, slot) + column;
         };
         for (int a = 0; a < 4; ++a)
           weight_adjoint(sum(4 * a), sum(4 * a + 1), sum(4 * a + 2), sum(4 * a + 3), next - c, lines[a]);
@@ -114,51 +127,6 @@ struct WinogradGradient {
   }
 
  private:
-  // dM of the sites first .. last, [slot][k][LD], filled up with zeros to whole panels; adds the sums of G to `bias`.
-  template <class O>
-  static void product_gradients(const ConvShape& s, const RawGradient<O>& raw, int64_t first, int64_t last, T* out,
-                                T* bias) {
-    const int64_t slot = field_slot(s.outputs * LD), plane = s.height * s.width, count = last - first;
-    each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {
-      const int64_t width = at_most(2 * length, s.width - 2 * j);
-      for (int64_t k = 0; k < s.outputs; ++k) {
-        T lines[2][2 * MAX_BLOCK];
-        for (int64_t p = 0; p < 2; ++p) {
-          const int64_t at = (2 * i + p) * s.width + 2 * j + k * plane, filled = 2 * i + p < s.height ? width : 0;
-          const O* y = raw.output == nullptr ? nullptr : raw.output + at;
-          if (k + AHEAD < s.outputs) prefetch(raw.grad + at + AHEAD * plane, filled);
-          if (k + AHEAD < s.outputs && y != nullptr) prefetch(y + AHEAD * plane, filled);
-          if (filled > 0)
-            bias[k] += raw_gradient<Tile>(raw.grad + at, y, raw.constant[k], raw.factor[k], width, lines[p]);
-          if (filled < 2 * length) fill_zero(lines[p] + filled, 2 * length - filled);
-        }
-        square_adjoint(lines[0], lines[1], length, out + k * LD + (site - first), slot);
-      }
-    });
-    if (count % NR == 0) return;
-    for (int i = 0; i < SLOTS; ++i)
-      for (int64_t k = 0; k < s.outputs; ++k) fill_zero(out + i * slot + k * LD + count, rounded_up(count, NR) - count);
-  }
-
-  // y0, y0 + y1, y0 - y1 and -y1 along H, then along W, of the four pixels of each square.
-  static void square_adjoint(const T* upper, const T* lower, int64_t length, T* to, int64_t slot) {
-#pragma omp simd
-    for (int64_t t = 0; t < length; ++t) {
-      const T g00 = upper[2 * t], g01 = upper[2 * t + 1], g10 = lower[2 * t], g11 = lower[2 * t + 1];
-      const auto put = [&](int a, T left, T right) {
-        T* o = to + 4 * a * slot + t;
-        o[0] = left;
-        o[slot] = left + right;
-        o[2 * slot] = left - right;
-        o[3 * slot] = -right;
-      };
-      put(0, g00, g01);
-      put(1, g00 + g10, g01 + g11);
-      put(2, g00 - g10, g01 - g11);
-      put(3, -g10, -g11);
-    }
-  }
-
   // The fields of the plain channels with the channels as vectors, [slot][site][row].
   static void plain_fields(const ConvShape& s, const Window<T>& input, int64_t first, int64_t last, T* transposed,
                            T* out) {
@@ -210,7 +178,7 @@ struct WinogradGradient {
             const T* d = transposed + (t + b) * lanes + c;
             upsampled_transform(Tile::load(d), Tile::load(d + line), Tile::load(d + 2 * line), columns[b]);
           }
-          T* to = out + (site - first + t) * width + plain(s) + c;
+          T* to = out + (site - first + t) * width + start(s) + c;
 #pragma GCC unroll 3
           for (int a = 0; a < 3; ++a) {
             upsampled_transform(columns[0][a], columns[1][a], columns[2][a], made);
@@ -221,14 +189,14 @@ struct WinogradGradient {
     });
   }
 
-  // sums[k][c] (+)= sum over sites of made[k][site] fields[site][c]
+  // sums[k][c] (+)= sum over sites of made[k][site] fields[site][c]      for c of the columns from .. to
   [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* made, const T* fields,
-                                                                int64_t row_of_sums, int64_t count, T* sums,
-                                                                bool accumulate) {
-    int64_t c = 0;
+                                                                int64_t from, int64_t to, int64_t row_of_sums,
+                                                                int64_t count, T* sums, bool accumulate) {
+    int64_t c = from;
     const auto multiply = [&](auto tile_of) {
       using Columns = decltype(tile_of);
-      for (; row_of_sums - c >= Columns::NR; c += Columns::NR)
+      for (; to - c >= Columns::NR; c += Columns::NR)
         for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
           const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
           Columns::upto(static_cast<int>(k1 - k0), count, made + k0 * LD, LD, fields + c, sums + k0 * row_of_sums + c,
@@ -242,10 +210,11 @@ struct WinogradGradient {
 
   // dF of each tile of channels, and its windows.
   static void add_input_gradients(const ConvShape& s, const T* packed, int64_t top, int64_t first, int64_t last,
-                                  const T* made, T* products, T* local) {
+                                  const T* made, const T* blurred, T* products, T* local) {
     const int64_t K = s.outputs, slot = field_slot(K * LD), width = rounded_up(last - first, NR);
     for (const bool upsampled : {false, true}) {
       const int64_t channels = upsampled ? s.upsampled : plain(s), before = upsampled ? plain(s) : 0;
+      const T* gradients = upsampled ? blurred : made;
       for (int64_t tile = 0; tile < Tile::tiles(channels); ++tile) {
         const int64_t c0 = Tile::tile_begin(channels, tile), c1 = Tile::tile_begin(channels, tile + 1);
         for (int i = 0; i < SLOTS; ++i) {
@@ -253,7 +222,7 @@ struct WinogradGradient {
           for (int64_t d = 0; d < K; d += CHAIN)
             for (int64_t p = 0; p < width; p += NR)
               Tile::upto(static_cast<int>(c1 - c0), at_most(K - d, CHAIN),
-                         packed + (i * s.inputs + before + c0) * K + d, K, made + i * slot + d * LD + p,
+                         packed + (i * s.inputs + before + c0) * K + d, K, gradients + i * slot + d * LD + p,
                          products + i * PRODUCT + p, BLOCK, d > 0, LD);
         }
         for (int64_t c = c0; c < c1; ++c)
