@@ -3,16 +3,11 @@
 //
 // Where nothing else refers to the gradient of the output, the backward operators overwrite its memory, which saves two
 // of the largest images of a step.
-#include <ATen/ATen.h>
-#include <ATen/TensorSubclassLikeUtils.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
+#include "autograd.h"
 
-#include <array>
-#include <optional>
+#include <torch/csrc/autograd/custom_function.h>
+
 #include <string>
-#include <tuple>
-#include <vector>
 
 namespace dip_fast {
 namespace {
@@ -20,29 +15,12 @@ namespace {
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Optional = std::optional<Tensor>;
-using Dtype = std::optional<at::ScalarType>;
+using Optional = OptionalTensor;
 using Text = c10::string_view;
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> operator_named(const char* name, const char* overload = "") {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
-}
 
 // An absent tensor is saved for the backward pass as an undefined one.
 Tensor to_saved(const Optional& tensor) { return tensor.value_or(Tensor()); }
 Optional from_saved(const Tensor& tensor) { return tensor.defined() ? Optional(tensor) : std::nullopt; }
-
-// Returns whether the caller holds the only reference to a gradient and to its memory.
-bool may_be_overwritten(const Tensor& grad) {
-  return grad.use_count() == 1 && grad.has_storage() && grad.is_contiguous() && !at::isTensorSubclassLike(grad) &&
-         grad.storage().use_count() == 1;
-}
-
-void check_first_derivative(const char* name) {
-  TORCH_CHECK_NOT_IMPLEMENTED(!at::GradMode::is_enabled(), name,
-                              ": it has first derivatives only; leave out create_graph, or use the plain network");
-}
 
 // Returns whether a gradient is needed, for each tensor among the arguments; autograd numbers only the defined ones.
 template <class Tensors>
@@ -64,20 +42,13 @@ variable_list select(const std::vector<bool>& needed, const Gradients& gradients
 }
 
 struct NormConv : torch::autograd::Function<NormConv> {
-  using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, const Optional&,
-                                             const Tensor&, const Optional&, double, double, int64_t, Text, Dtype);
-  using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Optional&, const Optional&,
-      const Optional&, const Tensor&, double, double, int64_t, Text, std::array<bool, 3>);
-
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Optional& statistics,
                                const Optional& norm_weight, const Optional& norm_bias, const Tensor& weight,
                                const Optional& bias, double slope, double eps, int64_t stride,
                                const std::string& padding_mode, Dtype dtype) {
-    static const auto op = operator_named<Forward>("dip_fast::norm_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, output_statistics] =
-        op.call(input, statistics, norm_weight, norm_bias, weight, bias, slope, eps, stride, padding_mode, dtype);
+    auto [output, output_statistics] = norm_conv_operators().forward.call(
+        input, statistics, norm_weight, norm_bias, weight, bias, slope, eps, stride, padding_mode, dtype);
     ctx->save_for_backward({output, output_statistics, input, to_saved(statistics), to_saved(norm_weight),
                             to_saved(norm_bias), weight, to_saved(bias)});
     ctx->saved_data["slope"] = slope;
@@ -89,14 +60,13 @@ struct NormConv : torch::autograd::Function<NormConv> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     check_first_derivative("dip_fast::norm_conv2d");
-    static const auto op = operator_named<Backward>("dip_fast::norm_conv2d_backward"),
-                      overwriting = operator_named<Backward>("dip_fast::norm_conv2d_backward", "overwriting");
+    const NormConvOperators& operators = norm_conv_operators();
     const variable_list saved = ctx->get_saved_variables();
     const std::vector<bool> needed = needed_gradients(ctx, c10::ArrayRef(saved).slice(2));
     const bool of_input = needed[0] || needed[1] || needed[2] || needed[3];
     const auto& options = ctx->saved_data;
     const auto [input, statistics, norm_weight, norm_bias, weight, bias] =
-        (may_be_overwritten(grads[0]) ? overwriting : op)
+        (may_be_overwritten(grads[0]) ? operators.overwriting : operators.backward)
             .call(grads[0], grads[1], saved[0], saved[1], saved[2], from_saved(saved[3]), from_saved(saved[4]),
                   from_saved(saved[5]), saved[6], options.at("slope").toDouble(), options.at("eps").toDouble(),
                   options.at("stride").toInt(), options.at("padding_mode").toStringRef(),
@@ -106,26 +76,16 @@ struct NormConv : torch::autograd::Function<NormConv> {
 };
 
 struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
-  using Forward = std::tuple<Tensor, Tensor>(const Tensor&, const Optional&, const Optional&, const Optional&,
-                                             const Optional&, const Optional&, const Optional&, const Optional&,
-                                             const Tensor&, const Tensor&, const Tensor&, const Optional&, double,
-                                             double, Text, Text, Dtype);
-  using Backward = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                       const Optional&, const Optional&, const Optional&, const Optional&,
-                                       const Optional&, const Optional&, const Optional&, const Tensor&, const Tensor&,
-                                       const Tensor&, double, double, Text, Text, bool);
-
   static variable_list forward(AutogradContext* ctx, const Tensor& deep, const Optional& deep_statistics,
                                const Optional& deep_weight, const Optional& deep_bias, const Optional& skip,
                                const Optional& skip_statistics, const Optional& skip_weight, const Optional& skip_bias,
                                const Tensor& norm_weight, const Tensor& norm_bias, const Tensor& weight,
                                const Optional& bias, double slope, double eps, const std::string& mode,
                                const std::string& padding_mode, Dtype dtype) {
-    static const auto op = operator_named<Forward>("dip_fast::norm_upsample_conv2d");
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [output, output_statistics] =
-        op.call(deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias,
-                norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode, dtype);
+    auto [output, output_statistics] = norm_upsample_conv_operators().forward.call(
+        deep, deep_statistics, deep_weight, deep_bias, skip, skip_statistics, skip_weight, skip_bias, norm_weight,
+        norm_bias, weight, bias, slope, eps, mode, padding_mode, dtype);
     ctx->save_for_backward({output, output_statistics, deep, to_saved(deep_statistics), to_saved(deep_weight),
                             to_saved(deep_bias), to_saved(skip), to_saved(skip_statistics), to_saved(skip_weight),
                             to_saved(skip_bias), norm_weight, norm_bias, weight, to_saved(bias)});
@@ -138,13 +98,12 @@ struct NormUpsampleConv : torch::autograd::Function<NormUpsampleConv> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     check_first_derivative("dip_fast::norm_upsample_conv2d");
-    static const auto op = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward"),
-                      overwriting = operator_named<Backward>("dip_fast::norm_upsample_conv2d_backward", "overwriting");
+    const NormUpsampleConvOperators& operators = norm_upsample_conv_operators();
     const variable_list saved = ctx->get_saved_variables();
     const std::vector<bool> needed = needed_gradients(ctx, c10::ArrayRef(saved).slice(2));
     const auto& options = ctx->saved_data;
     const std::vector<Tensor> gradients =
-        (may_be_overwritten(grads[0]) ? overwriting : op)
+        (may_be_overwritten(grads[0]) ? operators.overwriting : operators.backward)
             .call(grads[0], grads[1], saved[0], saved[1], saved[2], from_saved(saved[3]), from_saved(saved[4]),
                   from_saved(saved[5]), from_saved(saved[6]), from_saved(saved[7]), from_saved(saved[8]),
                   from_saved(saved[9]), saved[10], saved[11], saved[12], options.at("slope").toDouble(),

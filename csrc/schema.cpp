@@ -42,6 +42,16 @@ TORCH_LIBRARY(dip_fast, m) {
   m.def(("norm_upsample_conv2d_backward(Tensor" + upsample_rest).c_str());
   m.def(("norm_upsample_conv2d_backward.overwriting(Tensor(a!)" + upsample_rest).c_str());
 
+  // Layers of these two, one after another, as one function; returns the image of the last.  The gradient
+  // of a parameter that no layer reads is zero.  Image 0 is z, image i + 1
+  // the output of layer i.  A layer is 14 elements of the program and two of the numbers, slope and eps:
+  //   0 norm_conv2d, 1 norm_upsample_conv2d; the image that is read, and the parameters that are its norm_weight and
+  //   norm_bias; the same three of skip; those that are norm_weight, norm_bias, weight and bias; stride, or mode (0
+  //   nearest, 1 bilinear); padding_mode (0 zeros, 1 reflect, 2 replicate); dtype (0 float32, 1 float64, 2
+  //   bfloat16).
+  // -1 stands for what is absent.
+  m.def("norm_layers(Tensor z, Tensor[] parameters, int[] program, float[] numbers) -> Tensor");
+
   // z / divisor plus normal noise that depends on seed, step and place alone.
   m.def("perturb(Tensor z, float deviation, int seed, int step, float divisor=1) -> Tensor");
   // The same operator with the step in a tensor of one int64 on the device of z.

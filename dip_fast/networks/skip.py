@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from dip_fast.networks.at_once import AtOnce
 from dip_fast.networks.layers import (
     Block,
     Convolved,
@@ -301,17 +302,21 @@ class Skip(Network):
                 inside, outside = kernels_down[i], max(kernels_down[i], kernels_up[i], kernels_skip[i])
                 for kernel, side in ((inside, 2 ** (depth - 1 - i)), (outside, 2 ** (depth - i))):
                     self._multiples = max(self._multiples, -(-(kernel // 2 + 1) // side))
-        # Convolutions whose fused form leaves their bias out, since a batch norm takes it away again.
+        # Of the fused form: convolutions without their bias, which a batch norm takes away again; all layers in a call.
         self._without_bias: list[nn.Conv2d | nn.ConvTranspose2d] = []
+        self._at_once: AtOnce | None = None
 
     def forward(self, z: Tensor) -> Tensor:
         """Draw the image from ``z``, ``(N, in_channels, H, W)``."""
-        if tuple(z.shape[-2:]) != self.input_size(*z.shape[-2:]):
-            raise ValueError(
-                f"z must have sides that are multiples of {self.multiple} and at least "
-                f"{self._multiples * self.multiple}, "
-                f"got {tuple(z.shape[-2:])}"
-            )
+        size, least = tuple(z.shape[-2:]), self._multiples * self.multiple
+        if size != self.input_size(*size):
+            raise ValueError(f"sides of z must be multiples of {self.multiple} and at least {least}, got {size}")
+        drawn = self._draw(z) if self._at_once is None else self._at_once(z, self._draw)
+        drawn = torch.sigmoid(full(drawn)) if self.sigmoid else full(drawn)
+        return full(z[:, : drawn.shape[1]]) - 0.5 + drawn if self.corrects else drawn
+
+    def _draw(self, z: Tensor) -> Tensor:
+        """Draw what the head writes."""
         drawn = self.scale(z)
         if isinstance(drawn, Convolved):
             from dip_fast import ops  # here, since it loads or builds the extension
@@ -322,9 +327,7 @@ class Skip(Network):
             )  # fmt: skip
         else:
             drawn = self.head(drawn)
-        drawn = without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
-        drawn = torch.sigmoid(full(drawn)) if self.sigmoid else full(drawn)
-        return full(z[:, : drawn.shape[1]]) - 0.5 + drawn if self.corrects else drawn
+        return without_gradient(drawn, [conv.bias for conv in self._without_bias if conv.bias is not None])
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Size of z whose output covers a picture of ``height x width``."""
@@ -352,6 +355,7 @@ class Skip(Network):
         super().use(engine)
         self._without_bias = [block.conv for block in self.modules() if isinstance(block, Block) and block.fused]
         self._without_bias += [scale.merge.conv for scale in self.modules() if isinstance(scale, Scale) and scale.fused]
+        self._at_once = AtOnce(self) if self.is_wholly_fused() else None
         return self
 
     def load_original(self, state: Mapping[str, Tensor]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dip_fast.ops import extension
+from dip_fast.ops import extension, norm_layers
 
 CONV = "dip_fast::norm_conv2d"
 CONV_BACKWARD = "dip_fast::norm_conv2d_backward"
@@ -37,6 +37,11 @@ class _Stored(threading.local):
 
 
 _stored = _Stored()  # no ContextVar, at which torch.compile breaks the graph
+
+
+def stored() -> torch.dtype | None:
+    """Return the dtype of `stored_as`."""
+    return _stored.dtype
 
 
 @contextmanager
@@ -130,9 +135,10 @@ def norm_conv2d(
     ----------
     A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308.
     """
-    return torch.ops.dip_fast.norm_conv2d(
-        *image, weight, bias, slope, eps, stride, padding_mode, dtype or _stored.dtype
-    )
+    dtype = dtype or _stored.dtype
+    result = torch.ops.dip_fast.norm_conv2d(*image, weight, bias, slope, eps, stride, padding_mode, dtype)
+    norm_layers.note(result, image, None, None, weight, bias, stride, padding_mode, dtype, slope, eps)
+    return result
 
 
 def norm_upsample_conv2d(
@@ -193,10 +199,13 @@ def norm_upsample_conv2d(
     The upsampled image is never stored, see `upsample_conv2d`; its statistics are computed from the small one.  There
     are first derivatives only.
     """
-    return torch.ops.dip_fast.norm_upsample_conv2d(
-        *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode,
-        dtype or _stored.dtype,
-    )  # fmt: skip
+    dtype = dtype or _stored.dtype
+    result = torch.ops.dip_fast.norm_upsample_conv2d(
+        *deep, *(skip or (None,) * 4), norm_weight, norm_bias, weight, bias, slope, eps, mode, padding_mode, dtype
+    )
+    norm = (norm_weight, norm_bias)
+    norm_layers.note(result, deep, skip, norm, weight, bias, mode, padding_mode, dtype, slope, eps)
+    return result
 
 
 def _statistics(like: Tensor, channels: int) -> Tensor:
