@@ -13,6 +13,7 @@
 #   so too where all that is there: .ci/install_browser.sh installs it
 # make wheel   build the source distribution and the wheel of a release in dist/ (docs/release.md)
 # make test-wheel   use that wheel in an environment of its own, where there is no compiler
+# make wheel-cuda, make test-wheel-cuda   the same with CUDA kernels, for a torch with CUDA
 # make test-slow, make clean
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ EMULATED_TESTS := tests/test_norm_conv*.py tests/test_upsample_conv*.py tests/te
 PYTEST = OMP_WAIT_POLICY=passive $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 SOURCES := $(shell find dip_fast csrc -type f -not -name '*.pyc') setup.py pyproject.toml
 
-.PHONY: run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser wheel test-wheel docs lint format clean
+.PHONY: wheel-cuda test-wheel-cuda run test test-gpu gpu-bars test-slow test-cpp test-cuda-emulated check-cuda test-replay test-models test-browser wheel test-wheel docs lint format clean
 
 # The package is installed as a user would get it, built as a wheel: the tests never import the checkout.
 .venv/installed: $(SOURCES) .venv/requirements
@@ -94,6 +95,13 @@ test-replay:
 # From the source distribution, with a library for each version of torch that TORCHES names.
 wheel:
 	$(PYTHON) .ci/build_wheel.py $(TORCHES)
+
+# With CUDA kernels, for PyPI's builds of torch, into dist/cuda/; without CUDA_HOME nvcc comes from NVIDIA's packages.
+wheel-cuda:
+	$(PYTHON) .ci/build_wheel.py --cuda $(TORCHES)
+
+test-wheel-cuda:
+	PYTHON=$(PYTHON) DIST=dist/cuda TORCH="=$(firstword $(TORCHES))" .ci/test_wheel.sh
 
 test-wheel:
 	PYTHON=$(PYTHON) .ci/test_wheel.sh

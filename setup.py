@@ -1,5 +1,6 @@
 """Build of the package; the metadata stands in pyproject.toml."""
 
+import os
 import runpy
 import shutil
 import sys
@@ -56,7 +57,11 @@ sources = {}
 for path in building["read_sources"](ROOT / "csrc"):
     sources[".".join(["dip_fast._csrc", *path.parent.parts])] = [f"*{suffix}" for suffix in building["SUFFIXES"]]
 
+# A wheel with CUDA kernels is version 0.1.0+cu130, as torch's are (.ci/build_wheel.py).
+local = os.environ.get("DIP_FAST_LOCAL_VERSION")
+
 setup(
+    options={"egg_info": {"tag_build": f"+{local}"}} if local else {},
     packages=[*find_packages(include=["dip_fast*"]), *sources],
     package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
     package_data={**sources, "dip_fast": ["py.typed", "data/*"]},

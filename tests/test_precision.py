@@ -21,6 +21,7 @@ from dip_fast.fitting.adam import Adam
 from dip_fast.fitting.degradations import Identity
 from dip_fast.fitting.flat import flatten, unflatten
 from dip_fast.names import PRECISIONS
+from dip_fast.networks import Decoder, Network, Skip
 
 # --- the parts ----------------------------------------------------------------------------------------------------
 
@@ -111,6 +112,21 @@ def test_precision_of_a_cpu() -> None:
 
 def make_with(name: str) -> Fit:
     return prepare(Identity(target()), RECIPE, precision=name)
+
+
+@pytest.mark.parametrize(
+    ("network", "engine", "asked", "said"),
+    [
+        (Skip, "fused", "fp32", ""),
+        (Skip, "fused", "bf16", " with images in bf16"),
+        (Skip, "plain", "bf16", " in bf16"),
+        (Decoder, "plain", "fp32", ""),
+        (Decoder, "fused", "bf16", "bf16 changes nothing)"),
+    ],
+)
+def test_what_bfloat16_changes_on_a_cpu_is_said(network: type[Network], engine: str, asked: str, said: str) -> None:
+    found = precision.describe(asked, torch.device("cpu"), network(8, 3).use(engine))
+    assert found.endswith(said) if said else found == ""
 
 
 @pytest.mark.parametrize("network", ["skip", "hourglass", "decoder"])

@@ -61,6 +61,17 @@ def used(precision: str, device: torch.device) -> str:
     return precision if device.type == "cuda" or precision == "bf16" else "fp32"
 
 
+def describe(precision: str, device: torch.device, network: Network) -> str:
+    """Say in which precision a fit computes, as the end of a phrase; nothing of a CPU that does as usual."""
+    if device.type == "cpu" and precision != "bf16":
+        return ""
+    if not is_stored_alone(precision, device, network):
+        return f" in {precision}"
+    if network.stores_images():
+        return " with images in bf16"
+    return " (in fp32: PyTorch keeps the images of this network, and bf16 changes nothing)"
+
+
 def is_stored_alone(precision: str, device: torch.device, network: Network) -> bool:
     """Whether only images between layers have 16 bits: in the fused engine on a CPU, which computes in float32."""
     return precision == "bf16" and device.type == "cpu" and network.is_fused()

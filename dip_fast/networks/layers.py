@@ -29,11 +29,14 @@ class Fusible(nn.Module):
         Whether the fused form is in use.
     computes_beside : bool
         Whether PyTorch computes much beside the operators of the fused form, and needs its threads.
+    stores_image : bool
+        Whether the operators of the fused form store their image in the dtype that they are told.
     """
 
     obstacle: str | None = ""
     fused = False
     computes_beside = False
+    stores_image = False
 
 
 class Network(nn.Module):
@@ -96,6 +99,10 @@ class Network(nn.Module):
     def is_fused(self) -> bool:
         """Whether a block runs in its fused form."""
         return any(isinstance(module, Fusible) and module.fused for module in self.modules())
+
+    def stores_images(self) -> bool:
+        """Whether a fused block stores its image in the dtype of `dip_fast.ops.norm_conv.stored_as`."""
+        return any(module.fused and module.stores_image for module in self.modules() if isinstance(module, Fusible))
 
     def is_wholly_fused(self) -> bool:
         """Whether every block runs in its fused form, and hardly anything is computed beside the operators."""
@@ -278,6 +285,8 @@ def pooling(downsampling: str) -> nn.Module | None:
 
 class Block(Fusible):
     """Convolution, pooling if any, batch norm, LeakyReLU or another activation: ``conv.*`` and ``norm.*``."""
+
+    stores_image = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from dip_fast.device import devices, engines
+from dip_fast.device import devices, engines, precision
 from dip_fast.errors import DipFastError, in_words
 from dip_fast.fitting import Fit
 from dip_fast.names import counted
@@ -98,7 +98,7 @@ class Run:
         colours = {1: "gray", 3: "RGB"} if picture.kind.colours is None else {}
         channels = colours.get(picture.channels, counted(picture.channels, "channel"))
         device = devices.describe(torch.device(job.device))
-        products = f" in {job.precision}" if job.device == "cuda" else ""
+        products = precision.describe(job.precision, fit.device, fit.network)
         return (
             f"device {device}, engine {job.engine}{products} (torch {torch.__version__})"
             + (f", {engines.describe(fit.network)}" if job.engine == "fused" else ""),
