@@ -10,6 +10,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).parent
 # By its path: importing dip_fast.ops would load the extension, or build it.
@@ -41,6 +42,14 @@ class BuildExtension(build_ext):
             shutil.copy(building["record_path"](library), ROOT / "dip_fast")
 
 
+class Metadata(egg_info):
+    def finalize_options(self):
+        # A wheel with CUDA kernels is version 0.1.0+cu130, as torch's are (.ci/build_wheel.py).
+        if local := os.environ.get("DIP_FAST_LOCAL_VERSION"):
+            self.tag_build = f"+{local}"
+        super().finalize_options()
+
+
 class Wheel(bdist_wheel):
     def get_tag(self):
         python, abi, platform = super().get_tag()
@@ -57,15 +66,11 @@ sources = {}
 for path in building["read_sources"](ROOT / "csrc"):
     sources[".".join(["dip_fast._csrc", *path.parent.parts])] = [f"*{suffix}" for suffix in building["SUFFIXES"]]
 
-# A wheel with CUDA kernels is version 0.1.0+cu130, as torch's are (.ci/build_wheel.py).
-local = os.environ.get("DIP_FAST_LOCAL_VERSION")
-
 setup(
-    options={"egg_info": {"tag_build": f"+{local}"}} if local else {},
     packages=[*find_packages(include=["dip_fast*"]), *sources],
     package_dir={"dip_fast._csrc": "csrc"},  # the sources travel along, for the build on first use
     package_data={**sources, "dip_fast": ["py.typed", "data/*"]},
     include_package_data=False,  # else csrc/test, which only the source distribution needs, would come too
     ext_modules=[] if missing is not None else [Extension("dip_fast._C", sources=[])],
-    cmdclass={"bdist_wheel": Wheel, "build_py": BuildPython, "build_ext": BuildExtension},
+    cmdclass={"bdist_wheel": Wheel, "build_py": BuildPython, "build_ext": BuildExtension, "egg_info": Metadata},
 )

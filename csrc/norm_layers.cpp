@@ -237,6 +237,7 @@ struct NormLayers : torch::autograd::Function<NormLayers> {
     const at::AutoDispatchBelowADInplaceOrView below;
     const bool of_z = ctx->needs_input_grad(0);
     for (size_t i = kept->layers.size(); i-- > 0;) {
+      if (!gradients.images[i + 1].defined()) continue;  // nothing reads it
       go_back(
           kept->layers[i], i, made, parameters, of_z, [&](int64_t p) { return ctx->needs_input_grad(p + 1); },
           gradients);

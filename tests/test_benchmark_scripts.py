@@ -81,6 +81,10 @@ SCRIPTS = {
         "--height 300 --width 400 --rounds 1 --no-browser --check",
         ["400x300 pixels: ", "written: ", "browser: not measured"],
     ),
+    "start.py": (
+        "--presets quick --size 32 --iterations 2 --runs 1",
+        ["quick: first step after ", " s of CPU, "],
+    ),
     "stack.py": (
         "clean.png --frames 3 --alone 1 --pan 2 --preset fast --iterations 2 --threads 1",
         ["3 frames of 28x32: ", "ratio", "| 2 | 2", "flicker, in 1/255: noisy "],

@@ -107,6 +107,18 @@ def test_large_images(level, device, layer, shape):
     compare(device, layer, shape, torch.float32)
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_one_tap_and_few_outputs(level, device, outputs, dtype):
+    """Items of more than a strip, whose last is no whole number of vectors; channels beside whole groups."""
+    for plain in ((), ("image",)):
+        tensors = arguments(KINDS[0], (6, 0, outputs, 301, 299), dtype, plain=plain)
+        grad = gradient(KINDS[0], (6, 0, outputs, 301, 299))
+        wanted = values_and_gradients(reference, KINDS[0], to_double(tensors), grad)
+        got = values_and_gradients(norm_conv, KINDS[0], on(device, tensors), grad.to(device))
+        assert_close(got, wanted, tolerance(device, dtype))
+
+
 def test_any_shape_and_strides():
     hypothesis = pytest.importorskip("hypothesis")
     st = hypothesis.strategies

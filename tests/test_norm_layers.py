@@ -182,3 +182,13 @@ def test_programs_that_name_what_is_not_there_are_refused(rows: list[int]) -> No
     with pytest.raises(ValueError, match="program"):
         torch.ops.dip_fast.norm_layers(z, [weight], rows, [0.2, 1e-5])
     assert torch.ops.dip_fast.norm_layers(z, [weight], ROW, [0.2, 1e-5]).shape == (1, 3, 4, 4)
+
+
+def test_layer_that_nothing_reads_is_left_out_on_the_way_back() -> None:
+    weights = [torch.rand(3, 2, 3, 3, requires_grad=True), torch.rand(4, 2, 3, 3, requires_grad=True)]
+    z, second = torch.rand(1, 2, 4, 4), [*ROW[:9], 1, *ROW[10:]]
+    drawn = torch.ops.dip_fast.norm_layers(z, weights, ROW + second, [0.2, 1e-5] * 2)
+    unread, read = torch.autograd.grad(drawn.square().sum(), weights)
+    alone = torch.ops.dip_fast.norm_layers(z, weights[1:], ROW, [0.2, 1e-5])
+    assert torch.equal(read, torch.autograd.grad(alone.square().sum(), weights[1])[0])
+    assert not unread.any()

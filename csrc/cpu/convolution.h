@@ -5,6 +5,7 @@
 #include "conv_weights.h"
 #include "epilogue.h"
 #include "moments.h"
+#include "thin_pointwise.h"
 
 template <class Tile, Algorithm A>
 struct Convolution {
@@ -12,6 +13,7 @@ struct Convolution {
   using Vector = typename Tile::Vector;
   using S = Scheme<A>;
   using Fields = ConvFields<Tile, A>;
+  using Thin = ThinPointwise<Tile>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES;
   static constexpr int64_t BLOCK = at_least(S::BLOCK, NR);
   static constexpr bool POINTWISE = A == Algorithm::pointwise, SQUARES = HAS_SQUARES<A>;
@@ -28,23 +30,26 @@ struct Convolution {
   static int64_t items(const ConvShape& s) { return bands(s).count; }
   static Rows input_rows(const ConvShape& s, int64_t item) { return rows_read<A>(s, bands(s), item); }
 
-  static int64_t scratch(const ConvShape& s) {
-    return S::FIELDS * Fields::template slot_size<NR>(s, BLOCK) + S::PRODUCTS * Tile::MR * BLOCK +
-           MomentSums<Tile>::size(s.outputs);
+  // What is made before the moments.
+  static int64_t made_size(const ConvShape& s) {
+    if (POINTWISE && Thin::is_thin(s)) return rounded_up(Thin::scratch(s), 16);
+    return S::FIELDS * Fields::template slot_size<NR>(s, BLOCK) + S::PRODUCTS * Tile::MR * BLOCK;
   }
+  static int64_t scratch(const ConvShape& s) { return made_size(s) + MomentSums<Tile>::size(s.outputs); }
 
   template <class Read, class Written>
   static void convolve(const ConvShape& s, const Window<Read>& input, const Activation<T>& activation, const T* packed,
                        const T* bias, Written* output, Moments* moments, int64_t item, T* scratch) {
     T *panel = scratch, *products = panel + S::FIELDS * Fields::template slot_size<NR>(s, BLOCK);
-    const MomentSums<Tile> sums = moments == nullptr
-                                      ? MomentSums<Tile>()
-                                      : MomentSums<Tile>(s.outputs, products + S::PRODUCTS * Tile::MR * BLOCK);
+    const MomentSums<Tile> sums =
+        moments == nullptr ? MomentSums<Tile>() : MomentSums<Tile>(s.outputs, scratch + made_size(s));
     const Bands band = bands(s);
     const int64_t across = POINTWISE ? s.cols : s.rows, unit = POINTWISE ? 1 : s.cols;
     const int64_t begin = band.begin(item) * unit, end = band.end(item, across) * unit;
     const bool stream = streams<Written>(s.outputs * s.height * s.width, s.width);
-    for (int64_t first = begin; first < end; first += block(s)) {
+    const bool thin = POINTWISE && Thin::is_thin(s);
+    if (thin) Thin::convolve(s, input.data, activation, packed, bias, output, sums, begin, end, stream, scratch);
+    for (int64_t first = begin; first < end && !thin; first += block(s)) {
       const int64_t last = at_most(end, first + block(s)), panels = quotient_up(last - first, NR), width = panels * NR;
       Fields::template make<NR>(s, input, activation, first, last, panel);
       for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {

@@ -18,6 +18,7 @@ struct PointwiseGradient {
   using T = typename Tile::T;
   using Vector = typename Tile::Vector;
   using Forward = Convolution<Tile, Algorithm::pointwise>;
+  using Thin = ThinPointwise<Tile>;
   static constexpr int NR = Tile::NR, LANES = Tile::LANES;
   static constexpr int64_t BLOCK = 128, LD = BLOCK + 16;  // LD: so that rows are not a multiple of 4096 bytes apart
   static constexpr int64_t AHEAD = 4;                     // channels that are prefetched
@@ -25,6 +26,7 @@ struct PointwiseGradient {
   static int64_t row_of_sums(const ConvShape& s) { return rounded_up(s.inputs, NR); }
   static int64_t sums_size(const ConvShape& s) { return s.outputs * row_of_sums(s) + s.outputs; }
   static int64_t scratch(const ConvShape& s) {
+    if (Thin::is_thin(s)) return Thin::scratch(s);
     return (s.outputs + 2 * s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
   }
 
@@ -40,6 +42,13 @@ struct PointwiseGradient {
     const bool stream = streams<I>(C * plane, plane);
     fill_zero(bias, K);
     if (input_sums != nullptr) fill_zero(input_sums, 2 * C);
+    if (Thin::is_thin(s)) {
+      fill_zero(sums, K * row);
+      Thin::gradient(s, raw, input, activation, mean, packed, grad_input, input_sums, sums, row, bias, begin, end,
+                     stream, scratch);
+      Tile::fence();
+      return;
+    }
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t count = at_most(end - first, BLOCK);
       load_gradient(raw, K, plane, first, count, g, bias);
