@@ -134,6 +134,36 @@ def test_hooks_of_blocks_are_called() -> None:
     assert seen == [1]
 
 
+class Between(Skip):
+    """With an image that is changed between two layers."""
+
+    def _draw(self, z: Tensor) -> Tensor:
+        return super()._draw(z + 1)
+
+
+class Behind(Skip):
+    """With something behind the last layer."""
+
+    def _draw(self, z: Tensor) -> Tensor:
+        return 2 * super()._draw(z)
+
+
+class Part(Skip):
+    """With a part of what the last layer drew, in its memory."""
+
+    def _draw(self, z: Tensor) -> Tensor:
+        return super()._draw(z)[:, :2]
+
+
+@pytest.mark.parametrize("kind", [Between, Behind, Part])
+def test_layers_that_are_not_all_that_is_computed_are_not_noted(kind: type[Skip]) -> None:
+    torch.manual_seed(0)
+    network = kind(5, 3, down=12, up=12, scales=2).use("fused")
+    first = network(z_of())
+    assert torch.equal(network(z_of()), first)
+    assert network(z_of()).shape[1] == (2 if kind is Part else 3)
+
+
 def test_graph_is_gone_through_again_only_if_it_was_retained() -> None:
     network, z = make(), z_of()
     network(z)

@@ -307,5 +307,6 @@ std::vector<Tensor> norm_upsample_conv2d_backward(
 TORCH_LIBRARY_IMPL(dip_fast, CPU, m) {
   m.impl("norm_upsample_conv2d", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d));
   m.impl("norm_upsample_conv2d_backward", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward));
+  // It may overwrite the gradient, and has no use for that.
   m.impl("norm_upsample_conv2d_backward.overwriting", TORCH_FN(dip_fast::cpu::norm_upsample_conv2d_backward));
 }

@@ -35,10 +35,13 @@ struct ProductGradients {
       }
     });
     if (count % NR == 0) return;
-    for (T* made : {out, blurred})
+    const auto fill_up = [&](T* made) {
       for (int i = 0; i < SLOTS; ++i)
         for (int64_t k = 0; k < s.outputs; ++k)
           fill_zero(made + i * slot + k * LD + count, rounded_up(count, NR) - count);
+    };
+    fill_up(out);
+    if (s.blurs) fill_up(blurred);
   }
 
  private:

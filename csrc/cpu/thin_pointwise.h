@@ -48,8 +48,9 @@ struct ThinPointwise {
     }
   }
 
-  // Of the same pixels all gradients; those of the weights are added to `sums`, (outputs, row), those of the bias to
-  // `bias`, and of the input's sums to `input_sums`.  weight: (inputs, outputs).
+  // All gradients of the same pixels.  Those of the weights are added to `sums`, (outputs, row), those of the bias to
+  // `bias`, and the two sums of each input channel to `input_sums`.  grad_input is null where the input needs no
+  // gradient, input_sums where it has no batch norm.  weight: (inputs, outputs).
   template <class I, class O>
   static void gradient(const ConvShape& s, const RawGradient<O>& raw, const I* input, const Activation<T>& activation,
                        const double* mean, const T* weight, I* grad_input, double* input_sums, T* sums, int64_t row,

@@ -62,7 +62,7 @@ def used(precision: str, device: torch.device) -> str:
 
 
 def describe(precision: str, device: torch.device, network: Network) -> str:
-    """Say in which precision a fit computes, as the end of a phrase; nothing of a CPU that does as usual."""
+    """Describe the precision of a fit, as the end of a phrase; empty for a CPU in fp32."""
     if device.type == "cpu" and precision != "bf16":
         return ""
     if not is_stored_alone(precision, device, network):

@@ -42,10 +42,10 @@ class AtOnce:
         dtypes = (z.dtype, norm_conv.stored())
         program = self._programs.get(dtypes)
         if program is not None:
-            return program(z, parameters)
+            return program(z, parameters) if program.is_whole else draw(z)
         program = norm_layers.Program(z, parameters)
         with norm_layers.noting(program):
             drawn = draw(z)
-        program.finish()
+        program.finish(drawn)
         self._programs[dtypes] = program
         return drawn

@@ -41,12 +41,17 @@ class Program:
         What ``dip_fast::norm_layers`` takes, see csrc/schema.cpp.
     numbers : list of float
         Slope and epsilon of each call.
+    is_whole : bool
+        Whether the calls are all that was computed: none reads what no call wrote, and the last wrote the result.
     """
 
     def __init__(self, z: Tensor, parameters: Sequence[Tensor]) -> None:
         self.rows: list[int] = []
         self.numbers: list[float] = []
-        self._images = [z]  # held, so that no other tensor takes the place of one
+        self.is_whole = True
+        self._held = [z]  # so that no other tensor takes the place, and the id, of one
+        self._images = {id(z): 0}
+        self._statistics: list[Tensor | None] = [None]  # of the images
         self._parameters = {id(parameter): index for index, parameter in enumerate(parameters)}
 
     def add(
@@ -63,25 +68,27 @@ class Program:
         slope: float,
         eps: float,
     ) -> None:
-        """Note a call; without ``norm`` it is one of `norm_conv2d`.
-
-        Raises
-        ------
-        KeyError, ValueError
-            If it reads what is neither a parameter nor an image of the calls before.
-        """
+        """Note a call; without ``norm`` it is one of `norm_conv2d`."""
+        try:
+            read = *self._read(image), *self._read(skip), *map(self._parameter, (*(norm or (None, None)), weight, bias))
+        except KeyError:
+            self.is_whole = False
+            return
         self.rows += [
-            int(norm is not None), *self._read(image), *self._read(skip), *map(self._parameter, norm or (None, None)),
-            self._parameter(weight), self._parameter(bias),
+            int(norm is not None), *read,
             MODES.index(stride_or_mode) if isinstance(stride_or_mode, str) else stride_or_mode,
             PADDING_MODES.index(padding_mode), NONE if dtype is None else DTYPES.index(dtype),
         ]  # fmt: skip
         self.numbers += [slope, eps]
-        self._images.append(result[0])
+        self._images[id(result[0])] = len(self._held)
+        self._statistics.append(result[1])
+        self._held.append(result[0])
 
-    def finish(self) -> None:
-        """Forget the tensors of the calls."""
-        self._images, self._parameters = [], {}
+    def finish(self, drawn: Tensor) -> None:
+        """Find out whether the last call wrote what was drawn, and forget the tensors of the calls."""
+        last = self._held[-1]
+        self.is_whole &= drawn.data_ptr() == last.data_ptr() and drawn.shape == last.shape
+        self._held, self._statistics, self._images, self._parameters = [], [], {}, {}
 
     def __call__(self, z: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """Make all calls again, with another z and with parameters in the same order."""
@@ -91,7 +98,9 @@ class Program:
     def _read(self, image: NormedInput | None) -> tuple[int, int, int]:
         if image is None:
             return NONE, NONE, NONE
-        index = next(i for i, known in enumerate(self._images) if known is image.tensor)
+        index = self._images[id(image.tensor)]
+        if image.statistics is not None and image.statistics is not self._statistics[index]:
+            raise KeyError(index)
         return index, self._parameter(image.weight), self._parameter(image.bias)
 
     def _parameter(self, parameter: Tensor | None) -> int:
