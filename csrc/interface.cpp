@@ -78,14 +78,16 @@ DIP_FAST_EXPORT void dip_fast_leave_own_threads(void* entered) {
   delete static_cast<dip_fast::cpu::OwnThreads*>(entered);
 }
 
-// Lets the micro-kernel of float32 make `count` products on each thread that an operator would use; returns the number
-// of multiplications of all threads.
-DIP_FAST_EXPORT int64_t dip_fast_multiply(int64_t count) {
+// Lets the micro-kernel of layers that write float32, or 16 bits, make `count` products on each thread that an operator
+// would use; returns the number of multiplications of all threads.
+DIP_FAST_EXPORT int64_t dip_fast_multiply(int64_t count, bool in_16_bits) {
   constexpr int64_t PARTS = 8;  // of each thread's share, so that none waits long for another
+  using dip_fast::cpu::layer_kernels;
+  const auto repeat =
+      in_16_bits ? layer_kernels<dip_fast::cpu::BFloat16>().repeat_products : layer_kernels<float>().repeat_products;
   std::atomic<int64_t> multiplications{0};
-  dip_fast::cpu::for_each_range(PARTS * dip_fast::cpu::thread_count(), 1, [&](int64_t, int64_t) {
-    multiplications += dip_fast::cpu::upsample_kernels<float>().repeat_products((count + PARTS - 1) / PARTS);
-  });
+  dip_fast::cpu::for_each_range(PARTS * dip_fast::cpu::thread_count(), 1,
+                                [&](int64_t, int64_t) { multiplications += repeat((count + PARTS - 1) / PARTS); });
   return multiplications;
 }
 

@@ -79,7 +79,8 @@ def denoise(
         only.
     precision : {"tf32", "fp32", "bf16"}
         Precision of the products on a GPU; ``bf16`` also halves the memory of the network's images.  A CPU computes in
-        float32; in the fused engine ``bf16`` halves the memory of images there too, and a step is a little faster.
+        float32; in the fused engine ``bf16`` halves the memory of images there too, and rounds the factors of products
+        where the CPU multiplies these faster (AVX-512 with BF16), with sums in float32.
     channel_axis : int, optional
         Axis of the channels; None for a gray image.
     frames_axis : int, optional

@@ -31,6 +31,7 @@ def test_micro_kernel_makes_the_products_that_are_counted(monkeypatch):
     torch_threads = torch.get_num_threads()
     assert tile % (64 * 8 * torch_threads) == 0  # chains of 64 terms, 8 parts of each thread
     assert build.multiply(24) == 3 * tile
+    assert build.multiply(8, in_16_bits=True) == tile
 
 
 # --- the profile --------------------------------------------------------------------------------------------------

@@ -306,10 +306,10 @@ except ImportError as error:
 def test_kernels_that_this_cpu_lacks_are_wrong_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
         def __init__(self, library: Path) -> None:
-            raise ValueError("DIP_FAST_CPU must be portable, avx2 or avx512, got sse9")
+            raise ValueError("DIP_FAST_CPU must be portable, avx2, avx512 or avx512_bf16, got sse9")
 
     monkeypatch.setattr(extension, "Interface", Refusing)
-    with pytest.raises(UsageError, match="DIP_FAST_CPU must be portable, avx2 or avx512, got sse9"):
+    with pytest.raises(UsageError, match="DIP_FAST_CPU must be portable, avx2, avx512 or avx512_bf16, got sse9"):
         extension._open(tmp_path / "_C.so", "cached", {})
 
 

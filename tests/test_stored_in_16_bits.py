@@ -1,4 +1,7 @@
-"""Images that the operators read or write in bfloat16 on a CPU, while all is computed in float32."""
+"""Images that the operators read or write in bfloat16 on a CPU, while all is computed in float32.
+
+Where factors are rounded to bfloat16 too: tests/test_products_in_16_bits.py.
+"""
 
 import itertools
 import threading
@@ -43,6 +46,16 @@ LAYERS += [(Layer(taps=1), (2, 0, 2, 512, 512)), (Layer(), (2, 0, 2, 512, 512))]
 LAYERS += [(Layer(mode="nearest", padding_mode="reflect"), (2, 5, 2, 256, 256))]
 LAYERS += [(Layer(mode="bilinear", padding_mode="replicate"), (2, 3, 2, 256, 256))]
 layers = pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def factors_in_float32():
+    build = extension.load()
+    before = build.cpu_level()
+    if build.rounds_factors():
+        build.select_cpu_level("avx512")
+    yield
+    build.select_cpu_level(before)
 
 
 def drawn(layer, shape):

@@ -171,7 +171,7 @@ def test_loops_are_parallel():
 def test_selecting_kernels():
     module = extension.load()
     assert module.cpu_levels()[0] == "portable"
-    with pytest.raises(ValueError, match="must be portable, avx2 or avx512, got sse9"):
+    with pytest.raises(ValueError, match="must be portable, avx2, avx512 or avx512_bf16, got sse9"):
         module.select_cpu_level("sse9")
     if "avx512" not in module.cpu_levels():
         with pytest.raises(ValueError, match="cannot run avx512"):

@@ -27,6 +27,10 @@ struct Passes {
   static int64_t packed_size(const Shape& s) { return 9 * s.K * s.C; }
   static void pack(const Shape& s, const T* weight, bool transposed, int64_t k0, int64_t k1, T* packed) {
     pack_weight(weight, s.K, s.C, transposed, k0, k1, packed);
+    for (int64_t row = 9 * k0; Tile::PAIRS && !transposed && row < 9 * k1; ++row) {
+      T* at = packed + (row % 9 * s.K + row / 9) * s.C;
+      Tile::pair_row(at, s.C, at);
+    }
   }
 
   // ---- forward
@@ -111,6 +115,9 @@ struct Passes {
     for (int64_t first = 0; first < sites; first += BLOCK) {
       const int64_t last = at_most(sites, first + BLOCK), panels = quotient_up(last - first, NR), width = panels * NR;
       input_fields<NR>(o.image, s, region, first, last, fields);
+      for (int slot = 0; Tile::PAIRS && slot < 9; ++slot)
+        for (int64_t p = 0; p < panels; ++p)
+          Tile::pair_panel(fields + slot * field_slot(panels * s.C * NR) + p * s.C * NR, NR, s.C, NR);
       on_block(first, last);
       for (int64_t tile = 0; tile < Tile::tiles(s.K); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.K, tile), k1 = Tile::tile_begin(s.K, tile + 1), slot = (k1 - k0) * width;

@@ -3,9 +3,11 @@
 #pragma once
 
 #include "algorithms.h"
+#include "thin_pointwise.h"
 
-template <class T, Algorithm A>
+template <class Tile, Algorithm A>
 struct ConvWeights {
+  using T = typename Tile::T;
   using S = Scheme<A>;
   static constexpr int TAPS = A == Algorithm::pointwise ? 1 : 9;
   static constexpr int64_t STRIP = 64;  // input channels that are packed at a time
@@ -28,6 +30,12 @@ struct ConvWeights {
           store_winograd(w, count, to, slot);
         else
           store_taps(w, count, to, slot);
+      }
+    const bool thin = A == Algorithm::pointwise && (adjoint ? s.inputs : s.outputs) <= ThinPointwise<Tile>::MOST;
+    for (int i = 0; i < S::SLOTS && !thin; ++i)
+      for (int64_t k = k0; k < k1; ++k) {
+        T* row = packed + i * slot + k * s.inputs;
+        Tile::pair_row(row, s.inputs, row);
       }
   }
 

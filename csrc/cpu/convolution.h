@@ -52,6 +52,7 @@ struct Convolution {
     for (int64_t first = begin; first < end && !thin; first += block(s)) {
       const int64_t last = at_most(end, first + block(s)), panels = quotient_up(last - first, NR), width = panels * NR;
       Fields::template make<NR>(s, input, activation, first, last, panel);
+      pair_fields(s, last - first, panel);
       for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
         const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
         const int64_t product = (k1 - k0) * width;
@@ -71,19 +72,34 @@ struct Convolution {
   }
 
  private:
+  // The inputs that a slot multiplies.
+  static int64_t depth_of(const ConvShape& s, int slot) {
+    if constexpr (A == Algorithm::winograd)
+      if (S::vanishes_upsampled(slot)) return s.inputs - s.upsampled;
+    return s.inputs;
+  }
+
+  static void pair_fields(const ConvShape& s, int64_t count, T* panel) {
+    if constexpr (Tile::PAIRS)
+      for (int f = 0; f < S::FIELDS; ++f)
+        for (int64_t p = 0; p < quotient_up(count, NR); ++p)
+          Tile::pair_panel(panel + f * Fields::template slot_size<NR>(s, count) + p * s.inputs * NR, NR,
+                           A == Algorithm::winograd ? depth_of(s, f) : s.inputs, NR);
+  }
+
   // products[product][k - k0][site] = the sums, over the slots of each product and the inputs, of weight times field.
   [[gnu::always_inline]] static inline void multiply(const ConvShape& s, const T* packed, const T* panel, int64_t count,
                                                      int64_t k0, int64_t k1, T* products) {
     const int64_t panels = quotient_up(count, NR), width = panels * NR, product = (k1 - k0) * width,
                   slot = Fields::template slot_size<NR>(s, count);
     for (int i = 0; i < S::SLOTS; ++i) {
-      int64_t depth = s.inputs, d = 0;
-      if constexpr (A == Algorithm::winograd)
-        if (S::vanishes_upsampled(i)) depth -= s.upsampled;
+      const int64_t depth = depth_of(s, i);
+      int64_t d = 0;
       do {  // once for a depth of 0 too: the product is zero then
         for (int64_t p = 0; p < panels; ++p)
-          Tile::upto(static_cast<int>(k1 - k0), at_most(depth - d, CHAIN), packed + (i * s.outputs + k0) * s.inputs + d,
-                     s.inputs, panel + S::field(i) * slot + (p * s.inputs + d) * NR,
+          Tile::upto(static_cast<int>(k1 - k0), at_most(depth - d, CHAIN),
+                     packed + (i * s.outputs + k0) * s.inputs + Tile::place(d), s.inputs,
+                     panel + S::field(i) * slot + (p * s.inputs + Tile::place(d)) * NR,
                      products + S::product(i) * product + p * NR, width, d > 0 || S::accumulates(i));
       } while ((d += CHAIN) < depth);
     }

@@ -16,19 +16,25 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
 }
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #else
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
 #endif
 
 const Level LEVELS[] = {
     // slowest first
-    {"portable", any_cpu, upsample_portable, layers_portable, perturb_portable, masking_portable, patches_portable},
-    {"avx2", has_avx2, upsample_avx2, layers_avx2, perturb_avx2, masking_avx2, patches_avx2},
-    {"avx512", has_avx512, upsample_avx512, layers_avx512, perturb_avx512, masking_avx512, patches_avx512},
+    {"portable", any_cpu, upsample_portable, layers_portable, layers_to_16_portable, perturb_portable, masking_portable,
+     patches_portable},
+    {"avx2", has_avx2, upsample_avx2, layers_avx2, layers_to_16_avx2, perturb_avx2, masking_avx2, patches_avx2},
+    {"avx512", has_avx512, upsample_avx512, layers_avx512, layers_to_16_avx512, perturb_avx512, masking_avx512,
+     patches_avx512},
+    {"avx512_bf16", has_avx512_bf16, upsample_avx512, layers_avx512, layers_to_16_avx512_bf16, perturb_avx512,
+     masking_avx512, patches_avx512},
 };
 
-// "portable, avx2 or avx512"
+// "portable, avx2, avx512 or avx512_bf16"
 std::string names() {
   std::string result;
   const size_t count = std::size(LEVELS);

@@ -2,7 +2,7 @@
 //
 // To add one, list kernels_<name>.cpp, layers_<name>.cpp, perturb_<name>.cpp and similar_patches_<name>.cpp with their
 // flags in csrc/sources.txt, declare the tables that they define (kernels.h, layers.h, perturb.h, masking.h,
-// similar_patches.h), and add an entry to LEVELS in dispatch.cpp.
+// similar_patches.h), and add an entry to LEVELS in dispatch.cpp.  A level may share tables with the one before it.
 #pragma once
 
 #include <span>
@@ -19,7 +19,8 @@ struct Level {
   const char* name;        // as in DIP_FAST_CPU
   bool (*is_supported)();  // whether this CPU has the instructions
   const BothPrecisions<UpsampleKernels>& upsample;
-  const AllLayerKernels& layers;
+  const LayersInFull& layers;
+  const LayersTo16Bits& layers_to_16_bits;
   const PerturbKernels& perturb;
   const MaskingKernels& masking;
   const PatchKernels& patches;
@@ -40,7 +41,16 @@ const UpsampleKernels<T>& upsample_kernels() {
 
 template <class I, class O = I>
 const LayerKernels<I, O>& layer_kernels() {
-  return level().layers.of<I, O>();
+  if constexpr (std::is_same_v<O, BFloat16> && std::is_same_v<I, BFloat16>)
+    return level().layers_to_16_bits.bfloat16;
+  else if constexpr (std::is_same_v<O, BFloat16>)
+    return level().layers_to_16_bits.float32;
+  else if constexpr (std::is_same_v<I, BFloat16>)
+    return level().layers.from_16_bits;
+  else if constexpr (std::is_same_v<I, double>)
+    return level().layers.float64;
+  else
+    return level().layers.float32;
 }
 
 }  // namespace dip_fast::cpu

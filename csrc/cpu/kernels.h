@@ -63,7 +63,6 @@ struct UpsampleKernels {
   using Forward = void(const Shape&, const T* input, const T* packed, const T* bias, O* output, int64_t item,
                        T* scratch, const SkipConv<T>* skip, Moments* moments);
   Forward<T>* forward;
-  Forward<BFloat16>* forward_in_16_bits;  // with skip and moments alone; null for float64
 
   int64_t (*data_gradient_items)(const Shape&);
   int64_t (*data_gradient_scratch)(const Shape&);
@@ -76,18 +75,7 @@ struct UpsampleKernels {
   int64_t (*sums_size)(const Shape&);
   void (*weight_gradient)(const Shape&, const T* grad, const T* input, T* sums, int64_t item, T* scratch);
   void (*finish)(const Shape&, const T* total, int64_t k0, int64_t k1, T* grad_weight, T* grad_bias);
-
-  int64_t (*repeat_products)(int64_t count);  // see tile.h
 };
-
-// The forward pass whose output is stored as O.
-template <class O>
-auto* forward_of(const UpsampleKernels<Computed<O>>& kernels) {
-  if constexpr (std::is_same_v<O, BFloat16>)
-    return kernels.forward_in_16_bits;
-  else
-    return kernels.forward;
-}
 
 // A table of kernels for both precisions.
 template <template <class> class Kernels>

@@ -5,12 +5,12 @@
 
 namespace dip_fast::cpu {
 
-template <class T>
-Buffer<T> packed(const ConvShape& s, const T* weight, bool adjoint) {
-  Buffer<T> to(layer_kernels<T>().packed_size(s));
-  for_each_range(s.outputs, 8, [&](int64_t begin, int64_t end) {
-    layer_kernels<T>().pack(s, weight, adjoint, begin, end, to.get());
-  });
+// The weights as the products of a table read them.
+template <class I, class O, class T = Computed<O>>
+Buffer<T> packed(const LayerKernels<I, O>& kernel, const ConvShape& s, const T* weight, bool adjoint) {
+  Buffer<T> to(kernel.packed_size(s));
+  for_each_range(s.outputs, 8,
+                 [&](int64_t begin, int64_t end) { kernel.pack(s, weight, adjoint, begin, end, to.get()); });
   return to;
 }
 
@@ -48,7 +48,7 @@ class WinogradBackward {
         total_(of_weight ? kernel_.winograd_sums_size(s) : aligned(s.outputs)),
         locals_(of_input ? items_ * local_size_ : 0) {
     const ConvShape adjoint{Algorithm::winograd, s.outputs, s.inputs, s.rows, s.cols, s.height, s.width};
-    const Buffer<T> weights = packed(adjoint, weight, true);
+    const Buffer<T> weights = packed(kernel_, adjoint, weight, true);
     const int64_t own = aligned(kernel_.winograd_gradient_scratch(s));
     sum_items<T>(items_, of_weight ? kernel_.winograd_sums_size(s) : aligned(s.outputs), own + window_size,
                  total_.get(), [&](int64_t item, T* sums, T* scratch) {

@@ -41,12 +41,12 @@ constexpr void add_channel_kernels(LayerKernels<I, O>& table) {
 
 template <class I, class O, class T = Computed<I>>
 constexpr void add_convolutions(LayerKernels<I, O>& table) {
-  using Tile = TileOf<T>;
+  using Tile = LayerTile<O>;
   table.packed_size = [](const ConvShape& s) {
-    return with_algorithm(s.algorithm, [&](auto a) { return ConvWeights<T, a>::packed_size(s); });
+    return with_algorithm(s.algorithm, [&](auto a) { return ConvWeights<Tile, a>::packed_size(s); });
   };
   table.pack = [](const ConvShape& s, const T* weight, bool adjoint, int64_t k0, int64_t k1, T* packed) {
-    with_algorithm(s.algorithm, [&](auto a) { ConvWeights<T, a>::pack(s, weight, adjoint, k0, k1, packed); });
+    with_algorithm(s.algorithm, [&](auto a) { ConvWeights<Tile, a>::pack(s, weight, adjoint, k0, k1, packed); });
   };
   table.items = [](const ConvShape& s) {
     return with_algorithm(s.algorithm, [&](auto a) { return Convolution<Tile, a>::items(s); });
@@ -70,7 +70,7 @@ constexpr void add_convolutions(LayerKernels<I, O>& table) {
 
 template <class I, class O>
 constexpr void add_gradients(LayerKernels<I, O>& table) {
-  using Tile = TileOf<Computed<I>>;
+  using Tile = LayerTile<O>;
   using Strided = StridedWeightGradient<Tile>;
   table.weight_gradient_items = Strided::items;
   table.weight_gradient_input_rows = Strided::input_rows;
@@ -104,14 +104,20 @@ static void multiply_matrices(int64_t rows, int64_t cols, int64_t depth, const T
 
 template <class I, class O>
 constexpr LayerKernels<I, O> make_layer_kernels() {
-  using Tile = TileOf<Computed<I>>;
-  using Point = PointwiseGradient<Tile>;
-  using Ring = RingGradient<Tile>;
+  using T = Computed<I>;
+  using Point = PointwiseGradient<LayerTile<O>>;
+  using Ring = RingGradient<TileOf<T>>;  // a border is little
+  using Upsampled = Passes<LayerTile<O>, O>;
   LayerKernels<I, O> table{};
   add_channel_kernels(table);
   add_convolutions(table);
   add_gradients(table);
-  table.multiply = multiply_matrices<Tile>;
+  table.pack_upsampled = [](const Shape& s, const T* weight, int64_t k0, int64_t k1, T* packed) {
+    Upsampled::pack(s, weight, false, k0, k1, packed);
+  };
+  table.upsampled = Upsampled::forward;
+  table.repeat_products = repeat_products<LayerTile<O>>;
+  table.multiply = multiply_matrices<TileOf<T>>;
   table.pointwise_gradient_scratch = Point::scratch;
   table.pointwise_sums_size = Point::sums_size;
   table.pointwise_gradient = Point::template gradient<I, O>;
@@ -123,8 +129,10 @@ constexpr LayerKernels<I, O> make_layer_kernels() {
   return table;
 }
 
-constexpr AllLayerKernels all_layer_kernels() {
+constexpr LayersInFull layers_in_full() {
   return {make_layer_kernels<float, float>(), make_layer_kernels<double, double>(),
-          make_layer_kernels<float, BFloat16>(), make_layer_kernels<BFloat16, BFloat16>(),
           make_layer_kernels<BFloat16, float>()};
+}
+constexpr LayersTo16Bits layers_to_16_bits() {
+  return {make_layer_kernels<float, BFloat16>(), make_layer_kernels<BFloat16, BFloat16>()};
 }

@@ -173,6 +173,12 @@ struct LayerKernels {
                              const double* mean, const T* packed, I* grad_input, double* input_sums, T* sums,
                              int64_t item, T* scratch);
 
+  // ---- the forward pass of norm_upsample_conv2d after bilinear upsampling: upsample_conv2d's, which adds the
+  // convolution of the skip channels and has moments
+  void (*pack_upsampled)(const Shape&, const T* weight, int64_t k0, int64_t k1, T* packed);
+  typename UpsampleKernels<T>::template Forward<O>* upsampled;
+
+  int64_t (*repeat_products)(int64_t count);  // see tile.h
   // out (rows, cols) = a (rows, depth) b (depth, cols); cols is a multiple of 32, as many as the widest tile has.
   void (*multiply)(int64_t rows, int64_t cols, int64_t depth, const T* a, int64_t lda, const T* b, int64_t ldb, T* out,
                    int64_t ldo);
@@ -187,30 +193,20 @@ struct LayerKernels {
   void (*add_ring_lines)(const Shape&, const T* lines, int64_t channel, T* image);
 };
 
-// A table for each way in which images are stored.
-struct AllLayerKernels {
+// A table for each way in which images are stored: those that are written as they are computed, and those that are
+// written in 16 bits, whose factors are rounded to 16 bits too where the instruction set multiplies these faster.
+struct LayersInFull {
   LayerKernels<float, float> float32;
   LayerKernels<double, double> float64;
-  LayerKernels<float, BFloat16> to_16_bits;
-  LayerKernels<BFloat16, BFloat16> in_16_bits;
   LayerKernels<BFloat16, float> from_16_bits;
-
-  template <class I, class O>
-  const LayerKernels<I, O>& of() const {
-    if constexpr (std::is_same_v<I, double>)
-      return float64;
-    else if constexpr (std::is_same_v<I, float> && std::is_same_v<O, float>)
-      return float32;
-    else if constexpr (std::is_same_v<I, float>)
-      return to_16_bits;
-    else if constexpr (std::is_same_v<O, float>)
-      return from_16_bits;
-    else
-      return in_16_bits;
-  }
+};
+struct LayersTo16Bits {
+  LayerKernels<float, BFloat16> float32;
+  LayerKernels<BFloat16, BFloat16> bfloat16;
 };
 
 // Defined in layers_<instruction set>.cpp.
-extern const AllLayerKernels layers_portable, layers_avx2, layers_avx512;
+extern const LayersInFull layers_portable, layers_avx2, layers_avx512;
+extern const LayersTo16Bits layers_to_16_portable, layers_to_16_avx2, layers_to_16_avx512, layers_to_16_avx512_bf16;
 
 }  // namespace dip_fast::cpu

@@ -8,6 +8,7 @@ namespace {
 
 }  // namespace
 
-constinit const AllLayerKernels layers_avx512 = all_layer_kernels();
+constinit const LayersInFull layers_avx512 = layers_in_full();
+constinit const LayersTo16Bits layers_to_16_avx512 = layers_to_16_bits();
 
 }  // namespace dip_fast::cpu

@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> forward(const NormedInput& x, double slope, double ep
   const int64_t K = weight.size(0), height = pointwise ? norm_act.height : plan.forward.height,
                 width = pointwise ? norm_act.width : plan.forward.width;
   Tensor output = workspace::empty({1, K, height, width}, x.image.options().dtype(dtype));
-  const Buffer<T> weights = packed(plan.forward, weight.const_data_ptr<T>(), false);
+  const Buffer<T> weights = packed(kernel, plan.forward, weight.const_data_ptr<T>(), false);
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   std::vector<Moments> moments;
   if (pointwise) {
@@ -170,7 +170,7 @@ class Backward {
   void pointwise() {
     const ConvShape& s = plan_.forward;
     const int64_t items = kernel_.items(s), size = kernel_.pointwise_sums_size(s), row = (size - K_) / K_;
-    const Buffer<T> total(size), weights = packed(plan_.adjoint, weight_.const_data_ptr<T>(), true);
+    const Buffer<T> total(size), weights = packed(kernel_, plan_.adjoint, weight_.const_data_ptr<T>(), true);
     std::vector<double> sums(normed_ ? items * 2 * C_ : 0);
     I* to = mask_[0] ? made_image_of<I>(grad_input_) : nullptr;
     sum_items<T>(items, size, kernel_.pointwise_gradient_scratch(s), total.get(),
@@ -249,7 +249,7 @@ class Backward {
     const ConvShape& s = plan_.adjoint;
     const Buffer<T> padded(C_ * s.height * s.width);
     {
-      const Buffer<T> weights = packed(s, weight_.const_data_ptr<T>(), true);
+      const Buffer<T> weights = packed(kernel_, s, weight_.const_data_ptr<T>(), true);
       convolve_padded<T>(kernel_.adjoint, s, padded_rows(plan_.gradient, output_grad_), weights.get(), nullptr,
                          padded.get(), nullptr);
     }

@@ -128,26 +128,30 @@ std::tuple<Tensor, Tensor> forward(const UpsampleInputs& x, const Tensor& bias, 
   using T = Computed<I>;
   const MidNorm<I> mid(x, mode, padding_mode, false);
   const Shape& s = mid.shape;
-  const UpsampleKernels<T>& kernel = upsample_kernels<T>();
+  const LayerKernels<I, O>& kernel = layer_kernels<I, O>();
+  const UpsampleKernels<T>& upsample = upsample_kernels<T>();
   Tensor output = workspace::empty({1, s.K, 2 * s.H, 2 * s.W}, x.deep.image.options().dtype(dtype));
   const T* b = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
   if (!s.bilinear) {
-    const Buffer<T> weights = packed(mid.winograd(), x.weight.contiguous().const_data_ptr<T>(), false);
+    const Buffer<T> weights = packed(kernel, mid.winograd(), x.weight.contiguous().const_data_ptr<T>(), false);
     std::vector<Moments> moments;
     convolve<T>(
-        layer_kernels<I, O>().convolve, mid.winograd(), 0, [&](Rows, T*) { return mid.window(); }, Activation<T>{},
-        weights.get(), b, made_image_of<O>(output), &moments);
+        kernel.convolve, mid.winograd(), 0, [&](Rows, T*) { return mid.window(); }, Activation<T>{}, weights.get(), b,
+        made_image_of<O>(output), &moments);
     return {output, statistics_of(moments, s.K)};
   }
   const Tensor deep_weight = x.weight.narrow(1, mid.S, s.C).contiguous(),
                skip_weight = x.weight.narrow(1, 0, mid.S).contiguous();
-  const Buffer<T> weights = packed_weight(s, deep_weight.const_data_ptr<T>(), false);
+  const Buffer<T> weights(upsample.packed_size(s));
+  for_each_range(s.K, 16, [&](int64_t begin, int64_t end) {
+    kernel.pack_upsampled(s, deep_weight.const_data_ptr<T>(), begin, end, weights.get());
+  });
   const SkipConv<T> skip{mid.skip_input.get(), mid.S, skip_weight.const_data_ptr<T>()};
-  const int64_t items = kernel.forward_items(s);
+  const int64_t items = upsample.forward_items(s);
   std::vector<Moments> moments(items * s.K);
-  for_each_item<T>(items, kernel.forward_scratch(s, mid.S), [&](int64_t item, T* scratch) {
-    forward_of<O>(kernel)(s, mid.deep_input.get(), weights.get(), b, made_image_of<O>(output), item, scratch, &skip,
-                          moments.data() + item * s.K);
+  for_each_item<T>(items, upsample.forward_scratch(s, mid.S), [&](int64_t item, T* scratch) {
+    kernel.upsampled(s, mid.deep_input.get(), weights.get(), b, made_image_of<O>(output), item, scratch, &skip,
+                     moments.data() + item * s.K);
   });
   return {output, statistics_of(moments, s.K)};
 }

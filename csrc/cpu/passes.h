@@ -17,17 +17,23 @@ constexpr int VECTOR_BYTES = 16, TILE_ROWS = 4;  // 8 of 16
 template <class T>
 using TileOf = Tile<T, VECTOR_BYTES / sizeof(T), TILE_ROWS, 2>;
 
+// The tile of layers whose output is stored as O.
+#if defined(__AVX512BF16__)
+template <class O>
+using LayerTile = Tile<Computed<O>, VECTOR_BYTES / sizeof(Computed<O>), TILE_ROWS, 2, std::is_same_v<O, BFloat16>>;
+#else
+template <class O>
+using LayerTile = TileOf<Computed<O>>;
+#endif
+
 template <class T>
 constexpr UpsampleKernels<T> make_upsample_kernels() {
   using P = Passes<TileOf<T>>;
-  typename UpsampleKernels<T>::template Forward<BFloat16>* in_16_bits = nullptr;
-  if constexpr (std::is_same_v<T, float>) in_16_bits = Passes<TileOf<T>, BFloat16>::forward;
   return {P::packed_size,
           P::pack,
           P::forward_items,
           P::forward_scratch,
           P::forward,
-          in_16_bits,
           P::data_gradient_items,
           P::data_gradient_scratch,
           P::data_gradient,
@@ -35,6 +41,5 @@ constexpr UpsampleKernels<T> make_upsample_kernels() {
           P::weight_gradient_scratch,
           P::sums_size,
           P::weight_gradient,
-          P::finish,
-          repeat_products<TileOf<T>>};
+          P::finish};
 }

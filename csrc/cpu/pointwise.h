@@ -23,11 +23,15 @@ struct PointwiseGradient {
   static constexpr int64_t BLOCK = 128, LD = BLOCK + 16;  // LD: so that rows are not a multiple of 4096 bytes apart
   static constexpr int64_t AHEAD = 4;                     // channels that are prefetched
 
+  // Of the gradient as the matrix that is multiplied by the input: G itself, or pairs of its pixels.
+  static constexpr int64_t ROW = Tile::place(LD);
+  static int64_t paired_size(const ConvShape& s) { return Tile::PAIRS ? s.outputs * ROW : 0; }
+
   static int64_t row_of_sums(const ConvShape& s) { return rounded_up(s.inputs, NR); }
   static int64_t sums_size(const ConvShape& s) { return s.outputs * row_of_sums(s) + s.outputs; }
   static int64_t scratch(const ConvShape& s) {
     if (Thin::is_thin(s)) return Thin::scratch(s);
-    return (s.outputs + 2 * s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK;
+    return (s.outputs + 2 * s.inputs) * LD + row_of_sums(s) * BLOCK + Tile::MR * BLOCK + paired_size(s);
   }
 
   template <class I, class O>
@@ -35,7 +39,8 @@ struct PointwiseGradient {
                        const double* mean, const T* packed, I* grad_input, double* input_sums, T* sums, int64_t item,
                        T* scratch) {
     const int64_t K = s.outputs, C = s.inputs, plane = s.cols, row = row_of_sums(s);
-    T *g = scratch, *x = g + K * LD, *a = x + C * LD, *panels = a + C * LD, *products = panels + row * BLOCK;
+    T *g = scratch, *x = g + K * LD, *a = x + C * LD, *panels = a + C * LD, *products = panels + row * BLOCK,
+      *rows = Tile::PAIRS ? products + Tile::MR * BLOCK : g;
     T* bias = sums + K * row;
     const Bands band = Forward::bands(s);
     const int64_t begin = band.begin(item), end = band.end(item, plane);
@@ -52,8 +57,12 @@ struct PointwiseGradient {
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t count = at_most(end - first, BLOCK);
       load_gradient(raw, K, plane, first, count, g, bias);
+      if constexpr (Tile::PAIRS) {
+        for (int64_t k = 0; k < K; ++k) Tile::pair_row(g + k * LD, count, rows + k * ROW);
+        Tile::pair_panel(g, LD, K, rounded_up(count, NR));
+      }
       load_input(input, activation, C, plane, first, count, x, a);
-      add_weight_products(s, g, a, count, first > begin, panels, sums);
+      add_weight_products(s, rows, a, count, first > begin, panels, sums);
       if (grad_input == nullptr) continue;
       for (int64_t tile = 0; tile < Tile::tiles(C); ++tile) {
         const int64_t c0 = Tile::tile_begin(C, tile), c1 = Tile::tile_begin(C, tile + 1);
@@ -109,17 +118,18 @@ struct PointwiseGradient {
     }
   }
 
-  // sums[k][c] (+)= sum over the pixels of g[k] a[c].
-  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* g, const T* a,
+  // sums[k][c] (+)= sum over the pixels of g[k] a[c]; rows: those of g.
+  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* rows, const T* a,
                                                                 int64_t count, bool accumulate, T* panels, T* sums) {
     const int64_t K = s.outputs, C = s.inputs, row = row_of_sums(s);
     for (int64_t c = 0; c < row; c += NR) {
       transpose_line<Tile>(a + c * LD, LD, at_most(NR, C - c), count, NR, panels + c * count);
+      Tile::pair_panel(panels + c * count, NR, count, NR);
       for (int64_t tile = 0; tile < Tile::tiles(K); ++tile) {
         const int64_t k0 = Tile::tile_begin(K, tile), k1 = Tile::tile_begin(K, tile + 1);
         for (int64_t t = 0; t < count; t += CHAIN)
-          Tile::upto(static_cast<int>(k1 - k0), at_most(count - t, CHAIN), g + k0 * LD + t, LD,
-                     panels + c * count + t * NR, sums + k0 * row + c, row, accumulate || t > 0);
+          Tile::upto(static_cast<int>(k1 - k0), at_most(count - t, CHAIN), rows + k0 * ROW + Tile::place(t), ROW,
+                     panels + c * count + Tile::place(t) * NR, sums + k0 * row + c, row, accumulate || t > 0);
       }
     }
   }
@@ -129,8 +139,8 @@ struct PointwiseGradient {
                                                      int64_t width, T* products) {
     for (int64_t d = 0; d < K; d += CHAIN)
       for (int64_t p = 0; p < width; p += NR)
-        Tile::upto(static_cast<int>(c1 - c0), at_most(K - d, CHAIN), packed + c0 * K + d, K, g + d * LD + p,
-                   products + p, BLOCK, d > 0, LD);
+        Tile::upto(static_cast<int>(c1 - c0), at_most(K - d, CHAIN), packed + c0 * K + Tile::place(d), K,
+                   g + Tile::place(d) * LD + p, products + p, BLOCK, d > 0, LD);
   }
 
   // Turns `made` from da to dx, and adds to the two sums of the channel.

@@ -140,13 +140,15 @@ static void ring_fields(const T* image, const Shape& s, const Side& side, int64_
 
 // out[row][NR] = sum over the three slots of weight[slot][row][depth] * fields[slot][depth][NR]
 template <class Tile, class T = typename Tile::T>
-static void ring_products(const T* weight, const Side& side, int64_t rows, int64_t depth, const T* fields, T* out) {
-  for (int a = 0; a < 3; ++a)
+static void ring_products(const T* weight, const Side& side, int64_t rows, int64_t depth, T* fields, T* out) {
+  for (int a = 0; a < 3; ++a) {
+    Tile::pair_panel(fields + a * depth * Tile::NR, Tile::NR, depth, Tile::NR);
     for (int64_t t = 0; t < Tile::tiles(rows); ++t) {
       const int64_t row = Tile::tile_begin(rows, t), end = Tile::tile_begin(rows, t + 1);
       Tile::upto(static_cast<int>(end - row), depth, weight + (side.slots[a] * rows + row) * depth, depth,
                  fields + a * depth * Tile::NR, out + row * Tile::NR, Tile::NR, a > 0);
     }
+  }
 }
 
 // Adds the ring's part to the positions first .. last of one side of an output image (K, 2H, 2W), and corrects its

@@ -66,8 +66,8 @@ struct SkipConvOutputs {
     const int64_t depth = depth_of(skip.channels);
     for (int64_t d = 0; d < depth; d += CHAIN)
       for (int64_t p = 0; p < quotient_up(pixels, NR); ++p)
-        Tile::upto(static_cast<int>(k1 - k0), at_most(depth - d, CHAIN), skip.weight + k0 * depth + d, depth,
-                   panel + (p * depth + d) * NR, products + p * NR, PIXELS, d > 0);
+        Tile::Unpaired::upto(static_cast<int>(k1 - k0), at_most(depth - d, CHAIN), skip.weight + k0 * depth + d, depth,
+                             panel + (p * depth + d) * NR, products + p * NR, PIXELS, d > 0);
   }
 
   // Adds conv(q) to the line of piece `index` and writes it.  Channel k is the row-th that was multiplied; `output` is

@@ -41,6 +41,7 @@ struct StridedWeightGradient {
       const int64_t last = at_most(end, first + BLOCK), count = last - first;
       Fields::template make<BLOCK>(s, input, {}, first, last, rows);
       transposed_gradient(s, gradient, first, last, panels);
+      pair_operands(s, count, rows, panels);
       for (int i = 0; i < S::SLOTS; ++i)
         for (int64_t k = 0; k < K; k += NR)
           for (int64_t tile = 0; tile < Tile::tiles(s.inputs); ++tile) {
@@ -60,6 +61,17 @@ struct StridedWeightGradient {
   }
 
  private:
+  static void pair_operands(const ConvShape& s, int64_t count, T* rows, T* panels) {
+    if constexpr (!Tile::PAIRS) return;
+    const int64_t slot = Fields::template slot_size<BLOCK>(s, BLOCK);
+    for (int i = 0; i < S::SLOTS; ++i)
+      for (int64_t c = 0; c < s.inputs; ++c) {
+        T* row = rows + i * slot + c * BLOCK;
+        Tile::pair_row(row, count, row);
+      }
+    for (int64_t k = 0; k < row_of_sums(s); k += NR) Tile::pair_panel(panels + k * count, NR, count, NR);
+  }
+
   // The gradient with the output channels as vectors: [channel / NR][site][NR].
   static void transposed_gradient(const ConvShape& s, const Window<T>& gradient, int64_t first, int64_t last, T* out) {
     const int64_t K = row_of_sums(s), sites = last - first, row = s.cols + 2, plane = row * gradient.rows.count;

@@ -7,6 +7,12 @@
 // sums, 2 for b and 1 for a; two multiply-adds a cycle of latency 4 need 8 sums at least, so tiles of 4 or 5 rows still
 // run at full rate, and rows are divided evenly (see tile_begin) in place of a ragged last tile.
 //
+// A tile of PAIRS multiplies in bfloat16, and adds up in float: two products to each lane of a sum at once.  Its
+// operands lie in pairs of neighbours along r, in a word of 32 bits the even one below: two elements of a row of a, and
+// those of two rows of b that belong to one column.  They are made in place of operands in float (pair_row,
+// pair_panel), so a pair stands where the element of half its number stood, and what divides a depth divides it at even
+// elements (place).
+//
 // The code uses the vector extension of GCC and Clang, so that one text serves every instruction set.  Each file that
 // includes this one is compiled with flags of its own and does so inside an unnamed namespace.
 #pragma once
@@ -56,14 +62,16 @@ struct Integers {
   typedef uint32_t Words __attribute__((vector_size(LANES * sizeof(uint32_t)), aligned(alignof(uint32_t))));
 };
 
-template <class T_, int LANES_, int MR_, int VECTORS_>
+template <class T_, int LANES_, int MR_, int VECTORS_, bool PAIRS_ = false>
 struct Tile {
   using T = T_;
   static constexpr int LANES = LANES_, MR = MR_, VECTORS = VECTORS_, NR = LANES * VECTORS;
+  static constexpr bool PAIRS = PAIRS_;
   // For the last columns of a product: tiles of one vector, and of half a vector where that is not too short.
   static constexpr int REST = LANES > 4 ? LANES / 2 : LANES;
-  using HalfTile = Tile<T, LANES, MR, 1>;
-  using RestTile = Tile<T, REST, MR, 1>;
+  using HalfTile = Tile<T, LANES, MR, 1, PAIRS>;
+  using RestTile = Tile<T, REST, MR, 1, PAIRS>;
+  using Unpaired = Tile<T, LANES, MR, VECTORS>;
   typedef T Vector __attribute__((vector_size(LANES * sizeof(T)), aligned(alignof(T))));
 
   static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
@@ -143,8 +151,9 @@ struct Tile {
     for (int i = 0; i < ROWS; ++i)
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) sum[i][v] = Vector{};
+    const int64_t count = PAIRS ? (depth + 1) / 2 : depth;
 #pragma GCC unroll 2
-    for (int64_t r = 0; r < depth; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
       Vector row[VECTORS];
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) row[v] = load(b + r * ldb + v * LANES);
@@ -152,7 +161,7 @@ struct Tile {
       for (int i = 0; i < ROWS; ++i) {
         const T value = a[i * lda + r];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) sum[i][v] += value * row[v];
+        for (int v = 0; v < VECTORS; ++v) add_product(sum[i][v], value, row[v]);
       }
     }
 #pragma GCC unroll 16
@@ -172,6 +181,54 @@ struct Tile {
       only<ROWS>(depth, a, lda, b, out, ldo, accumulate, ldb);
     else if constexpr (ROWS > 1)
       upto<ROWS - 1>(rows, depth, a, lda, b, out, ldo, accumulate, ldb);
+  }
+
+  static void add_product(Vector& sum, T value, const Vector& row) {
+    if constexpr (!PAIRS) {
+      sum += value * row;
+    } else {
+#if defined(__AVX512BF16__)
+      if constexpr (LANES == 16)
+        sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(value), (__m512bh)row);
+      else
+        sum = (Vector)_mm256_dpbf16_ps((__m256)sum, (__m256bh)_mm256_set1_ps(value), (__m256bh)row);
+#endif
+    }
+  }
+
+  // Where the element or the row d of an operand lies; d is even.
+  static constexpr int64_t place(int64_t d) { return PAIRS ? d / 2 : d; }
+
+  // From a row of `depth` elements to pairs, which may be made in its place.
+  static void pair_row([[maybe_unused]] const T* from, [[maybe_unused]] int64_t depth, [[maybe_unused]] T* to) {
+#if defined(__AVX512BF16__)
+    if constexpr (PAIRS)
+      for (int64_t t = 0; t < depth; t += 2 * LANES) {
+        const auto first = [&](int64_t count) { return static_cast<__mmask16>((1U << clamped(count, 0, LANES)) - 1); };
+        const __m512 low = _mm512_maskz_loadu_ps(first(depth - t), from + t),
+                     high = _mm512_maskz_loadu_ps(first(depth - t - LANES), from + t + LANES);
+        _mm512_mask_storeu_ps(to + t / 2, first(quotient_up(depth - t, 2)), (__m512)_mm512_cvtne2ps_pbh(high, low));
+      }
+#endif
+  }
+
+  typedef uint16_t PairHalves __attribute__((vector_size(2 * LANES * sizeof(uint16_t))));
+  // Makes pairs of `depth` rows of `width` elements, `ld` apart, in their place.
+  static void pair_panel([[maybe_unused]] T* rows, [[maybe_unused]] int64_t ld, [[maybe_unused]] int64_t depth,
+                         [[maybe_unused]] int64_t width) {
+#if defined(__AVX512BF16__)
+    if constexpr (PAIRS)
+      for (int64_t r = 0; r < depth; r += 2)
+        for (int64_t w = 0; w < width; w += LANES) {
+          const Vector even = load(rows + r * ld + w), odd = r + 1 < depth ? load(rows + (r + 1) * ld + w) : Vector{};
+          const PairHalves both = (PairHalves)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+          store(rows + r / 2 * ld + w, (Vector)alternate(both, std::make_integer_sequence<int, 2 * LANES>()));
+        }
+#endif
+  }
+  template <int... I>
+  static PairHalves alternate(PairHalves v, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(v, v, (I % 2 * LANES + I / 2)...);
   }
 
   // Transposes `rows` x LANES elements, the other rows being zero: exchanges halves, then quarters, and so on down to
@@ -234,8 +291,9 @@ static void nine_products(const T* weight, int64_t rows, int64_t depth, const T*
     const T* b = panel + slot * field_slot(panels * depth * Tile::NR);
     for (int64_t d = 0; d < depth; d += CHAIN)
       for (int64_t p = 0; p < panels; ++p)
-        Tile::upto(static_cast<int>(count), at_most(depth - d, CHAIN), weight + (slot * rows + row) * depth + d, depth,
-                   b + (p * depth + d) * Tile::NR, out + slot * out_slot + p * Tile::NR, panels * Tile::NR,
+        Tile::upto(static_cast<int>(count), at_most(depth - d, CHAIN),
+                   weight + (slot * rows + row) * depth + Tile::place(d), depth,
+                   b + (p * depth + Tile::place(d)) * Tile::NR, out + slot * out_slot + p * Tile::NR, panels * Tile::NR,
                    d > 0 || (out_slot == 0 && slot > 0));
   }
 }

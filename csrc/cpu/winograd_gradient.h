@@ -65,8 +65,12 @@ struct WinogradGradient {
     return 8 * (BLOCK + 2) * at_least(plain_row(s), rounded_up(s.upsampled, LANES));
   }
   static int64_t made_size(const ConvShape& s) { return SLOTS * field_slot(s.outputs * LD); }
+  // dM as the matrix: itself, or pairs of its sites.
+  static constexpr int64_t ROW = Tile::place(LD);
+  static int64_t rows_size(const ConvShape& s) { return SLOTS * field_slot(s.outputs * ROW); }
   static int64_t scratch(const ConvShape& s) {
-    return (s.blurs ? 2 : 1) * made_size(s) + SLOTS * (field_slot(row(s) * BLOCK) + PRODUCT) + transposed_size(s);
+    return (s.blurs ? 2 : 1) * (made_size(s) + (Tile::PAIRS ? rows_size(s) : 0)) +
+           SLOTS * (field_slot(row(s) * BLOCK) + PRODUCT) + transposed_size(s);
   }
 
   // sums: those of the bias alone if not `of_weight`.  local: null if the inputs need no gradient.
@@ -76,6 +80,11 @@ struct WinogradGradient {
     // Without a blur both kinds of channels have the same.
     T *made = scratch, *blurred = s.blurs ? made + made_size(s) : made, *fields = blurred + made_size(s),
       *products = fields + SLOTS * field_slot(row(s) * BLOCK), *transposed = products + SLOTS * PRODUCT;
+    T *rows = made, *blurred_rows = blurred;
+    if constexpr (Tile::PAIRS) {
+      rows = transposed + transposed_size(s);
+      blurred_rows = s.blurs ? rows + rows_size(s) : rows;
+    }
     const Bands band = bands(s);
     const int64_t top = band.begin(item), begin = top * s.cols, end = band.end(item, s.rows) * s.cols;
     fill_zero(sums, s.outputs);
@@ -83,18 +92,21 @@ struct WinogradGradient {
     for (int64_t first = begin; first < end; first += BLOCK) {
       const int64_t last = at_most(end, first + BLOCK);
       ProductGradients<Tile>::make(s, raw, first, last, made, blurred, sums);
+      pair_gradients(s, last - first, made, rows);
+      if (s.blurs) pair_gradients(s, last - first, blurred, blurred_rows);
       if (of_weight) {
         plain_fields(s, input, first, last, transposed, fields);
         upsampled_fields(s, input, first, last, transposed, fields);
         for (int slot = 0; slot < SLOTS; ++slot) {
           const int64_t all = row_of_sums(s, slot), parted = s.blurs ? start(s) : all;
+          Tile::pair_panel(fields + slot * field_slot(row(s) * BLOCK), row(s), last - first, all);
           const auto add = [&](const T* gradients, int64_t from, int64_t to) {
-            add_weight_products(s, gradients + slot * field_slot(s.outputs * LD),
+            add_weight_products(s, gradients + slot * field_slot(s.outputs * ROW),
                                 fields + slot * field_slot(row(s) * BLOCK), from, to, all, last - first,
                                 sums + sums_of(s, slot), first > begin);
           };
-          add(made, 0, parted);
-          add(blurred, parted, all);
+          add(rows, 0, parted);
+          add(blurred_rows, parted, all);
         }
       }
       if (local != nullptr) add_input_gradients(s, packed, top, first, last, made, blurred, products, local);
@@ -127,6 +139,16 @@ struct WinogradGradient {
   }
 
  private:
+  static void pair_gradients(const ConvShape& s, int64_t count, T* made, T* rows) {
+    if constexpr (Tile::PAIRS)
+      for (int i = 0; i < SLOTS; ++i) {
+        T* of_slot = made + i * field_slot(s.outputs * LD);
+        for (int64_t k = 0; k < s.outputs; ++k)
+          Tile::pair_row(of_slot + k * LD, count, rows + i * field_slot(s.outputs * ROW) + k * ROW);
+        Tile::pair_panel(of_slot, LD, s.outputs, rounded_up(count, NR));
+      }
+  }
+
   // The fields of the plain channels with the channels as vectors, [slot][site][row].
   static void plain_fields(const ConvShape& s, const Window<T>& input, int64_t first, int64_t last, T* transposed,
                            T* out) {
@@ -189,8 +211,8 @@ struct WinogradGradient {
     });
   }
 
-  // sums[k][c] (+)= sum over sites of made[k][site] fields[site][c]      for c of the columns from .. to
-  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* made, const T* fields,
+  // sums[k][c] (+)= sum over sites of rows[k][site] fields[site][c]      for c of the columns from .. to
+  [[gnu::always_inline]] static inline void add_weight_products(const ConvShape& s, const T* rows, const T* fields,
                                                                 int64_t from, int64_t to, int64_t row_of_sums,
                                                                 int64_t count, T* sums, bool accumulate) {
     int64_t c = from;
@@ -199,7 +221,7 @@ struct WinogradGradient {
       for (; to - c >= Columns::NR; c += Columns::NR)
         for (int64_t tile = 0; tile < Tile::tiles(s.outputs); ++tile) {
           const int64_t k0 = Tile::tile_begin(s.outputs, tile), k1 = Tile::tile_begin(s.outputs, tile + 1);
-          Columns::upto(static_cast<int>(k1 - k0), count, made + k0 * LD, LD, fields + c, sums + k0 * row_of_sums + c,
+          Columns::upto(static_cast<int>(k1 - k0), count, rows + k0 * ROW, ROW, fields + c, sums + k0 * row_of_sums + c,
                         row_of_sums, accumulate, row(s));
         }
     };
@@ -222,8 +244,8 @@ struct WinogradGradient {
           for (int64_t d = 0; d < K; d += CHAIN)
             for (int64_t p = 0; p < width; p += NR)
               Tile::upto(static_cast<int>(c1 - c0), at_most(K - d, CHAIN),
-                         packed + (i * s.inputs + before + c0) * K + d, K, gradients + i * slot + d * LD + p,
-                         products + i * PRODUCT + p, BLOCK, d > 0, LD);
+                         packed + (i * s.inputs + before + c0) * K + Tile::place(d), K,
+                         gradients + i * slot + Tile::place(d) * LD + p, products + i * PRODUCT + p, BLOCK, d > 0, LD);
         }
         for (int64_t c = c0; c < c1; ++c)
           each_stretch({0, 0, s.rows, s.cols}, first, last, [&](int64_t i, int64_t j, int64_t site, int64_t length) {

@@ -114,6 +114,8 @@ void test_against_conv2d() {
 
 // ---- whole layers
 
+bool rounds_factors = false;
+
 // norm_conv2d or norm_upsample_conv2d with its options; `mode` is empty for norm_conv2d.
 struct Layer {
   int64_t taps, stride;
@@ -240,7 +242,8 @@ void test_layer(const Layer& layer, const LayerShape& s, at::ScalarType dtype, b
     if (tensor.defined()) leaves.push_back(exact.back());
   }
   const std::vector<Tensor> expected = defined(layer, exact), outputs = forward(layer, tensors);
-  const double limit = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 5e-6 : 0.05;  // worst seen 0.029
+  const double in_16_bits = rounds_factors ? 0.1 : 0.05;  // worst seen 0.055 and 0.029
+  const double limit = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 5e-6 : in_16_bits;
   const auto compare = [&](const std::string& what, const Tensor& got, const Tensor& right, double scale) {
     const double off = got.sizes() != right.sizes() ? std::numeric_limits<double>::infinity()
                                                     : (got.to(at::kDouble) - right).norm().item<double>();
@@ -371,19 +374,11 @@ void test_gradient_request() {
   upsample_conv2d(x, w, std::nullopt, "nearest", "zeros");
 }
 
-bool cpu_has(const std::string& level) {
-  if (level == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (level == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-  return true;
-}
-
 }  // namespace
 
 int main() {
   const char* level = std::getenv("DIP_FAST_CPU");
-  if (level != nullptr && !cpu_has(level)) return 77;
+  rounds_factors = level != nullptr && std::string(level) == "avx512_bf16";
   at::manual_seed(0);
   try {
     test_against_conv2d();
@@ -393,6 +388,7 @@ int main() {
     test_bad_arguments();
     test_gradient_request();
   } catch (const std::exception& error) {
+    if (std::string(error.what()).find("this CPU cannot run") != std::string::npos) return 77;
     fail(error.what());
   }
   std::cout << (failures == 0 ? "passed" : std::to_string(failures) + " failed") << '\n';

@@ -17,6 +17,7 @@ from dip_fast.bench.configurations import CHANNELS
 from dip_fast.bench.meters import Meter, in_turn, medians
 from dip_fast.bench.operator_calls import calls_of_step
 from dip_fast.bench.roofline import PRODUCTS_PER_3X3
+from dip_fast.device.precision import is_stored_alone
 from dip_fast.fitting import Fit
 from dip_fast.ops import extension
 from dip_fast.presets import Recipe
@@ -63,9 +64,11 @@ def measure(fit: Fit, idle: Fit, steps: int, meter: Meter) -> dict[str, Any]:
     interface = extension.load()
     assert interface is not None  # the fit is fused
 
+    in_16_bits = is_stored_alone(fit.precision, fit.device, fit.network) and fit.network.stores_images()
+
     def multiply() -> int:
         with fit.at_work():
-            return interface.multiply(TILES)
+            return interface.multiply(TILES, in_16_bits=in_16_bits)
 
     times = in_turn({"step": fit.step, "idle": idle.step, "products": multiply}, meter, runs=steps)
     step, dispatch, once = (statistics.median(times[name]) for name in ("step", "idle", "products"))

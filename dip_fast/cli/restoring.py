@@ -56,8 +56,8 @@ HOW = (
     click.option(
         "--precision",
         type=Choice(list(PRECISIONS)),
-        help="Of products on a GPU; bf16 also halves the memory of images.  A CPU computes in fp32, and bf16 halves "
-        "the memory alone.  [default: tf32]",
+        help="Of products on a GPU; bf16 also halves the memory of images.  A CPU computes in fp32; bf16 halves that "
+        "memory there too, and rounds products where the CPU multiplies them faster.  [default: tf32]",
     ),
     click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads, at most one a core.  [default: all]"

@@ -68,12 +68,19 @@ def describe(precision: str, device: torch.device, network: Network) -> str:
     if not is_stored_alone(precision, device, network):
         return f" in {precision}"
     if network.stores_images():
-        return " with images in bf16"
+        from dip_fast.ops import extension  # here, since it loads or builds the extension
+
+        build = extension.load()
+        return f" with images{' and products' if build is not None and build.rounds_factors() else ''} in bf16"
     return " (in fp32: PyTorch keeps the images of this network, and bf16 changes nothing)"
 
 
 def is_stored_alone(precision: str, device: torch.device, network: Network) -> bool:
-    """Whether only images between layers have 16 bits: in the fused engine on a CPU, which computes in float32."""
+    """Whether images between layers alone have 16 bits: in the fused engine on a CPU.
+
+    What PyTorch computes there is computed in float32.  Some CPUs multiply 16 bits faster, and then the factors of the
+    layers' products have 16 bits too (`Interface.rounds_factors`); sums have 32.
+    """
     return precision == "bf16" and device.type == "cpu" and network.is_fused()
 
 

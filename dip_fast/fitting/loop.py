@@ -55,7 +55,8 @@ class Fit:
     reference : Tensor, optional
         Ground truth ``(1, C, H, W)``, range [0, 1], for the PSNR in the history.
     precision : {"tf32", "fp32", "bf16"}
-        Precision of the products in the steps, on a GPU; ``bf16`` also that of images, on a CPU too.  The answer is
+        Precision of the products in the steps, on a GPU; ``bf16`` also that of images, on a CPU too, and there that of
+        products where the CPU has such instructions.  The answer is
         drawn with products in float32, as model files draw it.
     steps_between_syncs : int, optional
         Steps that are made before the host reads the device, at most `MAX_STEPS_BETWEEN_SYNCS`.  By default 1 where

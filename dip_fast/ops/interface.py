@@ -68,9 +68,16 @@ class Interface:
         """Return how many blocks of such memory the system has been asked for."""
         return int(self.call("workspace_blocks", ctypes.c_int64))
 
-    def multiply(self, count: int) -> int:
-        """Let the micro-kernel make products on all threads, of operands in the caches; return the multiplications."""
-        return int(self.call("multiply", ctypes.c_int64, ctypes.c_int64(count)))
+    def multiply(self, count: int, *, in_16_bits: bool = False) -> int:
+        """Let the micro-kernel make products on all threads, of operands in the caches; return the multiplications.
+
+        It is that of layers that write float32, or of those that write 16 bits.
+        """
+        return int(self.call("multiply", ctypes.c_int64, ctypes.c_int64(count), ctypes.c_bool(in_16_bits)))
+
+    def rounds_factors(self) -> bool:
+        """Return whether layers that write 16 bits round their factors to 16 bits, too, in the kernels in use."""
+        return self.cpu_level() == "avx512_bf16"
 
     def call(self, name: str, result: Any, *arguments: Any) -> Any:
         """Call a C function by its name without the prefix; ``result`` is the type of what it returns."""
