@@ -15,4 +15,12 @@ STOPS = ("auto", "never")
 TILES = ("auto", "never")
 UPSAMPLINGS = ("nearest", "bilinear")
 # What `dip-fast bench` compares, on a CPU, on a GPU, or on both.
-BENCH_ENGINES = ("fused", "plain", "plain-retained", "plain-channels-last", "compile", "compile-max-autotune")
+BENCH_ENGINES = (
+    "fused",
+    "fused-bf16",
+    "plain",
+    "plain-retained",
+    "plain-channels-last",
+    "compile",
+    "compile-max-autotune",
+)

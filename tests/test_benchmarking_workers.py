@@ -26,8 +26,8 @@ def test_each_engine_is_what_its_name_says(engine, monkeypatch):
     kept = []
     monkeypatch.setattr(memory, "keep_memory", lambda: kept.append(True))
     fit = prepare_fit(configuration(engine))
-    assert bool(kept) == (engine in ("fused", "plain-retained"))
-    assert fit.network.scale.fused == (engine == "fused")
+    assert bool(kept) == (engine in ("fused", "fused-bf16", "plain-retained"))
+    assert fit.network.scale.fused == engine.startswith("fused")
     assert (fit.network._compiled_call_impl is not None) == (engine == "compile")
     assert fit.options.stop == "never"
 

@@ -37,6 +37,8 @@ class MeasuredEngine:
         The mode of torch.compile; None runs eager PyTorch.
     channels_last : bool
         Whether the images of plain PyTorch are channels_last, on a GPU.
+    precision : {"bf16"}, optional
+        In place of that of all engines.
     """
 
     devices: tuple[str, ...]
@@ -44,11 +46,13 @@ class MeasuredEngine:
     keeps_memory: bool = False
     compile_mode: str | None = None
     channels_last: bool = False
+    precision: str | None = None
 
 
 # A new engine is one entry here and its name in `names.BENCH_ENGINES`, which the command line reads without torch.
 ENGINES = {
     "fused": MeasuredEngine(("cpu", "cuda"), engine="fused", keeps_memory=True),
+    "fused-bf16": MeasuredEngine(("cpu",), engine="fused", keeps_memory=True, precision="bf16"),
     "plain": MeasuredEngine(("cpu", "cuda")),
     "plain-retained": MeasuredEngine(("cpu",), keeps_memory=True),
     "plain-channels-last": MeasuredEngine(("cuda",), channels_last=True),
@@ -180,18 +184,18 @@ def configurations(settings: BenchSettings, log: Callable[[str], None]) -> list[
     precision.require(asked, device)
     used = precision.used(asked, device)
     recipes = [endless_recipe(settings.preset, upsampling) for upsampling in settings.upsampling]
-    if "fused" in names:
+    if any(ENGINES[name].engine == "fused" for name in names):
         try:
             _require_fused(recipes, device)
         except UsageError as error:
             if settings.engines is not None:
                 raise
             log(f"left out, fused: {error}")
-            names = tuple(name for name in names if name != "fused")
+            names = tuple(name for name in names if ENGINES[name].engine != "fused")
     for recipe, size, name in itertools.product(recipes, settings.sizes, names):
         devices.require_memory(recipe, CHANNELS, (size, size), device, ENGINES[name].engine, precision=used)
     return [
-        [Configuration(name, size, recipe, threads, device.type, used) for name in names]
+        [Configuration(name, size, recipe, threads, device.type, ENGINES[name].precision or used) for name in names]
         for size, recipe in itertools.product(settings.sizes, recipes)
     ]
 

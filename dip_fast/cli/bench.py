@@ -37,7 +37,8 @@ from dip_fast.presets import PRESETS
     type=Choice(list(BENCH_ENGINES)),
     multiple=True,
     metavar="NAME ...",
-    help="fused, plain, compile; on a CPU plain-retained, on a GPU plain-channels-last, compile-max-autotune.  "
+    help="fused, plain, compile; on a CPU fused-bf16, plain-retained, on a GPU plain-channels-last, "
+    "compile-max-autotune.  "
     "[default: all that run here]",
 )
 @click.option("--device", type=Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]")
@@ -68,9 +69,10 @@ def bench(
     """Compare the engines: time of a whole fitting step, and peak memory.
 
     Each runs in a process of its own, and they take turns, whose first step is not measured: fused, as dip-fast
-    run has it; plain, which is plain PyTorch; plain-retained, the same with freed memory kept by the
-    allocator; and plain under torch.compile, which needs minutes the first time.  On a GPU plain lets cuDNN try its
-    algorithms; plain-channels-last keeps the images so, and compile-max-autotune is torch.compile in that mode.
+    run has it; fused-bf16, the same with --precision bf16; plain, which is plain PyTorch; plain-retained, the same
+    with freed memory kept by the allocator; and plain under torch.compile, which needs minutes the first time.  On
+    a GPU plain lets cuDNN try its algorithms; plain-channels-last keeps the images so, and compile-max-autotune is
+    torch.compile in that mode.
     Ratios are to fused.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 130 stopped by the user.
