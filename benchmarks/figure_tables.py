@@ -211,12 +211,13 @@ def _decibels(value: float | None) -> str:
 def speed(measurements: Measurements, path: Path) -> str:
     """Write time and memory of a step, by engine."""
     measured = measurements["speed"]
-    engines = ["fused", "plain", "plain, memory retained", "torch.compile"]
+    engines = ["fused", "fused, bf16", "plain", "plain, memory retained", "torch.compile"]
     head = ["network, picture", *engines, "peak memory, fused of plain"]
     table = [
         [
             f"`{row['preset']}`, {row['size']}x{row['size']} {row['upsampling']}",
             f"{row['fused_seconds']:.3f} s",
+            _seconds_in_bf16(row),
             *(_ratio(row, engine) for engine in ("plain", "plain-retained", "compile")),
             _memory(row),
         ]
@@ -229,13 +230,18 @@ def speed(measurements: Measurements, path: Path) -> str:
             "",
             f"![time of a step and peak memory]({plot})",
             "",
-            paragraph(f"Ratios say how much longer the others take. {source(measured)}"),
+            paragraph(f"Ratios say how much longer than `fused` the others take. {source(measured)}"),
         ]
     )
 
 
 def _ratio(row: Mapping[str, Any], engine: str) -> str:
     return f"{row['ratios'][engine]:.1f}x" if engine in row["ratios"] else "-"
+
+
+def _seconds_in_bf16(row: Mapping[str, Any]) -> str:
+    ratio = row["ratios"].get("fused-bf16")
+    return "-" if ratio is None else f"{row['fused_seconds'] * ratio:.3f} s"
 
 
 def _memory(row: Mapping[str, Any]) -> str:
@@ -247,7 +253,8 @@ def summary(measurements: Measurements, path: Path) -> str:
     fast, good = measurements["speed"], measurements["presets"]
     reached = preset_rows(good)
     first = next(iter(reached.values()))
-    head = ["preset, picture", "fused step", "plain PyTorch", "torch.compile", "peak memory, of plain", _damaged(first)]
+    engines = ["fused step", "with `--precision bf16`", "plain PyTorch", "torch.compile"]
+    head = ["preset, picture", *engines, "peak memory, of plain", _damaged(first)]
     table = []
     for name, preset in PRESETS.items():
         rows = [row for row in fast.rows if row["preset"] == name]
@@ -256,10 +263,11 @@ def summary(measurements: Measurements, path: Path) -> str:
             if name in reached and row["size"] == reached[name]["width"]:
                 result = reached[name]["psnr_result"]
                 quality = "not run to its end" if result is None else f"{result:.2f} dB"
-            figures = [f"{row['fused_seconds']:.3f} s", _ratio(row, "plain"), _ratio(row, "compile"), _memory(row)]
+            others = _ratio(row, "plain"), _ratio(row, "compile"), _memory(row)
+            figures = [f"{row['fused_seconds']:.3f} s", _seconds_in_bf16(row), *others]
             table.append([f"`{name}`, {row['size']}x{row['size']}", *figures, quality])
     speeds = source(fast, "Times and memory were measured", with_note=False)
-    text = paragraph(f"Ratios say how much longer the others take. {speeds}")
+    text = paragraph(f"Ratios say how much longer than the fused step the others take. {speeds}")
     quality = paragraph(source(good, "PSNR was measured", with_note=False))
     return "\n".join([common.markdown(head, table), "", text, "", quality])
 

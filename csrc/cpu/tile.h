@@ -202,13 +202,15 @@ struct Tile {
   // From a row of `depth` elements to pairs, which may be made in its place.
   static void pair_row([[maybe_unused]] const T* from, [[maybe_unused]] int64_t depth, [[maybe_unused]] T* to) {
 #if defined(__AVX512BF16__)
-    if constexpr (PAIRS)
-      for (int64_t t = 0; t < depth; t += 2 * LANES) {
-        const auto first = [&](int64_t count) { return static_cast<__mmask16>((1U << clamped(count, 0, LANES)) - 1); };
-        const __m512 low = _mm512_maskz_loadu_ps(first(depth - t), from + t),
-                     high = _mm512_maskz_loadu_ps(first(depth - t - LANES), from + t + LANES);
-        _mm512_mask_storeu_ps(to + t / 2, first(quotient_up(depth - t, 2)), (__m512)_mm512_cvtne2ps_pbh(high, low));
-      }
+    if constexpr (PAIRS) {
+      int64_t t = 0;
+      for (; t + 2 * LANES <= depth; t += 2 * LANES)
+        store(to + t / 2, (Vector)_mm512_cvtne2ps_pbh((__m512)load(from + t + LANES), (__m512)load(from + t)));
+      const auto first = [&](int64_t count) { return static_cast<__mmask16>((1U << clamped(count, 0, LANES)) - 1); };
+      const __m512 low = _mm512_maskz_loadu_ps(first(depth - t), from + t),
+                   high = _mm512_maskz_loadu_ps(first(depth - t - LANES), from + t + LANES);
+      _mm512_mask_storeu_ps(to + t / 2, first(quotient_up(depth - t, 2)), (__m512)_mm512_cvtne2ps_pbh(high, low));
+    }
 #endif
   }
 

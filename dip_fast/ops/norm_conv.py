@@ -111,7 +111,8 @@ def norm_conv2d(
         What surrounds the activated image.
     dtype : dtype, optional
         Of the output: that of `stored_as` by default, or else of the image.  On a CPU one of float32 and bfloat16 may
-        be read and the other written; all is computed in float32.
+        be read and the other written; all is computed in float32, but that factors of products are rounded to bfloat16
+        where that is written, if the kernels in use are those of ``avx512_bf16``.
 
     Returns
     -------
