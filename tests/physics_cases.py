@@ -31,7 +31,7 @@ def by_hand(function, y, result, recipe, network=None, z=None):
     for step in range(1, recipe.options.iterations + 1):
         optimizer.param_groups[0]["lr"] = recipe.options.learning_rate_at(step)
         x = low + (high - low) * networks.crop(network(z), height, width)
-        errors = [mean_square(a - b) for a, b in zip(entries(function(x)), entries(y), strict=True)]
+        errors = [mean_square(a, b) for a, b in zip(entries(function(x)), entries(y), strict=True)]
         optimizer.zero_grad()
         (torch.stack(errors).sum() / scale).backward()
         optimizer.step()

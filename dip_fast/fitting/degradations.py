@@ -14,7 +14,7 @@ from dip_fast.device.modes import to_keep
 from dip_fast.errors import UsageError
 from dip_fast.fitting.noise import haar_noise
 from dip_fast.fitting.noise_level import measure_noise
-from dip_fast.fitting.reductions import total
+from dip_fast.fitting.reductions import squared_errors, total
 from dip_fast.networks import crop
 
 LEAST_NOISE = 0.5 / 255  # of y: what is rounded to 8 bits has nearly as much
@@ -137,7 +137,7 @@ class Degradation:
 
     def distance(self, x: Tensor) -> Tensor:
         """Sum the squares of what A(x) is off from what was measured, a scalar."""
-        return total((self.apply(x) - self.target).square())
+        return total(squared_errors(self.apply(x), self.target))
 
     def noise(self) -> float:
         """Estimate the standard deviation of the noise in y, in units of its range [0, 1]."""

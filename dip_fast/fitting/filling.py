@@ -29,7 +29,7 @@ from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Passes
 from dip_fast.fitting.patch_prior import in_turns
 from dip_fast.fitting.pieces import pieces
-from dip_fast.fitting.reductions import total
+from dip_fast.fitting.reductions import squared_errors, total
 from dip_fast.fitting.results import psnr
 from dip_fast.networks import network_input
 from dip_fast.networks.network_input import NetworkInput, Part
@@ -117,7 +117,7 @@ class MaskedFilling(MaskedPrediction):
 
     def _error(self, x: Tensor, target: Tensor, asked: Tensor) -> Tensor:
         """Compute the mean squared error where it is asked for; 0 if that is nowhere, as within a hole."""
-        return total((x - target).square() * asked) / (self.channels * total(asked)).clamp(min=1)
+        return total(squared_errors(x, target) * asked) / (self.channels * total(asked)).clamp(min=1)
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR of a single prediction, whose error is that of the holes alone."""

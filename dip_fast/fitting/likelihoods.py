@@ -14,7 +14,7 @@ LEAST_RATE = 1e-6  # of the mean of y: what A(x) counts as where it is less, so 
 
 def squares(made: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:
     """Mean squared error of each entry, summed: Gaussian noise."""
-    return torch.stack([mean_square(m - t).float() for m, t in zip(made, y, strict=True)]).sum()
+    return torch.stack([mean_square(m, t).float() for m, t in zip(made, y, strict=True)]).sum()
 
 
 def absolute(made: Sequence[Tensor], y: Sequence[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ from dip_fast.fitting.noise_model import NoiseModel
 from dip_fast.fitting.objectives import Example, Objective, Passes
 from dip_fast.fitting.pieces import pieces
 from dip_fast.fitting.redrawing import Redrawn, RedrawnSquares, whole
-from dip_fast.fitting.reductions import total
+from dip_fast.fitting.reductions import squared_errors, total
 from dip_fast.fitting.results import psnr
 from dip_fast.presets import Masking
 
@@ -159,7 +159,7 @@ class MaskedPrediction(Objective):
         """Compare the samples that the network did not see."""
         assert example.target is not None
         dropped = 1 - example.z[:, self.channels :]
-        return total((x - example.target).square() * dropped) / total(dropped)
+        return total(squared_errors(x, example.target) * dropped) / total(dropped)
 
     def psnr_of_loss(self, loss: float) -> float | None:
         """Estimate the PSNR of a single prediction: what the loss is above the noise is its error."""

@@ -75,7 +75,7 @@ class RedrawnSquares(Objective):
     def loss(self, x: Tensor, example: Example) -> Tensor:
         """Compare with the square."""
         assert example.target is not None
-        return mean_square(x - example.target)
+        return mean_square(x, example.target)
 
     def windows(self) -> Iterator[Tensor]:
         """Show squares that no step has seen."""
@@ -103,6 +103,6 @@ def lessened(problem: Problem, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     errors = []
     for z in problem.objective.windows():
         image = problem.draw(z, dict(weights), (z.shape[2], z.shape[3]))
-        errors.append(float(mean_square(image - z[:, : image.shape[1]])))
+        errors.append(float(mean_square(image, z[:, : image.shape[1]])))
     distance = math.sqrt(sum(errors) / len(errors))
     return problem.network.lessened(weights, NEAR / max(distance, NEAR))

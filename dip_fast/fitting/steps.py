@@ -255,7 +255,7 @@ class FitSteps(Steps):
         """Mean squared error of the iterate, clipped; NaN without a reference or without iterates."""
         if self.problem.reference is None or not self.draws_iterates:
             return self._no_error
-        return mean_square(self.iterate.clamp(0, 1) - self.problem.reference).to(self._no_error)
+        return mean_square(self.iterate.clamp(0, 1), self.problem.reference).to(self._no_error)
 
     @torch.no_grad()
     def restart(self, weights: Mapping[str, Tensor]) -> None:

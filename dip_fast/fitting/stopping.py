@@ -92,7 +92,7 @@ class MovingVariance:
             The statistic after the step; its ``best_step`` is this step if it is a new minimum.
         """
         alpha, share = weights
-        distance = mean_square(iterate - self.mean).to(step)
+        distance = mean_square(iterate, self.mean).to(step)
         self.mean.lerp_(iterate, (alpha * takes).to(self.mean))
         later = step > 1
         variance = torch.where(later, (1 - ALPHA) * (known.variance + ALPHA * distance), known.variance)
