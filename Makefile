@@ -58,8 +58,8 @@ test-cpp: .venv/requirements
 	$(CMAKE) -B build/cpp-sanitize -DDIP_FAST_SANITIZE=ON
 	$(BIN)/cmake --build build/cpp --parallel $(MAX_JOBS)
 	$(BIN)/cmake --build build/cpp-sanitize --parallel $(MAX_JOBS) $(if $(SANITIZED),--target $(SANITIZED))
-	$(BIN)/ctest --test-dir build/cpp --output-on-failure
-	$(BIN)/ctest --test-dir build/cpp-sanitize --output-on-failure $(if $(SANITIZED),--exclude-regex cuda)
+	$(BIN)/ctest --test-dir build/cpp --parallel $(MAX_JOBS) --output-on-failure
+	$(BIN)/ctest --test-dir build/cpp-sanitize --parallel $(MAX_JOBS) --output-on-failure $(if $(SANITIZED),--exclude-regex cuda)
 
 check-cuda: .venv/requirements
 	$(BIN)/python .ci/check_cuda.py $(if $(CODES),--codes $(CODES))
