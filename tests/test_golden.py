@@ -43,7 +43,8 @@ def machine() -> str:
             [sys.executable, "-P", "-m", "dip_fast", "info", "--json"], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
     )
-    kernels = facts["operators"].get("kernels", "none").split()[0]
+    # Fits here are in float32, in which both have the same kernels.
+    kernels = facts["operators"].get("kernels", "none").split()[0].removesuffix("_bf16")
     return f"{kernels}, {facts['cpu_capability']}, torch {facts['torch']}, onnxruntime {onnxruntime.__version__}"
 
 
