@@ -44,13 +44,13 @@ def whole_numbers(tensors, layer):
     """Replace tensors by small whole numbers, without batch norms but the one of an upsampling layer, which is 1."""
     generator = torch.Generator().manual_seed(3)
 
-    def drawn(tensor, most):
+    def whole(tensor, most):
         return torch.randint(-most, most + 1, tensor.shape, generator=generator).to(tensor.dtype)
 
-    made = {name: drawn(tensor, 2) for name, tensor in tensors.items() if name in ("weight", "bias")}
+    made = {name: whole(tensor, 2) for name, tensor in tensors.items() if name in ("weight", "bias")}
     for name in ("image", "skip"):
         if name in tensors:
-            values = drawn(tensors[name], 3)
+            values = whole(tensors[name], 3)
             if layer.mode:  # mean 0 and variance 1
                 values = values.flatten(2)
                 half = values.shape[-1] // 2
@@ -76,7 +76,7 @@ def gradients_of(layer, tensors, written, eps=0.0):
 @pytest.mark.parametrize("read", [FLOAT, HALF], ids=str)
 @pytest.mark.parametrize("layer", [KINDS[0], *(kind for kind in PADDED if kind.mode != "bilinear")], ids=str)
 def test_factors_that_need_no_rounding_are_multiplied_as_in_float32(layer, read, shape):
-    """Of small whole numbers every field and every weight of Winograd is held by 8 bits, and every sum by 24."""
+    """Fields and weights that Winograd makes of small whole numbers have 8 bits at most, and their sums 24."""
     if layer.mode and shape[3] * shape[4] % 2:
         shape = (*shape[:4], shape[4] + 1)
     if layer.padding_mode == "reflect" and min(shape[3:]) < 2:

@@ -192,10 +192,11 @@ def configurations(settings: BenchSettings, log: Callable[[str], None]) -> list[
                 raise
             log(f"left out, fused: {error}")
             names = tuple(name for name in names if ENGINES[name].engine != "fused")
+    precisions = {name: ENGINES[name].precision or used for name in names}
     for recipe, size, name in itertools.product(recipes, settings.sizes, names):
-        devices.require_memory(recipe, CHANNELS, (size, size), device, ENGINES[name].engine, precision=used)
+        devices.require_memory(recipe, CHANNELS, (size, size), device, ENGINES[name].engine, precision=precisions[name])
     return [
-        [Configuration(name, size, recipe, threads, device.type, ENGINES[name].precision or used) for name in names]
+        [Configuration(name, size, recipe, threads, device.type, precisions[name]) for name in names]
         for size, recipe in itertools.product(settings.sizes, recipes)
     ]
 
